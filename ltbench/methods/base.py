@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ltbench import schema
+from ltbench.backbones.base import Backbone
+from ltbench.data.base import DatasetInfo
+from ltbench.heads import LinearHead
+from ltbench.seeding import derive
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One (micro-)batch of this rank.
+
+    Args:
+        views: augmented views of the same images, each [B, 3, H, W].
+        labels: class of each image [B].
+        index: position of each image in the training split [B].
+        partner: second label of a mixed image [B], or ``None``.
+        lam: share of the first label in a mixed image, in [0, 1].
+    """
+
+    views: tuple[Tensor, ...]
+    labels: Tensor
+    index: Tensor
+    partner: Tensor | None = None
+    lam: float = 1.0
+
+    def unmixed(self) -> Batch:
+        """Return the same images with the first label only (the released PLOT's second pass)."""
+        return replace(self, partner=None, lam=1.0)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: counters only, from which all of a method's randomness derives."""
+
+    seed: int
+    stage: int
+    epoch: int  # 0-based within the stage
+    epochs: int
+    step: int  # 0-based within the epoch
+    micro: int = 0  # 0-based micro-batch within the step
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a CPU generator that is the same on every rank for this step and purpose."""
+        counters = (self.stage, self.epoch, self.step, self.micro)
+        return torch.Generator().manual_seed(derive(self.seed, purpose, *counters))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A loss as contributions, each with the class it belongs to.
+
+    The scalar that training minimises is ``sum(weight * rows) / D + shared``, where D is the sum
+    of weights or the number of images, taken over all ranks and micro-batches of the step.
+
+    Args:
+        rows: loss of each contribution [N]; N may exceed the batch size.
+        labels: class of each contribution [N].
+        weight: weight of each contribution [N]; ``None`` is 1.
+        divide: ``"images"`` for a mean over images, ``"weight"`` for a weighted mean.
+        images: number of images B that the rows come from.
+        shared: scalar that belongs to no class, or ``None``.
+        logits: logits of the images [B, C], for the training curves only.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    images: int
+    weight: Tensor | None = None
+    divide: Literal["images", "weight"] = "images"
+    shared: Tensor | None = None
+    logits: Tensor | None = field(default=None, repr=False)
+
+
+class Method(nn.Module):
+    """Turns a batch into loss rows and images into logits.
+
+    A method knows nothing of epochs to loop over, optimizers, devices, ranks or data sets.
+
+    Args:
+        config: the method's own options.
+        backbone: feature extractor, shared with the previous stage.
+        info: class counts and names of the training data.
+        previous: the method of the stage before, or ``None`` in the first stage.
+    """
+
+    class Config(schema.Config):
+        """Options of the method."""
+
+    views: ClassVar[int] = 1  # augmented views a batch must carry
+    trains: ClassVar[bool] = True  # False: post-hoc, `setup` does all
+    freeze: ClassVar[tuple[str, ...]] = ()  # parts that are not trained, e.g. ("backbone",)
+    frozen_bn: ClassVar[Literal["train", "eval"]] = "train"  # mode of normalisation in frozen parts
+
+    def __init__(
+        self,
+        config: schema.Config,
+        backbone: Backbone,
+        info: DatasetInfo,
+        previous: Method | None = None,
+    ) -> None:
+        super().__init__()
+        self.info = info
+        self.backbone = backbone
+        self.head = self.make_head(previous)
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return the classifier: that of the previous stage, or a new linear one."""
+        if previous is not None:
+            return previous.head
+        return LinearHead(self.backbone.num_features, self.info.num_classes)
+
+    def prepare(self, batch: Batch, at: Progress) -> Batch:
+        """Change the batch once per step, before any pass: mixing, synthesis."""
+        return batch
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return the loss rows of a prepared batch; called once per pass of the update."""
+        raise NotImplementedError
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits [B, C] for images [B, 3, H, W]."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``predict(images)``."""
+        return self.predict(images)
+
+    def export(self) -> nn.Module:
+        """Return the plain module that is published: the same logits, no method around it."""
+        return nn.Sequential(self.backbone, self.head)

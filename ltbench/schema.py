@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Base of every set of options: unknown keys are errors, values are checked and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tagged:
+    """Marks a field whose value is ``{name: x, ...}``, checked against the options of ``x``.
+
+    Args:
+        registry: name of the registry in ``ltbench.registries`` that knows ``x``.
+    """
+
+    def __init__(self, registry: str) -> None:
+        self.registry = registry

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+_MIX1, _MIX2, _STEP = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """Return a 63-bit seed for one purpose, e.g. ``derive(seed, "order", epoch)``.
+
+    All randomness of a run is a function of (seed, purpose, counters); no generator state has
+    to be saved, so a resumed run repeats the unbroken one.
+    """
+    text = "/".join([str(seed), *map(str, purpose)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """Return a CPU generator for one purpose."""
+    return torch.Generator().manual_seed(derive(seed, *purpose))
+
+
+def keyed_bits(key: int, counters: np.ndarray) -> np.ndarray:
+    """Return 64 random bits per counter: the splitmix64 stream of ``key``, read at ``counters``.
+
+    Unlike NumPy's Generator streams, the values are fixed by arithmetic and cannot change
+    between library versions.
+
+    Args:
+        key: stream, any non-negative integer below 2**63.
+        counters: non-negative integers of any shape.
+
+    Returns:
+        uint64 array of the same shape.
+    """
+    with np.errstate(over="ignore"):
+        z = _finish(np.uint64(key) + np.uint64(_STEP))  # decorrelates neighbouring keys
+        return _finish(z + (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(_STEP))
+
+
+def keyed_uniform(key: int, counters: np.ndarray) -> np.ndarray:
+    """Return one float64 in [0, 1) per counter, from ``keyed_bits``."""
+    return (keyed_bits(key, counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def keyed_permutation(key: int, n: int) -> np.ndarray:
+    """Return a permutation of ``range(n)`` as int64: the order of ``n`` keyed random numbers."""
+    return np.argsort(keyed_bits(key, np.arange(n)), kind="stable").astype(np.int64)
+
+
+def _finish(z: np.ndarray | np.uint64) -> np.ndarray:
+    z = np.asarray(z)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
+    return np.asarray(z ^ (z >> np.uint64(31)))
