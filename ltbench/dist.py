@@ -1,0 +1,148 @@
+"""The ranks of a run: every function is a no-op in one process, so callers never ask."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+from ltbench.errors import UserError
+
+BUCKET = 25 * 2**20  # bytes of gradients per all-reduce; large enough to amortise the latency
+
+
+def world() -> int:
+    """Return the number of ranks."""
+    return td.get_world_size() if td.is_available() and td.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's rank."""
+    return td.get_rank() if world() > 1 else 0
+
+
+def local_rank() -> int:
+    """Return this process's place on its node, as torchrun numbers it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the user."""
+    return rank() == 0
+
+
+def init(device: torch.device) -> None:
+    """Join the process group that torchrun describes in the environment; nothing without it.
+
+    Raises:
+        UserError: the group could not be formed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or td.is_initialized():
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        td.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"could not form a process group with {backend}: {first}") from error
+
+
+def close() -> None:
+    """Leave the process group."""
+    if td.is_available() and td.is_initialized():
+        td.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world() > 1:
+        td.barrier()
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Sum a tensor over ranks, in place, and return it."""
+    if world() > 1:
+        td.all_reduce(tensor)
+    return tensor
+
+
+def sum_gradients(gradients: Iterable[Tensor]) -> None:
+    """Sum gradients over ranks in place, in buckets that are reduced while later ones are packed.
+
+    The sum of gradients of ``sum(w * rows) / D`` with the global D is the gradient of the global
+    batch, whatever each rank holds. A wrapper that averages per-rank means gets class-weighted
+    losses wrong, and hides gradients that SAM and PLOT need between passes.
+    """
+    if world() == 1:
+        return
+    works = []
+    for bucket in _buckets(list(gradients)):
+        flat = torch.cat([g.reshape(-1) for g in bucket])
+        works.append((td.all_reduce(flat, async_op=True), flat, bucket))
+    for work, flat, bucket in works:
+        work.wait()
+        for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            g.copy_(part.view_as(g))
+
+
+def average_(tensors: Iterable[Tensor]) -> None:
+    """Replace floating-point tensors by their mean over ranks (running statistics)."""
+    if world() == 1:
+        return
+    floats = [t for t in tensors if t.is_floating_point()]
+    sum_gradients(floats)
+    for t in floats:
+        t.div_(world())
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate a tensor over ranks along its first dimension, in rank order, without gradient.
+
+    Ranks may hold different numbers of rows; the other dimensions must agree.
+    """
+    if world() == 1:
+        return tensor
+    sizes = _sizes(tensor)
+    most = max(sizes)
+    padded = tensor.detach().new_zeros((most, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    td.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
+
+
+def offset(tensor: Tensor) -> int:
+    """Return how many rows of a gathered tensor belong to lower ranks."""
+    return sum(_sizes(tensor)[: rank()]) if world() > 1 else 0
+
+
+def broadcast_text(text: str) -> str:
+    """Return rank 0's text on every rank."""
+    if world() == 1:
+        return text
+    box = [text]
+    td.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    sizes = torch.zeros(world(), dtype=torch.int64, device=tensor.device)
+    sizes[rank()] = len(tensor)
+    return [int(n) for n in sum_(sizes).tolist()]
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Cut tensors, in order, into lists of one type and about ``BUCKET`` bytes."""
+    buckets: list[list[Tensor]] = []
+    room, kind = 0, None
+    for t in tensors:
+        if t.dtype != kind or room < t.nbytes:
+            buckets.append([])
+            room, kind = BUCKET, t.dtype
+        buckets[-1].append(t)
+        room -= t.nbytes
+    return buckets
