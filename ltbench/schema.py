@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -7,6 +9,11 @@ class Config(BaseModel):
     """Base of every set of options: unknown keys are errors, values are checked and frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return given values with those that another value implies (a mode's presets) filled in."""
+        return values
 
 
 class Tagged:

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ltbench.errors import UserError
+
+FORMAT = 1
+TENSORS, STATE = "tensors.safetensors", "state.json"
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """How far training has come: the next step to do."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+
+    @property
+    def name(self) -> str:
+        """Folder name that sorts by progress."""
+        return f"s{self.stage}-e{self.epoch:04d}-t{self.step:06d}"
+
+
+@dataclass
+class Snapshot:
+    """All that a run needs to go on: tensors and plain numbers, no pickles."""
+
+    position: Position
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class Store:
+    """The checkpoints of one run: the last two, and one at the end of each stage.
+
+    Args:
+        folder: created when the first checkpoint is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, snapshot: Snapshot, *, keep: bool = False) -> None:
+        """Write a checkpoint under a temporary name, then rename it into place.
+
+        Args:
+            snapshot: what to write.
+            keep: protects it from being replaced by later ones (end of a stage).
+
+        Raises:
+            UserError: it could not be written; earlier checkpoints are untouched.
+        """
+        target = self.folder / (snapshot.position.name + ("-stage" if keep else ""))
+        partial = self.folder / f".partial-{target.name}"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            # A pass through CPU memory: a checkpoint loads on any device.
+            tensors = {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()}
+            save_file(tensors, partial / TENSORS)
+            state = {
+                "format": FORMAT,
+                "position": asdict(snapshot.position),
+                "sha256": file_sha256(partial / TENSORS),
+                "facts": snapshot.facts,
+            }
+            (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
+            for path in (partial / TENSORS, partial / STATE, partial):
+                _fsync(path)
+            if target.exists():
+                shutil.rmtree(target)
+            partial.rename(target)
+            _fsync(self.folder)
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(partial)
+            raise UserError(
+                f"could not write the checkpoint {target}: {_reason(error)}; make room or pass "
+                "another `out=`, then run the same command: it goes on from the last checkpoint"
+            ) from error
+        for old in self._all()[:-2]:
+            if not old.name.endswith("-stage"):
+                shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self) -> Snapshot | None:
+        """Read the newest checkpoint, after removing what an interrupted write left behind.
+
+        Raises:
+            UserError: it is truncated, edited or not ours.
+        """
+        for partial in self.folder.glob(".partial-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        found = self._all()
+        return read_snapshot(found[-1]) if found else None
+
+    def _all(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob("s*-e*-t*") if p.is_dir())
+
+
+def read_snapshot(folder: Path) -> Snapshot:
+    """Read one checkpoint folder and check it against its own hash.
+
+    Raises:
+        UserError: it is truncated, edited or not ours.
+    """
+    advice = f"delete the folder {folder} to go on from the checkpoint before it"
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise UserError(
+                f"checkpoint {folder} has format {state['format']}, this version reads {FORMAT}; "
+                "continue it with the version that wrote it"
+            )
+        found = file_sha256(folder / TENSORS)
+        if found != state["sha256"]:
+            raise UserError(
+                f"checkpoint {folder / TENSORS} is damaged: expected SHA-256 "
+                f"{state['sha256'][:12]}..., found {found[:12]}...; {advice}"
+            )
+        return Snapshot(Position(**state["position"]), load_file(folder / TENSORS), state["facts"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"checkpoint {folder} is not readable ({_reason(error)}); {advice}") from error
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """Write final weights with their description beside them and return the weights' SHA-256.
+
+    Args:
+        path: ends in ``.safetensors``; the description is ``path`` with ``.json``.
+        tensors: the weights.
+        facts: plain data that says what they are.
+
+    Raises:
+        UserError: they could not be written.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial)
+        digest = file_sha256(partial)
+        _fsync(partial)
+        partial.replace(path)
+        write_json(path.with_suffix(".json"), {**facts, "sha256": digest})
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"could not write {path}: {_reason(error)}") from error
+    return digest
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read weights written by ``write_weights`` and check their hash.
+
+    Raises:
+        UserError: a file is missing, truncated, edited or not ours.
+    """
+    described = path.with_suffix(".json")
+    if not path.is_file() or not described.is_file():
+        raise UserError(f"expected {path} and {described.name} beside it; not both are there")
+    try:
+        facts = json.loads(described.read_text(encoding="utf-8"))
+        found = file_sha256(path)
+        if found != facts["sha256"]:
+            raise UserError(
+                f"{path} is damaged or was exchanged: {described.name} says SHA-256 "
+                f"{facts['sha256'][:12]}..., found {found[:12]}..."
+            )
+        return load_file(path), facts
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{path} is not a model written by ltbench ({_reason(error)})") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under a temporary name, then rename it into place."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        _fsync(partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"could not write {path}: {_reason(error)}") from error
+
+
+def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimizer's state into tensors and plain numbers."""
+    state = optimizer.state_dict()["state"]
+    tensors, numbers = {}, {}
+    for index, entry in state.items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value
+            elif value is not None:
+                numbers[f"{index}.{key}"] = value
+    return tensors, numbers
+
+
+def load_optimizer(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> None:
+    """Put back what ``optimizer_tensors`` took out."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *numbers.items()]:
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    full = optimizer.state_dict()
+    full["state"] = state
+    optimizer.load_state_dict(full)
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with ``prefix.`` before their names."""
+    return {f"{prefix}.{name}": t for name, t in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with ``prefix.``, without it."""
+    start = prefix + "."
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+
+
+def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Load a state dict of which every key and shape must fit.
+
+    Raises:
+        UserError: it belongs to another model; names the first key that does not fit.
+    """
+    own = module.state_dict()
+    wrong = sorted(set(own) ^ set(tensors)) or [
+        k for k in own if own[k].shape != tensors[k].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{origin} belongs to another model: {len(wrong)} tensors do not fit, "
+            f"the first is `{wrong[0]}`"
+        )
+    module.load_state_dict(dict(tensors))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text

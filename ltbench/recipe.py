@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from ltbench.optim import Optim, Schedule
+from ltbench.schema import Config, Tagged
+
+NO_DIGEST: dict[str, Any] = {"digest": False}  # fields that do not change what a run computes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A part picked by its registered name, with its own checked options."""
+
+    name: str
+    config: Config
+
+
+class BackboneChoice(Config):
+    """Which feature extractor, and from which weights it starts."""
+
+    name: str
+    """A registered backbone or any timm name."""
+    pretrained: bool = False
+    """Start from timm's weights of that name (needs a network or a filled cache)."""
+    weights: str | None = None
+    """Path of a safetensors file to start from."""
+    args: dict[str, Any] = {}
+    """Further arguments of timm's `create_model`."""
+
+
+class Stage(Config):
+    """One training stage: a method, how long, on which order of images, updated how."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    method: Annotated[Choice, Tagged("METHODS")]
+    epochs: int | None = Field(None, ge=1)
+    """Passes over the sampler's order; none for a post-hoc method."""
+    batch_size: int | None = Field(None, ge=1)
+    """Global batch: ranks and micro-batches share it."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches per step on each rank."""
+    last_batch: Literal["keep", "drop"] = "keep"
+    """What to do with the short last batch of an epoch."""
+    sampler: Annotated[Choice, Tagged("SAMPLERS")] = Field(default="instance", validate_default=True)  # type: ignore[assignment]
+    optim: Optim | None = None
+    schedule: Schedule = Schedule()
+    update: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)  # type: ignore[assignment]
+    freeze: tuple[str, ...] | None = None
+    """Parts not trained: name prefixes, or stages of the backbone; null is the method's own rule."""
+    frozen_bn: Literal["train", "eval"] | None = None
+    """Mode of batch normalisation in frozen parts; null is the method's own rule."""
+
+
+class RunOptions(Config):
+    """How a recipe is executed; only what can change numbers counts in the digest."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", json_schema_extra=NO_DIGEST)
+    """auto takes a GPU when there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the forward pass under autocast; weights and solvers stay in full precision."""
+    channels_last: bool = True
+    """Memory format of images and convolutions."""
+    batchnorm: Literal["local", "sync"] = "local"
+    """Whether batch statistics are those of a rank or of the global batch."""
+    deterministic: bool = Field(True, json_schema_extra=NO_DIGEST)
+    """Deterministic kernels only; a resumed run then repeats the unbroken one bit for bit."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop each stage after so many steps: a smoke test, marked as incomplete in the record."""
+    eval_every: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
+    """Epochs between evaluations for the curves; 0 is a tenth of the stage."""
+    save_steps: int | None = Field(None, ge=1, json_schema_extra=NO_DIGEST)
+    """Steps between checkpoints inside an epoch; one is saved after each epoch anyway."""
+    workers: int = Field(2, ge=0, json_schema_extra=NO_DIGEST)
+    """Processes that decode images; sets held in memory need none."""
+    threads: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
+    """CPU threads of torch; 0 leaves torch's own choice."""
+
+
+class Target(Config):
+    """The published result that a recipe aims at: a row of `leaderboard/published.csv`."""
+
+    method: str
+    source: str
+
+
+class Recipe(Config):
+    """Everything that defines a run: data, backbone, stages."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    name: str = Field(json_schema_extra=NO_DIGEST)
+    description: str = Field("", json_schema_extra=NO_DIGEST)
+    target: Target | None = Field(None, json_schema_extra=NO_DIGEST)
+    note: str = Field("", json_schema_extra=NO_DIGEST)
+    """What the literature leaves open and was chosen here."""
+    data: Annotated[Choice, Tagged("DATASETS")]
+    backbone: BackboneChoice
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    shot_rule: Literal["strict", "inclusive"] = Field("strict", json_schema_extra=NO_DIGEST)
+    """strict: many > 100, medium 20..100, few < 20; inclusive: >= 100, 21..99, <= 20."""
+    run: RunOptions = RunOptions()
+    seed: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
+    out: str | None = Field(None, json_schema_extra=NO_DIGEST)
+    """Output folder; by default runs/<recipe>-<digest>/seed<seed>."""
+    resume: Literal["auto", "never"] = Field("auto", json_schema_extra=NO_DIGEST)
+    """auto continues an interrupted run found in the output folder."""
+
+    def tree(self, *, digest_only: bool = False) -> dict[str, Any]:
+        """Return the recipe as plain data; optionally without what does not change a run."""
+        plain: dict[str, Any] = dump(self, digest_only=digest_only)
+        return plain
+
+    @property
+    def digest(self) -> str:
+        """Identity of what is computed: a hash of the tree without seed, paths and workers."""
+        text = json.dumps(self.tree(digest_only=True), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def dump(value: Any, *, digest_only: bool = False) -> Any:
+    """Return a config, choice or container as plain data for JSON and YAML."""
+    if isinstance(value, Choice):
+        return {"name": value.name, **dump(value.config, digest_only=digest_only)}
+    if isinstance(value, Config):
+        plain = {}
+        for name, field in type(value).model_fields.items():
+            extra = field.json_schema_extra
+            if digest_only and isinstance(extra, dict) and extra.get("digest") is False:
+                continue
+            plain[name] = dump(getattr(value, name), digest_only=digest_only)
+        return plain
+    if isinstance(value, dict):
+        return {k: dump(v, digest_only=digest_only) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [dump(v, digest_only=digest_only) for v in value]
+    return value

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ltbench import dist, schema
+from ltbench.errors import UserError
+from ltbench.methods.base import Batch, Method, Progress, Rows
+
+Log = dict[str, Any]  # numbers or scalar tensors of one step
+
+
+@dataclass
+class StepRun:
+    """What an update works with: the loss of a batch, the trained parameters, the optimizer.
+
+    Args:
+        method: the method being trained.
+        optimizer: over the trained parameters.
+        autocast: makes the context that forward passes run under.
+    """
+
+    method: Method
+    optimizer: Optimizer
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, in the method's order."""
+        return [p for p in self.method.parameters() if p.requires_grad]
+
+    def part(self, names: str | Sequence[str]) -> list[nn.Parameter]:
+        """Return the trained parameters of named parts.
+
+        Args:
+            names: ``whole`` (everything), ``head``, ``backbone``, ``last`` or a stage of the
+                backbone, or several of them.
+
+        Raises:
+            UserError: a name is unknown, or nothing of it is trained.
+        """
+        wanted: set[int] = set()
+        for name in [names] if isinstance(names, str) else names:
+            if name == "whole":
+                found = list(self.method.parameters())
+            elif name == "head":
+                found = list(self.method.head.parameters())
+            else:
+                stage = "whole" if name == "backbone" else name
+                found = self.method.backbone.parameters_of(stage)
+            wanted |= {id(p) for p in found}
+        chosen = [p for p in self.parameters if id(p) in wanted]
+        if not chosen:
+            raise UserError(f"nothing of `{names}` is trained in this stage; choose another part")
+        return chosen
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return the loss rows of one micro-batch."""
+        with self.autocast():
+            return self.method.loss(batch, at)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(
+        self, batches: Sequence[Batch], at: Progress, *, retain_graph: bool = False
+    ) -> tuple[Tensor, list[Rows]]:
+        """Leave in ``.grad`` the gradient of the step's scalar loss over all ranks.
+
+        Returns:
+            The loss, and the rows of each micro-batch without their graphs.
+        """
+        sums = torch.zeros(4, dtype=torch.float64, device=batches[0].labels.device)
+        extra: list[Tensor | None] | None = None
+        kept = []
+        parameters = self.parameters
+        for micro, batch in enumerate(batches):
+            out = self.loss(batch, replace(at, micro=micro))
+            total, weight = weighted_sum(out)
+            if out.shared is not None:
+                found = torch.autograd.grad(
+                    out.shared, parameters, retain_graph=True, allow_unused=True
+                )
+                extra = add_lists(extra, list(found))
+            total.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+            shared = out.shared.detach() if out.shared is not None else total.new_zeros(())
+            sums += torch.stack([total.detach(), weight, shared, shared.new_ones(())]).double()
+            kept.append(detached(out))
+        dist.sum_(sums)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        dist.sum_gradients(gradients)
+        torch._foreach_div_(gradients, sums[1].to(gradients[0].dtype))
+        if extra is not None:
+            self._add_shared(parameters, extra, sums[3])
+        return sums[0] / sums[1] + sums[2] / sums[3], kept
+
+    def _add_shared(
+        self, parameters: list[nn.Parameter], extra: list[Tensor | None], n: Tensor
+    ) -> None:
+        found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, extra, strict=True)]
+        dist.sum_gradients(found)
+        for p, g in zip(parameters, found, strict=True):
+            share = g / n.to(g.dtype)
+            p.grad = share if p.grad is None else p.grad + share
+
+
+class Update:
+    """Turns the loss rows of a step's micro-batches into one optimizer step."""
+
+    class Config(schema.Config):
+        """Options of the update."""
+
+    needs_rows: ClassVar[bool] = False  # whether rows must be grouped by class
+
+    def __init__(self, config: schema.Config) -> None:
+        self.config = config
+
+    @classmethod
+    def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
+        """Return what makes this update impossible for a stage, one line each."""
+        return []
+
+    def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
+        """Do one optimizer step on prepared micro-batches and return what to log."""
+        raise NotImplementedError
+
+
+def weighted_sum(out: Rows) -> tuple[Tensor, Tensor]:
+    """Return the sum of weighted rows and this micro-batch's share of the divisor D."""
+    rows = out.rows.float() if out.rows.dtype in (torch.bfloat16, torch.float16) else out.rows
+    total = rows.sum() if out.weight is None else (rows * out.weight).sum()
+    if out.divide == "images" or out.weight is None:
+        return total, total.new_tensor(float(out.images))
+    return total, out.weight.detach().sum().to(total.dtype)
+
+
+def detached(out: Rows) -> Rows:
+    """Return rows without their graph, for the training curves."""
+    logits = None if out.logits is None else out.logits.detach()
+    return replace(out, rows=out.rows.detach(), shared=None, logits=logits)
+
+
+def add_lists(a: list[Tensor | None] | None, b: list[Tensor | None]) -> list[Tensor | None]:
+    """Add two lists of gradients in which ``None`` stands for zero."""
+    if a is None:
+        return b
+    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the Euclidean norm of all gradients together."""
+    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+    return torch.linalg.vector_norm(torch.stack(norms))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from ltbench import schema
+from ltbench.backbones.batchnorm import frozen_statistics
+from ltbench.methods.base import Batch, Method, Progress
+from ltbench.updates.base import Log, StepRun, Update, gradient_norm
+from ltbench.updates.plain import Plain
+
+EPS = 1e-12  # keeps a zero gradient from dividing by zero; the authors' codes use the same
+
+
+class SAM(Update):
+    """Sharpness-aware minimisation: the gradient is taken where the loss is locally worst.
+
+    Reference: Foret et al., Sharpness-Aware Minimization for Efficiently Improving
+        Generalization, ICLR 2021, arXiv:2010.01412, Eqn 2-3; for long tails: Rangwani et al.,
+        Escaping Saddle Points for Effective Generalization on Class-Imbalanced Data,
+        NeurIPS 2022, arXiv:2212.13827.
+    Departures: running statistics of batch normalisation are updated in the first pass only;
+        many released codes, that of the second paper included, update them in both.
+    """
+
+    class Config(schema.Config):
+        """Options of SAM."""
+
+        rho: float = Field(0.05, gt=0)
+        """Radius of the perturbation."""
+        part: str | tuple[str, ...] = "whole"
+        """Which parameters are perturbed: whole, backbone, head, last or a stage's name."""
+        epochs: int | None = Field(None, ge=1)
+        """Only in the first so many epochs of the stage; null is throughout."""
+
+    config: Config
+
+    @classmethod
+    def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
+        """Refuse a window longer than the stage."""
+        return check_window(config, epochs)
+
+    def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
+        """Do the step."""
+        if self.config.epochs is not None and at.epoch >= self.config.epochs:
+            return Plain(self.config).step(run, batches, at)
+        run.zero_grad()
+        loss, rows = run.backward(batches, at)
+        with climbed(run.part(self.config.part), self.config.rho):
+            run.zero_grad()
+            with frozen_statistics(run.method):
+                run.backward(batches, at)
+        run.optimizer.step()
+        return {"loss": loss, "rows": rows}
+
+
+@contextmanager
+def climbed(parameters: Sequence[nn.Parameter], rho: float, keep: float = 0.0) -> Iterator[None]:
+    """Move parameters by ``rho`` along their common gradient direction, and back at the end.
+
+    Args:
+        parameters: with gradients in ``.grad``; those without one stay.
+        rho: length of the move.
+        keep: share of the move left in the weights afterwards; 0 restores them bit for bit.
+    """
+    moved = [p for p in parameters if p.grad is not None]
+    start = [p.detach().clone() for p in moved]
+    with torch.no_grad():
+        scale = rho / (gradient_norm(moved) + EPS)
+        torch._foreach_add_(moved, torch._foreach_mul([p.grad for p in moved], scale))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            if keep == 0:
+                torch._foreach_copy_(moved, start)
+            elif keep < 1:
+                torch._foreach_lerp_(moved, start, 1 - keep)
+
+
+def check_window(config: schema.Config, epochs: int | None) -> list[str]:
+    """Return a complaint when an update's window outlasts its stage."""
+    window = getattr(config, "epochs", None)
+    if window is not None and epochs is not None and window > epochs:
+        return [f"`epochs` = {window} is longer than the stage's {epochs} epochs"]
+    return []
