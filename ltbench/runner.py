@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltbench import __version__, checkpoint, dist
+from ltbench.curves import write_curves
+from ltbench.data.base import Data
+from ltbench.errors import UserError
+from ltbench.evaluation import evaluate_split
+from ltbench.metrics import Metrics
+from ltbench.recipe import Recipe
+from ltbench.record import Record, make_record
+from ltbench.report import Silent
+from ltbench.seeding import derive
+from ltbench.trainer import Trainer
+
+RECIPE, WEIGHTS, RECORD = "recipe.json", "model.safetensors", "record.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Args:
+        folder: where everything of the run lies.
+        record: what was done and what came out.
+        fresh: False when the run had been finished before and was only read.
+    """
+
+    folder: Path
+    record: Record
+    fresh: bool = True
+
+    @property
+    def metrics(self) -> Metrics:
+        """Results on the test set."""
+        return self.record.metrics
+
+
+def run(recipe: Recipe, *, reporter: Silent | None = None) -> Result:
+    """Train and evaluate a recipe, and write weights, curves and record to its folder.
+
+    A run that was interrupted goes on where it stopped; a finished one is read, not repeated.
+
+    Args:
+        recipe: from ``ltbench.get_recipe``.
+        reporter: shows progress; by default nothing does.
+
+    Raises:
+        UserError: data, folder or options are not usable.
+    """
+    device = pick_device(recipe.run.device)
+    set_up_torch(recipe)
+    dist.init(device)
+    folder = run_folder(recipe)
+    finished = claim(recipe, folder)
+    if finished is not None:
+        return Result(folder, finished, fresh=False)
+    data = recipe.data.config.load()  # type: ignore[attr-defined]
+    trainer = Trainer(recipe, data, folder, device, reporter or Silent())
+    method = trainer.fit()
+    metrics = evaluate_split(
+        method,
+        data.test,
+        data.info.class_counts,
+        device=device,
+        rule=recipe.shot_rule,
+        workers=recipe.run.workers,
+    )
+    if dist.is_main():
+        write_curves(folder, trainer.history)
+        digest = checkpoint.write_weights(
+            folder / WEIGHTS, method.state_dict(), describe_model(recipe, data)
+        )
+        record = make_record(
+            recipe,
+            data,
+            metrics,
+            device=device,
+            worlds=trainer.worlds,
+            seconds=trainer.seconds,
+            weights=folder / WEIGHTS,
+            weights_sha256=digest,
+        )
+        record.save(folder / RECORD)
+    dist.barrier()
+    return Result(folder, Record.load(folder / RECORD))
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of this rank.
+
+    Raises:
+        UserError: a GPU was asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError("`run.device` asks for a GPU, but torch finds none; use run.device=cpu")
+        device = torch.device(name if ":" in name else f"cuda:{dist.local_rank()}")
+        if device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"`run.device` = {device}, but there are {torch.cuda.device_count()} GPUs"
+            )
+        torch.cuda.set_device(device)
+        return device
+    return torch.device(name)
+
+
+def set_up_torch(recipe: Recipe) -> None:
+    """Set threads, determinism and the global seed of this process."""
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    if recipe.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(recipe.run.deterministic)
+    torch.backends.cudnn.benchmark = not recipe.run.deterministic
+    torch.manual_seed(derive(recipe.seed, "process"))
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Return the folder of a run; overrides change the digest and so the default folder."""
+    if recipe.out is not None:
+        return Path(recipe.out)
+    return Path("runs") / f"{recipe.name}-{recipe.digest[:8]}" / f"seed{recipe.seed}"
+
+
+def claim(recipe: Recipe, folder: Path) -> Record | None:
+    """Make the folder this run's own, on rank 0, and return the record if it is finished.
+
+    Raises:
+        UserError: it cannot be written, belongs to another run, or holds something else.
+    """
+    problem = ""
+    if dist.is_main():
+        try:
+            _claim(recipe, folder)
+        except UserError as error:
+            problem = str(error)
+    problem = dist.broadcast_text(problem)
+    if problem:
+        raise UserError(problem)
+    dist.barrier()
+    return Record.load(folder / RECORD) if (folder / RECORD).is_file() else None
+
+
+def _claim(recipe: Recipe, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+        content = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".partial-"))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the output folder {folder}: {error.strerror}; pass another `out=`"
+        ) from error
+    mark = {"digest": recipe.digest, "seed": recipe.seed}
+    if RECIPE in content:
+        found = _read_mark(folder / RECIPE)
+        if {k: found.get(k) for k in mark} != mark:
+            raise UserError(
+                f"the output folder {folder} belongs to `{found.get('recipe')}` (digest "
+                f"{found.get('digest')}, seed {found.get('seed')}), this run is `{recipe.name}` "
+                f"(digest {recipe.digest}, seed {recipe.seed}); pass another `out=`"
+            )
+        if recipe.resume == "never":
+            raise UserError(
+                f"{folder} already holds this run and `resume=never` was given; pass another "
+                "`out=`, or leave `resume` out to go on"
+            )
+    elif content:
+        raise UserError(
+            f"the output folder {folder} is not empty (`{content[0]}`, ...) and holds no run; "
+            "pass another `out=`"
+        )
+    checkpoint.write_json(folder / RECIPE, {"recipe": recipe.name, **mark, "tree": recipe.tree()})
+
+
+def _read_mark(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no mapping")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable ({error}); pass another `out=`") from error
+    return found
+
+
+def describe_model(recipe: Recipe, data: Data) -> dict[str, Any]:
+    """Return what is needed to rebuild the method around saved weights."""
+    return {
+        "ltbench": __version__,
+        "recipe": recipe.tree(),
+        "digest": recipe.digest,
+        "seed": recipe.seed,
+        "dataset": data.info.name,
+        "class_counts": list(data.info.class_counts),
+        "class_names": list(data.info.class_names),
+    }

@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ltbench import checkpoint, dist, registries
+from ltbench.backbones.base import create_backbone
+from ltbench.backbones.batchnorm import convert_sync_batchnorm, set_batchnorm_mode
+from ltbench.checkpoint import Position, Snapshot, Store
+from ltbench.data.base import Data
+from ltbench.data.loader import Loaded, batches, steps_per_epoch
+from ltbench.errors import UserError
+from ltbench.evaluation import evaluate_split
+from ltbench.methods.base import Batch, Method, Progress
+from ltbench.metrics import shot_groups
+from ltbench.optim import build_optimizer, set_lr
+from ltbench.recipe import Recipe, Stage
+from ltbench.seeding import derive
+from ltbench.updates.base import Log, StepRun, Update
+
+
+class Reporter(Protocol):
+    """Told what happens during training; shows it or not."""
+
+    def stage(self, index: int, stage: Stage, steps: int, done: int) -> None:
+        """A stage begins or goes on: ``done`` of ``steps`` optimizer steps are behind it."""
+
+    def step(self, loss: Callable[[], float], images: int) -> None:
+        """One step on ``images`` images of the global batch was done."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch ended with this line of the curves."""
+
+
+class Trainer:
+    """Stages, epochs, steps: it knows no method, update or data set by name.
+
+    All randomness is derived from the seed and the counters (stage, epoch, step), so the state
+    of a run is its weights, its optimizer and where it stands.
+
+    Args:
+        recipe: what to train.
+        data: the loaded data set.
+        folder: of the run; checkpoints go to its ``checkpoints``.
+        device: of this rank.
+        reporter: is told about progress.
+    """
+
+    def __init__(
+        self, recipe: Recipe, data: Data, folder: Path, device: torch.device, reporter: Reporter
+    ) -> None:
+        self.recipe, self.data, self.device, self.reporter = recipe, data, device, reporter
+        self.store = Store(folder / "checkpoints")
+        self.position = Position()
+        self.history: list[dict[str, Any]] = []
+        self.worlds: list[int] = []
+        self._seconds = 0.0
+        self._clock = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run so far, interruptions left out."""
+        return self._seconds + time.monotonic() - self._clock
+
+    def fit(self) -> Method:
+        """Train all stages, going on from the newest checkpoint, and return the last method."""
+        stages = self.recipe.stages
+        snapshot = self.store.latest()
+        method: Method | None = None
+        trained = -1  # stage of the method that the checkpoint holds
+        if snapshot is not None:
+            trained = self._restore(snapshot)
+            for index in range(trained + 1):
+                method = self._build(index, method)
+            if method is not None:
+                weights = checkpoint.without_prefix("method", snapshot.tensors)
+                checkpoint.load_strict(method, weights, f"the checkpoint in {self.store.folder}")
+        if dist.world() not in self.worlds[-1:]:
+            self.worlds.append(dist.world())
+        for index in range(self.position.stage, len(stages)):
+            inside = snapshot if index == trained else None
+            if inside is None:
+                method = self._build(index, method)
+            if method is None:
+                raise RuntimeError("a checkpoint inside a stage holds that stage's method")
+            if stages[index].epochs is not None:
+                self._train(index, method, inside)
+            self.position = Position(index + 1)
+            self._save(index, method, keep=True)
+        if method is None:
+            raise UserError("`stages`: expected at least one stage, found none")
+        return method.eval()
+
+    def _restore(self, snapshot: Snapshot) -> int:
+        facts = snapshot.facts
+        if (facts["digest"], facts["seed"]) != (self.recipe.digest, self.recipe.seed):
+            raise UserError(
+                f"the checkpoint in {self.store.folder} belongs to recipe digest "
+                f"{facts['digest']} seed {facts['seed']}, this run is {self.recipe.digest} seed "
+                f"{self.recipe.seed}; pass another `out=`"
+            )
+        self.position = snapshot.position
+        self.history = facts["history"]
+        self.worlds = facts["worlds"]
+        self._seconds = facts["seconds"]
+        return int(facts["stage"])
+
+    def _build(self, index: int, previous: Method | None) -> Method:
+        """Make the method of a stage on the backbone and head of the stage before."""
+        choice = self.recipe.stages[index].method
+        torch.manual_seed(derive(self.recipe.seed, "init", index))
+        backbone = build_backbone(self.recipe) if previous is None else previous.backbone
+        method = registries.METHODS.get(choice.name)(
+            choice.config, backbone, self.data.info, previous
+        )
+        if self.recipe.run.batchnorm == "sync":
+            convert_sync_batchnorm(method)
+        layout = torch.channels_last if self.recipe.run.channels_last else torch.contiguous_format
+        return method.to(self.device).to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+    def _train(self, index: int, method: Method, snapshot: Snapshot | None) -> None:
+        stage, run = self.recipe.stages[index], self.recipe.run
+        if stage.optim is None or stage.batch_size is None or stage.epochs is None:
+            raise UserError(f"`stages.{index}`: a training stage needs epochs, batch_size, optim")
+        frozen = freeze(method, stage)
+        trained = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
+        optimizer = build_optimizer(trained, stage.optim)
+        stats = EpochStats(self.data.info.num_classes, self.device)
+        if snapshot is not None:
+            own = checkpoint.without_prefix("optimizer", snapshot.tensors)
+            checkpoint.load_optimizer(optimizer, own, snapshot.facts["optimizer"])
+            stats.load(checkpoint.without_prefix("stats", snapshot.tensors))
+        update: Update = registries.UPDATES.get(stage.update.name)(stage.update.config)
+        step_run = StepRun(method, optimizer, self._autocast)
+        size = stage.batch_size
+        per_epoch = steps_per_epoch(
+            len(self._order(stage, index, 0)),
+            size,
+            world=dist.world(),
+            accumulate=stage.accumulate,
+            last=stage.last_batch,
+        )
+        total = min(stage.epochs * per_epoch, run.max_steps or stage.epochs * per_epoch)
+        done = self.position.epoch * per_epoch + self.position.step
+        self.reporter.stage(index, stage, total, done)
+        while self.position.epoch < stage.epochs and done < total:
+            epoch = self.position.epoch
+            lr = set_lr(optimizer, stage.optim, stage.schedule.factor(epoch, stage.epochs))
+            set_modes(method, stage, frozen)
+            order = self._order(stage, index, epoch)
+            started, first = time.monotonic(), done
+            for micro in batches(
+                self.data.train,
+                order,
+                size,
+                key=derive(self.recipe.seed, "augment", index, epoch),
+                views=method.views,
+                rank=dist.rank(),
+                world=dist.world(),
+                accumulate=stage.accumulate,
+                start=self.position.step,
+                workers=run.workers,
+                last=stage.last_batch,
+                pin_memory=self.device.type == "cuda",
+            ):
+                at = Progress(self.recipe.seed, index, epoch, stage.epochs, self.position.step)
+                log = self._step(step_run, update, micro, at, stats)
+                done += 1
+                images = min(size, len(order) - size * self.position.step)
+                self.position = replace(self.position, step=self.position.step + 1)
+                self.reporter.step(lambda log=log: float(log["loss"]), images)  # type: ignore[misc]
+                if done == total:
+                    break
+                if run.save_steps is not None and done % run.save_steps == 0:
+                    self._save(index, method, optimizer, stats)
+            speed = (done - first) * size / max(1e-9, time.monotonic() - started)
+            self.position = Position(index, epoch + 1, 0)
+            self._end_epoch(index, method, stats, lr, speed)
+            if self.position.epoch < stage.epochs and done < total:
+                self._save(index, method, optimizer, stats)
+
+    def _step(
+        self, run: StepRun, update: Update, loaded: list[Loaded], at: Progress, stats: EpochStats
+    ) -> Log:
+        # Layers that draw random numbers (dropout) draw the same ones after a resume.
+        torch.manual_seed(derive(at.seed, "step", at.stage, at.epoch, at.step, dist.rank()))
+        micro = []
+        for i, part in enumerate(loaded):
+            batch = Batch(
+                tuple(self._to_device(view) for view in part.views),
+                part.labels.to(self.device, non_blocking=True),
+                part.index.to(self.device, non_blocking=True),
+            )
+            micro.append(run.method.prepare(batch, replace(at, micro=i)))
+        log = update.step(run, micro, at)
+        dist.average_(run.method.buffers())
+        stats.add(log, micro)
+        return log
+
+    def _to_device(self, images: Tensor) -> Tensor:
+        layout = torch.channels_last if self.recipe.run.channels_last else torch.contiguous_format
+        return images.to(self.device, non_blocking=True, memory_format=layout)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.recipe.run.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _order(self, stage: Stage, index: int, epoch: int) -> Any:
+        sampler = registries.SAMPLERS.get(stage.sampler.name)(stage.sampler.config)
+        return sampler.order(
+            self.data.train.labels,
+            seed=derive(self.recipe.seed, "order", index),
+            epoch=epoch,
+            epochs=stage.epochs or 1,
+            batch_size=stage.batch_size or 1,
+        )
+
+    def _end_epoch(
+        self, index: int, method: Method, stats: EpochStats, lr: float, speed: float
+    ) -> None:
+        stage, epoch = self.recipe.stages[index], self.position.epoch
+        row: dict[str, Any] = {"stage": index, "epoch": epoch, "lr": lr}
+        row |= stats.summary(self.data.info.class_counts, self.recipe.shot_rule)
+        row["images_per_second"] = round(speed, 1)
+        if not row["loss"] < float("inf"):
+            raise UserError(
+                f"the loss became {row['loss']} in epoch {epoch} of stage {index}; lower "
+                f"`stages.{index}.optim.lr` (now {lr:g}) and start again with another `out=`"
+            )
+        every = self.recipe.run.eval_every or max(1, (stage.epochs or 1) // 10)
+        if epoch % every == 0 or epoch == stage.epochs:
+            split = self.data.val if self.data.val is not None else self.data.test
+            metrics = evaluate_split(
+                method,
+                split,
+                self.data.info.class_counts,
+                device=self.device,
+                rule=self.recipe.shot_rule,
+                workers=self.recipe.run.workers,
+            )
+            row |= {f"eval_{k}": getattr(metrics, k) for k in ("top1", "many", "medium", "few")}
+        self.history.append(row)
+        self.reporter.epoch(row)
+
+    def _save(
+        self,
+        index: int,
+        method: Method,
+        optimizer: Optimizer | None = None,
+        stats: EpochStats | None = None,
+        *,
+        keep: bool = False,
+    ) -> None:
+        """Write a checkpoint from rank 0; the weights are the same on every rank."""
+        tensors = checkpoint.with_prefix("method", method.state_dict())
+        facts: dict[str, Any] = {
+            "digest": self.recipe.digest,
+            "seed": self.recipe.seed,
+            "stage": index,
+            "history": self.history,
+            "worlds": self.worlds,
+            "seconds": self.seconds,
+            "optimizer": {},
+        }
+        if stats is not None:
+            tensors |= checkpoint.with_prefix("stats", stats.state())
+        if optimizer is not None:
+            moments, facts["optimizer"] = checkpoint.optimizer_tensors(optimizer)
+            tensors |= checkpoint.with_prefix("optimizer", moments)
+        failed = ""
+        if dist.is_main():
+            try:
+                self.store.save(Snapshot(self.position, tensors, facts), keep=keep)
+            except UserError as error:
+                failed = str(error)
+        failed = dist.broadcast_text(failed)  # all ranks stop when the disk is full
+        if failed:
+            raise UserError(failed)
+
+
+class EpochStats:
+    """Loss and training accuracy of an epoch, summed on the device and read at its end."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.table = torch.zeros((num_classes, 2), dtype=torch.int64, device=device)
+        self.loss = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def add(self, log: Log, micro: list[Batch]) -> None:
+        """Count one step."""
+        self.loss += torch.stack([log["loss"].double(), self.loss.new_ones(())])
+        for batch, rows in zip(micro, log["rows"], strict=True):
+            if rows.logits is not None:
+                right = (rows.logits.argmax(dim=1) == batch.labels).long()
+                self.table.index_add_(
+                    0, batch.labels, torch.stack([right, torch.ones_like(right)], dim=1)
+                )
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums over all ranks so far."""
+        return {"table": dist.sum_(self.table.clone()), "loss": self.loss}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from saved sums; other ranks than the first start at zero."""
+        if tensors:
+            self.loss.copy_(tensors["loss"])
+            if dist.is_main():
+                self.table.copy_(tensors["table"])
+
+    def summary(self, class_counts: tuple[int, ...], rule: str) -> dict[str, float | None]:
+        """Return the mean loss and the training recall of each shot group, and start anew."""
+        table = dist.sum_(self.table).cpu()
+        loss = float(self.loss[0] / self.loss[1].clamp(min=1))
+        self.table.zero_()
+        self.loss.zero_()
+        row: dict[str, float | None] = {"loss": loss}
+        for name, classes in shot_groups(class_counts, rule).items():
+            seen = [k for k in classes if table[k, 1] > 0]
+            recall = (table[seen, 0] / table[seen, 1]).mean() if seen else None
+            row[f"train_{name}"] = None if recall is None else float(recall)
+        return row
+
+
+def build_backbone(recipe: Recipe) -> Any:
+    """Return the recipe's backbone with fresh or given weights."""
+    choice = recipe.backbone
+    return create_backbone(
+        choice.name, pretrained=choice.pretrained, weights=choice.weights, **choice.args
+    )
+
+
+def freeze(method: Method, stage: Stage) -> list[nn.Module]:
+    """Mark which parameters a stage trains and return the modules that are wholly frozen.
+
+    Raises:
+        UserError: a frozen part does not exist, or nothing is left to train.
+    """
+    prefixes = method.freeze if stage.freeze is None else stage.freeze
+    stages = set(method.backbone.stages)
+    frozen: set[int] = set()
+    for prefix in prefixes:
+        found = [p for n, p in method.named_parameters() if f"{n}.".startswith(f"{prefix}.")]
+        if not found and prefix in stages:
+            found = method.backbone.parameters_of(prefix)
+        if not found:
+            raise UserError(
+                f"`freeze`: nothing is called `{prefix}`; use a stage of the backbone "
+                f"({', '.join(method.backbone.stages)}), `backbone`, or the first parts of a "
+                "parameter's name"
+            )
+        frozen |= {id(p) for p in found}
+    for parameter in method.parameters():
+        parameter.requires_grad_(id(parameter) not in frozen)
+    if not any(p.requires_grad for p in method.parameters()):
+        raise UserError("`freeze` leaves nothing to train; name fewer parts")
+    return [
+        module
+        for module in method.modules()
+        if (own := list(module.parameters())) and all(id(p) in frozen for p in own)
+    ]
+
+
+def set_modes(method: Method, stage: Stage, frozen: list[nn.Module]) -> None:
+    """Put the method in training mode, and batch normalisation of frozen parts as asked."""
+    method.train()
+    mode = stage.frozen_bn or method.frozen_bn
+    for module in frozen:
+        set_batchnorm_mode(module, mode)
