@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import inspect
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import Field
+
+from ltbench import schema
+from ltbench.errors import UserError, did_you_mean
+from ltbench.moo._gram import Rescale, check_preference, factor, scaled_gram
+from ltbench.moo.base import Solution, Solver
+
+
+class TorchJD(Solver):
+    """Any Gramian weighting of the torchjd package, e.g. UPGrad, Nash-like or aligned ones.
+
+    Reference: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization,
+        arXiv:2406.16232, and the papers named in torchjd's documentation of each weighting.
+    Departures: the weighting sees the Gram matrix divided by its mean diagonal, in float64, so that
+        small gradients do not fall under its epsilons; its random numbers come from ``seed``. What
+        a stateful weighting remembers between steps is not saved in checkpoints.
+    """
+
+    class Config(schema.Config):
+        """Options of a torchjd weighting.
+
+        Args:
+            weighting: name, with or without ``Weighting``, case and underscores ignored.
+            options: arguments of its constructor, e.g. ``{c: 0.5}`` for CAGrad.
+            rescale: ``sum`` multiplies the direction by K.
+        """
+
+        weighting: str = "upgrad"
+        options: dict[str, int | float | bool | str] = Field(default_factory=dict)
+        rescale: Rescale = "none"
+
+    def __init__(self, config: Config) -> None:
+        self.config: TorchJD.Config = config
+        known = _known(_aggregation())
+        key = _key(config.weighting)
+        if key not in known:
+            raise UserError(
+                f"unknown torchjd weighting `{config.weighting}`{did_you_mean(key, known)}; "
+                f"known: {', '.join(sorted(known))}"
+            )
+        try:
+            self._weighting = known[key](**config.options)
+        except (TypeError, ValueError, ImportError) as error:
+            raise UserError(
+                f"torchjd's `{known[key].__name__}` takes {inspect.signature(known[key])}, "
+                f"found options {config.options}: {' '.join(str(error).split())}"
+            ) from error
+
+    def solve(
+        self,
+        gram: ArrayLike,
+        *,
+        losses: ArrayLike | None = None,
+        preference: ArrayLike | None = None,
+        seed: int = 0,
+    ) -> Solution:
+        """Solve for one step; ``preference`` reaches weightings with a ``pref_vector``.
+
+        Raises:
+            UserError: the weighting cannot handle this matrix.
+        """
+        import torch
+
+        from ltbench.seeding import derive
+
+        matrix = scaled_gram(gram)
+        size = len(matrix)
+        if not matrix.any():
+            equal = np.full(size, 1 / size)
+            return Solution(equal * factor(self.config.rescale, size), equal, float("nan"))
+        if preference is not None and hasattr(self._weighting, "pref_vector"):
+            self._weighting.pref_vector = torch.from_numpy(check_preference(preference, size))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "torchjd"))
+            try:
+                found = self._weighting(torch.from_numpy(matrix)).detach().numpy()
+            except ValueError as error:
+                raise UserError(
+                    f"torchjd weighting `{self.config.weighting}` refused {size} objectives; "
+                    f"use another weighting or fix its options: {' '.join(str(error).split())}"
+                ) from error
+        if not np.isfinite(found).all():
+            raise UserError(
+                f"torchjd weighting `{self.config.weighting}` returned weights that are not finite "
+                f"for {size} objectives; use another weighting or a solver of ltbench"
+            )
+        coefficients = found * factor(self.config.rescale, size)
+        return Solution(coefficients, found, float("nan"))
+
+
+def _aggregation() -> ModuleType:
+    try:
+        import torchjd.aggregation
+    except ImportError as error:
+        raise UserError(
+            "solver `torchjd` needs the torchjd package, which is not installed; "
+            "run `pip install 'ltbench[torchjd]'`"
+        ) from error
+    module: ModuleType = torchjd.aggregation
+    return module
+
+
+def _known(module: ModuleType) -> dict[str, Any]:
+    """Return torchjd's weightings by short name; those that wrap another weighting are left out."""
+    found = {}
+    for name in module.__all__:
+        part = getattr(module, name)
+        if name.endswith("Weighting") and name != "Weighting":
+            arguments = inspect.signature(part).parameters
+            if not {"weighting", "weights"} & set(arguments):
+                found[_key(name)] = part
+    return found
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "").removesuffix("weighting")
