@@ -50,6 +50,14 @@ def list_recipes(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(names, pattern), key=natural)
 
 
+def recipe_summary(name: str) -> str:
+    """Return a recipe's description: its `description:` line, read without parsing the file."""
+    for line in (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("description:"):
+            return line.removeprefix("description:").strip().strip("\"'")
+    return ""
+
+
 def get_recipe(name: str, /, *words: str, **overrides: Any) -> Recipe:
     """Return a checked recipe.
 

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ltbench import __version__
+from ltbench.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from ltbench.metrics import Metrics
+    from ltbench.runner import Result
+
+console = Console(highlight=False)
+KINDS = ("recipes", "models", "methods", "updates", "solvers", "samplers", "backbones", "datasets")
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Words are key=value; `ltbench COMMAND --help` explains each command.",
+)
+@click.version_option(__version__, prog_name="ltbench")
+def cli() -> None:
+    """Train, evaluate and compare long-tailed recognition methods.
+
+    \b
+    Start here:
+      ltbench run recipe=quickstart          a real problem, no network, two minutes
+      ltbench list recipes "*plot*cifar10*"  what there is
+      ltbench show recipe=mislas_plot_inat   what a recipe does
+    """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
+
+
+@cli.command()
+@click.argument("words", nargs=-1, metavar="recipe=NAME [key=value ...]")
+def run(words: tuple[str, ...]) -> None:
+    """Train a recipe, evaluate it and write its record.
+
+    The same command goes on after an interruption, and works unchanged under torchrun.
+
+    \b
+    Examples:
+      ltbench run recipe=quickstart
+      ltbench run recipe=crt_mixup_plot_cifar10 data.root=DIR seed=1
+      ltbench run recipe=mislas_cifar100_if50 data.download=true
+      ltbench run recipe=ce_cifar10 data.root=DIR stages.0.epochs=20 stages.0.optim.lr=0.05
+      ltbench run recipe=crt_mixup_plot data=folder data.root=MY_IMAGES
+      torchrun --nproc-per-node=4 -m ltbench run recipe=mislas_plot_inat data.root=DIR
+
+    \b
+    Often used keys:
+      seed=0               out=FOLDER            resume=auto|never
+      data.root=DIR        data.imbalance_ratio=50
+      stages.0.epochs=N    stages.0.batch_size=N stages.0.optim.lr=X
+      stages.0.update=plot stages.0.update.solver=mgda
+      run.device=cpu       run.precision=bf16    run.max_steps=20 (a smoke test)
+    """  # noqa: D301
+    from ltbench.config import get_recipe
+
+    name, rest = take(words, "recipe", required=True)
+    recipe = get_recipe(name, *rest)
+    from ltbench import dist, runner
+    from ltbench.report import Bar, Silent
+
+    main_rank = int(os.environ.get("RANK", "0")) == 0
+    reporter = Bar(console) if main_rank else Silent()
+    try:
+        result = runner.run(recipe, reporter=reporter)
+    except KeyboardInterrupt:
+        reporter.close()
+        if main_rank:
+            folder = runner.run_folder(recipe)
+            click.echo(
+                f"interrupted; the same command goes on from the last checkpoint in {folder}",
+                err=True,
+            )
+        raise
+    finally:
+        reporter.close()
+        dist.close()
+    if main_rank:
+        show_result(result)
+
+
+@cli.command("list")
+@click.argument("kind", default="recipes", type=click.Choice(KINDS))
+@click.argument("pattern", default="*")
+def list_(kind: str, pattern: str) -> None:
+    """List what exists, by name, with an optional shell pattern.
+
+    \b
+    Examples:
+      ltbench list recipes "*plot*inat*"
+      ltbench list methods
+      ltbench list backbones "resnext*"     timm's names too, when ours do not match
+    """  # noqa: D301
+    rows = [(name, summary) for name, summary in listing(kind, pattern)]
+    if not rows:
+        raise UserError(f"no {kind} match `{pattern}`; `ltbench list {kind}` shows all")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
+    for name, summary in rows:
+        table.add_row(name, escape(summary))
+    console.print(table)
+
+
+@cli.command()
+@click.argument("words", nargs=-1, metavar="recipe=NAME [key=value ...]")
+def show(words: tuple[str, ...]) -> None:
+    """Show a recipe with all its values, its digest, and where each value comes from.
+
+    \b
+    Examples:
+      ltbench show recipe=mislas_plot_inat
+      ltbench show recipe=ce_cifar10_if50 stages.0.update=plot
+    """  # noqa: D301
+    from ltbench.config import describe
+
+    name, rest = take(words, "recipe", required=True)
+    recipe, rows = describe(name, rest)
+    table = Table(box=None, pad_edge=False)
+    for column in ("key", "value", "from"):
+        table.add_column(column, overflow="fold", style="dim" if column == "from" else None)
+    for path, value, origin in rows:
+        table.add_row(path, escape(_plain(value)), escape(origin))
+    console.print(table)
+    console.print(f"\ndigest {recipe.digest}  (without seed, paths and workers)")
+    target = published_row(recipe)
+    if target is not None:
+        console.print(f"aims at {target}")
+
+
+@cli.command("eval")
+@click.argument("words", nargs=-1, metavar="model=PATH [dataset=NAME] [data.key=value ...]")
+def eval_(words: tuple[str, ...]) -> None:
+    """Evaluate a trained model on the test set of its own or another data set.
+
+    \b
+    Examples:
+      ltbench eval model=runs/quickstart-1a2b3c4d/seed0
+      ltbench eval model=RUN/model.safetensors data.root=DIR
+      ltbench eval model=RUN dataset=list data.root=DIR data.train=train.txt data.test=new.txt
+    """  # noqa: D301
+    path, rest = take(words, "model", required=True)
+    dataset, rest = take(rest, "dataset")
+    from ltbench.api import evaluate, load_described
+    from ltbench.config import build_options, parse_word
+
+    method, facts = load_described(path)
+    own = dict(facts["recipe"]["data"])
+    name = dataset or own["name"]
+    options = {k: v for k, v in own.items() if k != "name"} if name == own["name"] else {}
+    for word in rest:
+        key, value = parse_word(word)
+        if not key.startswith("data."):
+            raise UserError(f"unknown word `{word}`; expected model=, dataset= or data.key=value")
+        options[key.removeprefix("data.")] = value
+    config = build_options("DATASETS", name, options)
+    metrics = evaluate(method, config.load(), rule=facts["recipe"]["shot_rule"])  # type: ignore[attr-defined]
+    console.print(metrics_table(f"{facts['recipe']['name']} on {name}", metrics))
+
+
+@cli.command()
+@click.argument("words", nargs=-1, metavar="[dataset=NAME] [ratio=N] [method=PATTERN] ...")
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+def leaderboard(words: tuple[str, ...], as_csv: bool) -> None:
+    """Show committed records and the literature's numbers in one table.
+
+    \b
+    Filters: dataset=, ratio=, backbone=, method= (shell patterns, any case), sort=COLUMN
+    Examples:
+      ltbench leaderboard dataset=cifar10 ratio=100
+      ltbench leaderboard dataset=inat method="*plot*" sort=few
+    """  # noqa: D301
+    from ltbench import leaderboard as board
+
+    filters: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        known = ("dataset", "ratio", "backbone", "method", "sort")
+        if not equals or key not in known:
+            raise UserError(
+                f"unknown filter `{word}`{did_you_mean(key, known)}; known: {', '.join(known)}"
+            )
+        filters[key] = value
+    frame = board.table(**filters)  # type: ignore[arg-type]
+    if frame.empty:
+        raise UserError("no row matches these filters; `ltbench leaderboard` shows all")
+    if as_csv:
+        click.echo(frame.to_csv(index=False), nl=False)
+    else:
+        console.print(board.render(frame))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line: exit code 2 for a user's mistake, 130 for Ctrl-C."""
+    rank = os.environ.get("RANK")
+    mark = f"[rank {rank}] " if rank and os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    try:
+        cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
+    except UserError as error:
+        for line in str(error).splitlines():
+            click.echo(f"{mark}error: {line}", err=True)
+        sys.exit(2)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def take(
+    words: Sequence[str], key: str, *, required: bool = False
+) -> tuple[str, list[str]]:
+    """Take the value of one `key=value` word out of the others.
+
+    Raises:
+        UserError: it is required and not given, or given twice.
+    """
+    found = [w.partition("=")[2] for w in words if w.startswith(key + "=")]
+    rest = [w for w in words if not w.startswith(key + "=")]
+    if len(found) > 1:
+        raise UserError(f"`{key}=` is given {len(found)} times; give it once")
+    if required and not (found and found[0]):
+        hint = did_you_mean(key, [w.partition("=")[0] for w in words])
+        raise UserError(f"expected `{key}=...`, found {' '.join(words) or 'nothing'}{hint}")
+    return (found[0] if found else ""), rest
+
+
+def listing(kind: str, pattern: str) -> list[tuple[str, str]]:
+    """Return names and one-line descriptions of one kind."""
+    from ltbench import registries
+    from ltbench.config import list_recipes, recipe_summary
+
+    if kind == "recipes":
+        return [(name, recipe_summary(name)) for name in list_recipes(pattern)]
+    if kind == "models":
+        from ltbench.leaderboard import trained_models
+
+        return trained_models(pattern)
+    registry: Any = getattr(registries, kind.upper())
+    names = registry.names(pattern)
+    if kind == "backbones" and not names:
+        import timm
+
+        return [(name, "timm") for name in timm.list_models(pattern)]
+    return [(name, registry.summary(name)) for name in names]
+
+
+def metrics_table(title: str, metrics: Metrics) -> Table:
+    """Return the results of one model as a table."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in ("overall", "many", "medium", "few", "ECE"):
+        table.add_column(name, justify="right")
+    values = (metrics.top1, metrics.many, metrics.medium, metrics.few, metrics.ece)
+    table.add_row("test, %", *("-" if v is None else f"{100 * v:.2f}" for v in values))
+    return table
+
+
+def show_result(result: Result) -> None:
+    """Print a finished run: its table, its files, what to type next."""
+    record = result.record
+    name, folder = record.recipe.name, result.folder
+    if not result.fresh:
+        console.print(f"{name} was finished before; this is its record. A new run needs a new out=")
+    table = metrics_table(f"{name}, seed {record.seed}", record.metrics)
+    console.print(table)
+    if record.shortened:
+        console.print(f"shortened by {', '.join(record.shortened)}: not comparable with full runs")
+    console.print(f"record      {folder / 'record.json'}")
+    console.print(f"weights     {folder / 'model.safetensors'}")
+    console.print(f"checkpoints {folder / 'checkpoints'}")
+    console.print(f"curves      {folder / 'curves.png'} and curves.csv")
+    console.print("\nnext:")
+    console.print(f"  ltbench eval model={folder}")
+    console.print(f"  ltbench show recipe={name}")
+    console.print("  ltbench leaderboard")
+
+
+def published_row(recipe: Any) -> str | None:
+    """Return the published result a recipe aims at, as one line."""
+    if recipe.target is None:
+        return None
+    from ltbench.leaderboard import target_row
+
+    return target_row(recipe)
+
+
+def _plain(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from ltbench import get_recipe, list_recipes
+from ltbench.config import assign, describe, parse_word
+from ltbench.errors import UserError
+
+
+def errors_of(name: str, *words: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        get_recipe(name, *words)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_resolves_and_says_what_it_is(name):
+    recipe = get_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert recipe.target or recipe.note, "a recipe names the result it aims at, or says why none"
+
+
+@pytest.mark.parametrize("name", [n for n in list_recipes("*cifar*")])
+@pytest.mark.parametrize("ratio", [10, 20, 50, 200])
+def test_ratio_suffix_changes_the_ratio(name, ratio):
+    if name.startswith("plot_official") and ratio in (10, 20):
+        assert "no variant" in errors_of(f"{name}_if{ratio}")[0]
+        return
+    recipe = get_recipe(f"{name}_if{ratio}")
+    assert recipe.data.config.imbalance_ratio == ratio
+    assert recipe.digest != get_recipe(name).digest
+
+
+def test_variant_values_follow_the_literature():
+    assert get_recipe("mislas_cifar10_if50").stages[1].method.config.smooth_head == 0.2
+    assert get_recipe("mislas_plot_cifar10_if200").stages[0].update.config.epochs == 80
+    assert get_recipe("balanced_softmax_cifar10_if200").stages[0].epochs == 591
+    assert get_recipe("balanced_softmax_cifar100_if200").stages[0].epochs == 685
+
+
+def test_overrides_reach_lists_tags_and_nested_options():
+    recipe = get_recipe(
+        "mislas_plot_cifar10",
+        "stages.0.optim.lr=5e-2",
+        "stages.0.update.solver=mgda",
+        "stages.1.epochs=3",
+        "seed=7",
+    )
+    assert recipe.stages[0].optim.lr == 0.05
+    assert recipe.stages[0].update.config.solver.name == "mgda"
+    assert recipe.stages[0].update.config.rho == 1e-4  # the rest of the update stays
+    assert recipe.stages[1].epochs == 3
+    assert recipe.seed == 7
+
+
+def test_naming_another_part_drops_the_old_options():
+    recipe = get_recipe("mislas_plot_cifar10", "stages.0.update=sam")
+    assert recipe.stages[0].update.name == "sam"
+    assert get_recipe("mislas_plot_cifar10", "data=folder").data.name == "folder"
+
+
+def test_keyword_overrides_equal_words():
+    by_word = get_recipe("ce_cifar10", "data.imbalance_ratio=50", "seed=2")
+    assert get_recipe("ce_cifar10", data__imbalance_ratio=50, seed=2) == by_word
+
+
+def test_modes_of_plot_fill_in_what_they_imply():
+    official = get_recipe("plot_official_cifar10").stages[0].update.config
+    paper = get_recipe("crt_mixup_plot_cifar10").stages[0].update.config
+    assert (official.from_features, official.mixed_labels, official.preference) == (
+        True,
+        False,
+        "class_weights",
+    )
+    assert (paper.from_features, paper.mixed_labels, paper.preference) == (False, True, "equal")
+    assert (official.collapse_weight, paper.collapse_weight) == (0.01, 1.0)
+
+
+def test_digest_ignores_seed_paths_and_workers_only():
+    base = get_recipe("ce_cifar10")
+    for word in ("seed=3", "data.root=x", "run.workers=7", "out=y", "run.device=cpu"):
+        assert get_recipe("ce_cifar10", word).digest == base.digest, word
+    for word in ("stages.0.optim.lr=0.2", "data.imbalance_ratio=50", "run.precision=bf16"):
+        assert get_recipe("ce_cifar10", word).digest != base.digest, word
+
+
+def test_all_mistakes_are_reported_at_once_with_path_and_suggestion():
+    lines = errors_of(
+        "mislas_plot_cifar10",
+        "stages.0.optim.lr=-1",
+        "stages.0.epochs=0",
+        "stages.0.update.solvr=mgda",
+        "stages.1.methd=ce",
+        "backbone.nam=x",
+        "sede=1",
+    )
+    text = "\n".join(lines)
+    assert len(lines) == 6
+    assert "`stages.0.optim.lr`: should be greater than 0, found -1" in text
+    assert "`stages.0.epochs`: should be greater than or equal to 1, found 0" in text
+    assert "`stages.0.update.solvr`: unknown key (did you mean `solver`?)" in text
+    assert "`stages.1.methd`: unknown key (did you mean `method`?)" in text
+    assert "`backbone.nam`: unknown key (did you mean `name`?)" in text
+    assert "`sede`: unknown key (did you mean `seed`?)" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("stages.0.method=mixupp", "unknown method `mixupp` (did you mean `mixup`?)"),
+        ("stages.0.update.solver=cagra", "unknown solver `cagra` (did you mean `cagrad`?)"),
+        ("stages.0.sampler=clas_aware", "unknown sampler"),
+        ("data=cifar", "unknown dataset"),
+        ("stages.5.epochs=1", "`stages` is a list of 2"),
+        ("stages.0.epochs=ten", "`stages.0.epochs`"),
+        ("stages.0.epochs=true", "expected a number, found true"),
+        ("seed.x=1", "has no field `x`"),
+        ("stages.0.update.epochs=500", "longer than the stage's 200 epochs"),
+        ("stages.0.method=tau_norm", "post-hoc and needs a stage before it"),
+        ("run.device=gpu", "`run.device`"),
+        ("nonsense", "expected `key=value`"),
+    ],
+)
+def test_one_line_per_mistake(word, expected):
+    assert any(expected in line for line in errors_of("mislas_plot_cifar10", word))
+
+
+def test_unknown_recipe_suggests():
+    assert "did you mean `mislas_plot_inat`?" in errors_of("mislas_plot_inatt")[0]
+
+
+def test_show_says_where_values_come_from():
+    _, rows = describe("mislas_plot_inat", ["stages.0.optim.lr=0.3"])
+    origin = {path: source for path, _, source in rows}
+    assert origin["stages.0.optim.lr"] == "command line"
+    assert origin["stages.0.update.epochs"] == "mislas_plot_inat.yaml"
+    assert origin["stages.0.batch_size"] == "mislas_inat.yaml"
+    assert origin["stages.0.optim.momentum"] == "default"
+
+
+def test_users_own_file_may_extend_a_recipe(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: ce_cifar10\noverride:\n  stages.0.optim.lr: 1e-3\n")
+    assert get_recipe(str(file)).stages[0].optim.lr == 1e-3
+    file.write_text("extends: mislas_plot_inat\n")
+    with pytest.raises(UserError, match="one level only"):
+        get_recipe(str(file))
+    file.write_text("seed: 1\nseed: 2\n")
+    with pytest.raises(UserError, match="given twice"):
+        get_recipe(str(file))
+    file.write_text("- a\n")
+    with pytest.raises(UserError, match="holds no recipe"):
+        get_recipe(str(file))
+
+
+def test_values_are_yaml():
+    assert parse_word("a.b=1e-4") == ("a.b", 1e-4)
+    assert parse_word("a=[1, 2]") == ("a", [1, 2])
+    assert parse_word("a=") == ("a", None)
+
+
+def test_assign_opens_short_forms():
+    tree, origins = {"update": "plot"}, {}
+    assign(tree, origins, "update.rho", 0.1, "x")
+    assert tree == {"update": {"name": "plot", "rho": 0.1}}
+
+
+def test_resolved_tree_round_trips_through_yaml():
+    from ltbench.config import build_recipe
+
+    recipe = get_recipe("mislas_plot_inat", "seed=3")
+    again = build_recipe(yaml.safe_load(yaml.safe_dump(recipe.tree())))
+    assert again == recipe
+    assert again.digest == recipe.digest
