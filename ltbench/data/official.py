@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypedDict
+
+import numpy as np
+from pydantic import Field
+
+from ltbench.data.base import Data
+from ltbench.data.listing import Listing, check_parts, look_for, read_list
+from ltbench.data.lists import ListOptions
+from ltbench.data.transforms import Augment
+from ltbench.errors import UserError
+
+LISTS = "https://github.com/facebookresearch/classifier-balancing"
+
+
+class PartFacts(TypedDict):
+    """What is known of an official list.
+
+    Args:
+        lines: number of images.
+        counts: images of each class [C], or one number where all classes have it.
+        sha256: ``Listing.sha256`` of the list, or ``None`` where the list could not be had.
+    """
+
+    lines: int
+    counts: list[int] | int
+    sha256: str | None
+
+
+class Facts(TypedDict):
+    """What is known of an official data set, by part."""
+
+    num_classes: int
+    parts: dict[str, PartFacts]
+
+
+@functools.cache
+def facts(name: str) -> Facts:
+    """Return the facts of ``"imagenet_lt"``, ``"places_lt"`` or ``"inat18"``."""
+    text = resources.files("ltbench.data").joinpath("facts", f"{name}.json").read_text("utf-8")
+    loaded: Facts = json.loads(text)
+    return loaded
+
+
+class Official(ListOptions):
+    """Options of a data set with official lists; ``load`` checks them before anything else."""
+
+    registered: ClassVar[str]  # name in the registry and of the facts
+    needs: ClassVar[str]  # the images, and where users get them
+
+    image_size: int = Field(224, ge=8, le=2048, description="side of the network's input in pixels")
+    verify: Literal["official", "counts", "none"] = Field(
+        "official",
+        description="check per-class counts and known hashes of the lists, counts only, or nothing",
+    )
+
+    def load(self) -> Data:
+        """Read and verify the lists and check that every image exists.
+
+        Raises:
+            UserError: images or lists are missing, or are not the official ones.
+        """
+        root, files = self._find()
+        listings = {part: read_list(file) for part, file in files.items()}
+        manifest = {"source": "official lists", "verify": self.verify}
+        for part, listing in listings.items():
+            manifest[f"{part}_official"] = self._verify(part, listing)
+        check_parts(listings)
+        data = self.assemble(self.registered, root, listings)
+        return replace(data, manifest={**manifest, **data.manifest})
+
+    def _wanted(self) -> dict[str, str]:
+        lists = {"train": self.train, "val": self.val, "test": self.test}
+        return {part: name for part, name in lists.items() if name}
+
+    def _find(self) -> tuple[Path, dict[str, Path]]:
+        """Return the root and where the lists are, or say all that is missing in one message."""
+        if not self.root:
+            raise UserError(self._missing("no data.root is given"))
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
+            raise UserError(self._missing(f"data.root=`{self.root}` is not a folder"))
+        if next(root.iterdir(), None) is None:
+            raise UserError(self._missing(f"data.root=`{self.root}` is empty"))
+        files = {part: look_for(root, name) for part, name in self._wanted().items()}
+        absent = [name for part, name in self._wanted().items() if files[part] is None]
+        if absent:
+            raise UserError(
+                self._missing(f"no list {', '.join(absent)} (nor .gz) in `{self.root}`")
+            )
+        return root, {part: file for part, file in files.items() if file is not None}
+
+    def _missing(self, found: str) -> str:
+        lists = self._wanted()
+        return (
+            f"data set `{self.registered}`: {found}; needed are {self.needs}, and the lists "
+            f"{', '.join(lists.values())} ({LISTS}, folder data); then add data.root=DIR, the "
+            f"folder that holds the images as the lists name them, and the lists (or give these by "
+            f"{' '.join(f'data.{part}=FILE' for part in lists)})"
+        )
+
+    def _verify(self, part: str, listing: Listing) -> str:
+        """Return whether the list is the official one: ``"yes"``, ``"no"`` or ``"unknown"``."""
+        known = facts(self.registered)["parts"].get(part)
+        if known is None:
+            return "unknown"
+        if self.verify != "none":
+            self._check_counts(part, listing, known["counts"])
+        if known["sha256"] is None:
+            return "unknown"
+        if listing.sha256 == known["sha256"]:
+            return "yes"
+        if self.verify == "official":
+            raise UserError(
+                f"`{listing.file}` has the counts of the official {part} list of "
+                f"{self.registered} but other images: sha256 of its sorted `label basename` lines "
+                f"is {listing.sha256[:12]}..., official {known['sha256'][:12]}...; take the list "
+                f"from {LISTS}, or use data.verify=counts"
+            )
+        return "no"
+
+    def _check_counts(self, part: str, listing: Listing, official: list[int] | int) -> None:
+        num_classes = facts(self.registered)["num_classes"]
+        expected = np.broadcast_to(np.array(official), num_classes)
+        largest = int(listing.labels.max())
+        if largest >= num_classes:
+            line = listing.lines[int(listing.labels.argmax())]
+            raise UserError(
+                f"{listing.file}, line {line}: label {largest}, but {self.registered} has classes "
+                f"0..{num_classes - 1}; take the list from {LISTS}"
+            )
+        counts = np.bincount(listing.labels, minlength=num_classes)
+        wrong = np.nonzero(counts != expected)[0]
+        if len(wrong):
+            first = int(wrong[0])
+            raise UserError(
+                f"`{listing.file}` does not have the counts of the official {part} list of "
+                f"{self.registered}: {len(listing.labels):,} images, official "
+                f"{int(expected.sum()):,}; {len(wrong):,} classes differ, first class {first}: "
+                f"{counts[first]}, official {expected[first]}; take the list from {LISTS}, or use "
+                f"data.verify=none"
+            )
+
+
+def _list(default: str) -> Any:
+    return Field(default, description="list", json_schema_extra={"digest": False})
+
+
+class ImageNetLT(Official):
+    """ImageNet-LT: 1,000 classes, 115,846 training images, 1,280 to 5 a class.
+
+    Reference:
+        Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR 2019,
+        arXiv:1904.05160.
+    """
+
+    registered: ClassVar[str] = "imagenet_lt"
+    needs: ClassVar[str] = (
+        "the train and val images of ImageNet ILSVRC-2012 (https://image-net.org, after "
+        "registration) as train/<wnid>/ and val/<wnid>/"
+    )
+
+    train: str = _list("ImageNet_LT_train.txt")
+    val: str | None = _list("ImageNet_LT_val.txt")
+    test: str = _list("ImageNet_LT_test.txt")
+
+
+class PlacesLT(Official):
+    """Places-LT: 365 classes, 62,500 training images, 4,980 to 5 a class.
+
+    Reference:
+        Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR 2019,
+        arXiv:1904.05160.
+    """
+
+    registered: ClassVar[str] = "places_lt"
+    needs: ClassVar[str] = (
+        "the train and val images of Places365-Standard (http://places2.csail.mit.edu) as "
+        "train/<category>/ and val/<category>/"
+    )
+
+    train: str = _list("Places_LT_train.txt")
+    val: str | None = _list("Places_LT_val.txt")
+    test: str = _list("Places_LT_test.txt")
+
+
+class INat18(Official):
+    """iNaturalist 2018: 8,142 classes, 437,513 training images, 1,000 to 2 a class.
+
+    The official validation list, 3 images a class, is the test part, as in all of the literature.
+
+    Reference:
+        Van Horn et al., The iNaturalist Species Classification and Detection Dataset, CVPR 2018,
+        arXiv:1707.06642.
+    """
+
+    registered: ClassVar[str] = "inat18"
+    needs: ClassVar[str] = (
+        "the images of iNaturalist 2018 (https://github.com/visipedia/inat_comp, train_val2018) as "
+        "train_val2018/<supercategory>/<category>/"
+    )
+
+    augment: Augment = Field("inat", description="name of the training pipeline")
+    train: str = _list("iNaturalist18_train.txt")
+    test: str = _list("iNaturalist18_val.txt")
