@@ -15,7 +15,7 @@ from ltbench.moo.base import Solution, Solver
 
 
 class TorchJD(Solver):
-    """Any Gramian weighting of the torchjd package, e.g. UPGrad, Nash-like or aligned ones.
+    """Any Gramian weighting of the torchjd package, e.g. UPGrad, IMTL-G or aligned MTL.
 
     Reference: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization,
         arXiv:2406.16232, and the papers named in torchjd's documentation of each weighting.
@@ -48,7 +48,12 @@ class TorchJD(Solver):
             )
         try:
             self._weighting = known[key](**config.options)
-        except (TypeError, ValueError, ImportError) as error:
+        except ImportError as error:
+            raise UserError(
+                f"torchjd's `{known[key].__name__}` needs more packages: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+        except (TypeError, ValueError) as error:
             raise UserError(
                 f"torchjd's `{known[key].__name__}` takes {inspect.signature(known[key])}, "
                 f"found options {config.options}: {' '.join(str(error).split())}"
@@ -76,13 +81,14 @@ class TorchJD(Solver):
         if not matrix.any():
             equal = np.full(size, 1 / size)
             return Solution(equal * factor(self.config.rescale, size), equal, float("nan"))
-        if preference is not None and hasattr(self._weighting, "pref_vector"):
-            self._weighting.pref_vector = torch.from_numpy(check_preference(preference, size))
+        if hasattr(self._weighting, "pref_vector"):
+            given = None if preference is None else check_preference(preference, size)
+            self._weighting.pref_vector = None if given is None else torch.from_numpy(given)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "torchjd"))
             try:
                 found = self._weighting(torch.from_numpy(matrix)).detach().numpy()
-            except ValueError as error:
+            except (ValueError, ImportError) as error:
                 raise UserError(
                     f"torchjd weighting `{self.config.weighting}` refused {size} objectives; "
                     f"use another weighting or fix its options: {' '.join(str(error).split())}"
