@@ -1,0 +1,152 @@
+"""What training of parts and on several ranks needs of batch normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ltbench import dist
+from ltbench.errors import UserError
+
+
+def set_batchnorm_mode(module: nn.Module, mode: Literal["train", "eval"]) -> None:
+    """Make batch normalisation in a module use batch (train) or running (eval) statistics."""
+    for layer in _layers(module):
+        layer.train(mode == "train")
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, no forward pass changes running statistics; what layers return stays the same."""
+    tracking = [layer for layer in _layers(module) if layer.track_running_stats]
+    for layer in tracking:  # the layer's own switch for batch statistics without bookkeeping
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in tracking:
+            layer.track_running_stats = True
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of the global batch, on any device and backend.
+
+    Ranks may hold different numbers of images, also none. Each rank runs as many forward and
+    backward passes as the others, in the same order. With one rank it is ``nn.BatchNorm2d``,
+    for features [B, C, ...] of any rank.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected features [B, C, ...], got {input.dim()} dimension(s)")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return normalised features of the same shape."""
+        self._check_input_dim(input)
+        if dist.world() == 1 or not (self.training or self.running_mean is None):
+            return super().forward(input)
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        count, mean, var = global_moments(x)
+        if self.training and self.track_running_stats and self.running_mean is not None:
+            self._track(count, mean.detach(), var.detach())
+        scale = (var + self.eps).rsqrt()
+        scale = scale if self.weight is None else scale * self.weight
+        shape = (1, -1, *(1,) * (x.dim() - 2))
+        out = (x - mean.view(shape)) * scale.view(shape)
+        out = out if self.bias is None else out + self.bias.view(shape)
+        return out.to(input.dtype)
+
+    def _track(self, count: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics towards those of the batch (unbiased variance)."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        unbiased = var * (count / (count - 1).clamp(min=1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+
+def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+    """Replace batch normalisation by ``SyncBatchNorm2d``, in place, and return the module.
+
+    Parameters, buffers and the names in the state dict stay. Cut a backbone with ``split``
+    afterwards, not before.
+
+    Raises:
+        UserError: a layer normalises over the batch in a way of its own.
+    """
+    return _convert(module, {})
+
+
+def global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return count, mean [C] and biased variance [C] of features [B, C, ...] over all ranks.
+
+    One sum over ranks: each rank puts its own count, mean and squared deviations in its row of a
+    table, and these are combined as in Chan's parallel variance, which does not cancel.
+    """
+    dims = [0, *range(2, x.dim())]
+    channels = x.shape[1]
+    count = x.numel() // channels
+    mean = x.sum(dims) / max(count, 1)
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    squares = ((x - mean.view(shape)) ** 2).sum(dims)
+    own = torch.cat([x.new_full((1,), float(count)), mean, squares])
+    place = x.new_zeros((dist.world(), 1))
+    place[dist.rank()] = 1
+    table: Tensor = _SumOverRanks.apply(place * own)
+    counts, means, deviations = table[:, :1], table[:, 1 : channels + 1], table[:, channels + 1 :]
+    total = counts.detach().sum()
+    overall = (counts * means).sum(0) / total
+    between = (counts * (means - overall) ** 2).sum(0)
+    return total, overall, (deviations.sum(0) + between) / total
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over ranks whose gradient is the sum over ranks of the gradients."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:
+        return dist.sum_(tensor.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Any) -> Tensor:
+        summed: Tensor = _SumOverRanks.apply(grads[0])
+        return summed
+
+
+def _layers(module: nn.Module) -> list[_BatchNorm]:
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+
+
+def _convert(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+    if id(module) in done:
+        return done[id(module)]
+    new = module
+    if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm2d):
+        new = _synchronised(module)
+    done[id(module)] = new
+    for name, child in module._modules.items():
+        if child is not None:
+            new._modules[name] = _convert(child, done)
+    return new
+
+
+def _synchronised(layer: _BatchNorm) -> SyncBatchNorm2d:
+    if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        raise UserError(
+            f"batchnorm=sync knows PyTorch's own layers, not {type(layer).__name__}; "
+            "train this backbone without it"
+        )
+    new = SyncBatchNorm2d(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+    )
+    new._parameters, new._buffers = layer._parameters, layer._buffers
+    return new.train(layer.training)
