@@ -61,6 +61,7 @@ class Folder(ImageOptions, LongTail):
         )
 
     def _parts(self, root: Path) -> _Found:
+        names = _classes(root / self.train)
         test_dir = self.test or next((d for d in ("test", "val") if (root / d).is_dir()), None)
         if test_dir is None:
             raise UserError(
@@ -68,7 +69,6 @@ class Folder(ImageOptions, LongTail):
                 f"with data.test=, or give data.root={root / self.train} to hold out images of it"
             )
         val_dir = self.val or ("val" if test_dir != "val" and (root / "val").is_dir() else None)
-        names = _classes(root / self.train)
         train = _images(root, self.train, names)
         test = _images(root, test_dir, names)
         val = _images(root, val_dir, names) if val_dir else None

@@ -154,9 +154,14 @@ def _likely_cause(root: Path, missing: Sequence[str], total: int) -> str:
         if root.joinpath(*parts[cut:]).is_file():
             old = "/".join(parts[:cut]) + "/"
             return f'the image lies there without `{old}`: give data.prefix={{"{old}": ""}}'
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if (folder / first).is_file():
-            return f"it lies in `{folder}`: give that as data.root, or data.prefix"
+    hits = {
+        folder: sum((folder / path).is_file() for path in missing[:20])
+        for folder in sorted(root.iterdir())
+        if folder.is_dir()
+    }
+    best = max(hits, key=lambda folder: hits[folder], default=root)
+    if hits.get(best):
+        return f"they lie in `{best}`: give that as data.root, or data.prefix"
     if len(missing) == total:
         return "none is there: another data.root, or data.prefix for other beginnings of paths"
     folders = {path.rpartition("/")[0] for path in missing}

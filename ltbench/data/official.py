@@ -100,8 +100,9 @@ class Official(ListOptions):
         lists = self._wanted()
         return (
             f"data set `{self.registered}`: {found}; needed are {self.needs}, and the lists "
-            f"{', '.join(lists.values())} ({LISTS}, folder data); then add data.root=DIR, the "
-            f"folder that holds the images as the lists name them, and the lists (or give these by "
+            f"{', '.join(lists.values())} ({LISTS}, folder data); then run this again with "
+            f"data.root=DIR, the folder that holds the images as the lists name them, and the "
+            f"lists (or give these by "
             f"{' '.join(f'data.{part}=FILE' for part in lists)})"
         )
 
