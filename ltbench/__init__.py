@@ -35,10 +35,11 @@ _WHERE = {
 }
 _MODULES = {"losses", "moo"}
 
-__all__ = ["__version__", *_WHERE]  # noqa: PLE0604 - names of the table above
+__all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
-    from ltbench import losses, moo
+    from ltbench import losses as losses
+    from ltbench import moo as moo
     from ltbench.api import create_model, evaluate, list_models, load
     from ltbench.config import get_recipe, list_recipes
     from ltbench.errors import UserError

@@ -69,7 +69,9 @@ def load_described(path: str | Path) -> tuple[Method, dict[str, Any]]:
             facts["dataset"], tuple(facts["class_counts"]), tuple(facts["class_names"])
         )
     except (KeyError, TypeError) as error:
-        raise UserError(f"{file.with_suffix('.json')} lacks `{error}`: not a run's model") from error
+        raise UserError(
+            f"{file.with_suffix('.json')} lacks `{error}`: not a run's model"
+        ) from error
     recipe = build_recipe({**tree, "backbone": {**tree["backbone"], **_NO_WEIGHTS}})
     method: Method | None = None
     for stage in recipe.stages:

@@ -134,7 +134,9 @@ def read_snapshot(folder: Path) -> Snapshot:
             )
         return Snapshot(Position(**state["position"]), load_file(folder / TENSORS), state["facts"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"checkpoint {folder} is not readable ({_reason(error)}); {advice}") from error
+        raise UserError(
+            f"checkpoint {folder} is not readable ({_reason(error)}); {advice}"
+        ) from error
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
@@ -239,9 +241,7 @@ def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], origin: 
         UserError: it belongs to another model; names the first key that does not fit.
     """
     own = module.state_dict()
-    wrong = sorted(set(own) ^ set(tensors)) or [
-        k for k in own if own[k].shape != tensors[k].shape
-    ]
+    wrong = sorted(set(own) ^ set(tensors)) or [k for k in own if own[k].shape != tensors[k].shape]
     if wrong:
         raise UserError(
             f"{origin} belongs to another model: {len(wrong)} tensors do not fit, "

@@ -221,9 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def take(
-    words: Sequence[str], key: str, *, required: bool = False
-) -> tuple[str, list[str]]:
+def take(words: Sequence[str], key: str, *, required: bool = False) -> tuple[str, list[str]]:
     """Take the value of one `key=value` word out of the others.
 
     Raises:

@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
@@ -100,9 +100,11 @@ def parse_word(word: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f"expected `key=value`, found `{word}`")
     try:
-        return key, yaml.load(text, _Loader)  # noqa: S506 - a subclass of SafeLoader
+        return key, yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"`{key}`: cannot read the value `{text}` ({_first_line(error)})") from error
+        raise UserError(
+            f"`{key}`: cannot read the value `{text}` ({_first_line(error)})"
+        ) from error
 
 
 def read_tree(name: str) -> tuple[Tree, Origins]:
@@ -119,7 +121,9 @@ def read_tree(name: str) -> tuple[Tree, Origins]:
         parent_path, _ = _find(str(parent))
         child, tree = tree, _read_file(parent_path)
         if "extends" in tree:
-            raise UserError(f"{path.name}: `extends: {parent}` is itself an extension; one level only")
+            raise UserError(
+                f"{path.name}: `extends: {parent}` is itself an extension; one level only"
+            )
         _mark(origins, tree, "", parent_path.name)
         variants = tree.pop("variants", {})
         for key, value in tree.pop("override", {}).items():
@@ -185,7 +189,7 @@ def build_recipe(tree: Tree, origins: Origins | None = None) -> Recipe:
     """
     errors: list[str] = []
     recipe = _build(Recipe, tree, "", errors, origins or {})
-    if recipe is not None and not errors:
+    if isinstance(recipe, Recipe) and not errors:
         errors += _cross_checks(recipe)
     if errors or not isinstance(recipe, Recipe):
         raise UserError("\n".join(errors))
@@ -240,7 +244,7 @@ def _find(name: str) -> tuple[Path, str | None]:
 
 def _read_file(path: Path) -> Tree:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} is not readable YAML: {_first_line(error)}") from error
     if not isinstance(tree, dict):
@@ -326,7 +330,9 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
     if get_origin(annotation) in (Union, types.UnionType):
         found = [_model_of(a) for a in get_args(annotation)]
         return next((m for m in found if m is not None), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    )
 
 
 def _item_model(annotation: Any) -> type[BaseModel] | None:

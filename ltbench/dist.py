@@ -85,7 +85,7 @@ def sum_gradients(gradients: Iterable[Tensor]) -> None:
         works.append((td.all_reduce(flat, async_op=True), flat, bucket))
     for work, flat, bucket in works:
         work.wait()
-        for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+        for g, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
             g.copy_(part.view_as(g))
 
 

@@ -48,10 +48,12 @@ class Stage(Config):
     """Micro-batches per step on each rank."""
     last_batch: Literal["keep", "drop"] = "keep"
     """What to do with the short last batch of an epoch."""
-    sampler: Annotated[Choice, Tagged("SAMPLERS")] = Field(default="instance", validate_default=True)  # type: ignore[assignment]
+    sampler: Annotated[Choice, Tagged("SAMPLERS")] = Field(
+        default="instance", validate_default=True
+    )
     optim: Optim | None = None
     schedule: Schedule = Schedule()
-    update: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)  # type: ignore[assignment]
+    update: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
     freeze: tuple[str, ...] | None = None
     """Parts not trained: name prefixes, or stages of the backbone; null is the method's own rule."""
     frozen_bn: Literal["train", "eval"] | None = None

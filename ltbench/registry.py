@@ -33,7 +33,9 @@ class Registry(Generic[T]):
         def add(part: T) -> T:
             if name in self._where:
                 raise ValueError(f"{self.kind} `{name}` is registered twice")
-            self._where[name] = f"{getattr(part, '__module__', '?')}:{getattr(part, '__name__', name)}"
+            self._where[name] = (
+                f"{getattr(part, '__module__', '?')}:{getattr(part, '__name__', name)}"
+            )
             self._loaded[name] = part
             return part
 
@@ -68,7 +70,9 @@ class Registry(Generic[T]):
             return first_sentence(getattr(self._loaded[name], "__doc__", "") or "")
         module, attribute = self._where[name].split(":")
         package, _, leaf = module.rpartition(".")
-        spec = importlib.util.find_spec(package)  # imports packages only, which import nothing heavy
+        spec = importlib.util.find_spec(
+            package
+        )  # imports packages only, which import nothing heavy
         for folder in (spec.submodule_search_locations or []) if spec else []:
             path = Path(folder) / f"{leaf}.py"
             if path.is_file():

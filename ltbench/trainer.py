@@ -124,7 +124,7 @@ class Trainer:
         if self.recipe.run.batchnorm == "sync":
             convert_sync_batchnorm(method)
         layout = torch.channels_last if self.recipe.run.channels_last else torch.contiguous_format
-        return method.to(self.device).to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+        return method.to(self.device).to(memory_format=layout)
 
     def _train(self, index: int, method: Method, snapshot: Snapshot | None) -> None:
         stage, run = self.recipe.stages[index], self.recipe.run

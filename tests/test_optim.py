@@ -20,7 +20,12 @@ SCHEDULES = {
     ),
     "lr_bbn_cifar": (
         Schedule(
-            name="multistep", warmup=5, warmup_from=1 / 3, milestones=(120, 160), gamma=0.01, shift=1
+            name="multistep",
+            warmup=5,
+            warmup_from=1 / 3,
+            milestones=(120, 160),
+            gamma=0.01,
+            shift=1,
         ),
         200,
     ),

@@ -104,7 +104,9 @@ class StepRun:
     def _add_shared(
         self, parameters: list[nn.Parameter], extra: list[Tensor | None], n: Tensor
     ) -> None:
-        found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, extra, strict=True)]
+        found = [
+            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, extra, strict=True)
+        ]
         dist.sum_gradients(found)
         for p, g in zip(parameters, found, strict=True):
             share = g / n.to(g.dtype)
@@ -157,4 +159,5 @@ def add_lists(a: list[Tensor | None] | None, b: list[Tensor | None]) -> list[Ten
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return the Euclidean norm of all gradients together."""
     norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-    return torch.linalg.vector_norm(torch.stack(norms))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
+    return total

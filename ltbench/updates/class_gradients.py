@@ -152,7 +152,7 @@ def class_jacobian(
             out = run.loss(batch, replace(at, micro=micro))
         own, ordinary = objectives.cotangents(out)
         where = place[out.labels]
-        for k in where.unique().tolist():
+        for k in torch.unique(where).tolist():
             cotangent = torch.where(where == k, own if k >= 0 else ordinary, 0.0)
             target = jacobian[k] if k >= 0 else others
             target += _flat_gradient(out.rows, part, cotangent)
@@ -168,13 +168,14 @@ def class_jacobian(
 def _flat_gradient(value: Tensor, part: list[nn.Parameter], cotangent: Tensor | None) -> Tensor:
     found = torch.autograd.grad(value, part, cotangent, retain_graph=True, allow_unused=True)
     return torch.cat(
-        [torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(part, found, strict=True)]
+        [
+            torch.zeros_like(p).flatten() if g is None else g.flatten()
+            for p, g in zip(part, found, strict=True)
+        ]
     )
 
 
-def _ordinary_gradient(
-    out: Rows, cotangent: Tensor, rest: list[nn.Parameter], shares: int
-) -> None:
+def _ordinary_gradient(out: Rows, cotangent: Tensor, rest: list[nn.Parameter], shares: int) -> None:
     """Accumulate the ordinary gradient in ``.grad`` of parameters outside the part."""
     if not rest:
         return

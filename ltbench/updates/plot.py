@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from ltbench import registries, schema
+from ltbench.backbones.base import FeatureCache
 from ltbench.backbones.batchnorm import frozen_statistics
 from ltbench.losses import plot_class_weights
 from ltbench.methods.base import Batch, Method, Progress
@@ -125,7 +126,7 @@ class Plot(Update):
         if cfg.epochs is not None and at.epoch >= cfg.epochs:
             return Plain(cfg).step(run, batches, at)
         part = run.part(cfg.part)
-        features = nullcontext(None)
+        features: AbstractContextManager[FeatureCache | None] = nullcontext(None)
         if cfg.from_features:
             features = run.method.backbone.cache_before(self._first_stage())
         with features as cache:
@@ -135,7 +136,9 @@ class Plot(Update):
                 cache.replay()
             with climbed(part, cfg.rho, keep=cfg.climb_kept):
                 second = batches if cfg.mixed_labels else [b.unmixed() for b in batches]
-                statistics = nullcontext() if cfg.statistics_twice else frozen_statistics(run.method)
+                statistics = (
+                    nullcontext() if cfg.statistics_twice else frozen_statistics(run.method)
+                )
                 with statistics:
                     log = self._pareto_gradients(run, second, at, part)
         run.optimizer.step()
@@ -193,7 +196,7 @@ def gram_matrix(jacobian: Tensor, chunk: int = 2**16) -> Tensor:
     """Return the inner products of the rows [K, K], summed in double precision by columns."""
     k = len(jacobian)
     gram = jacobian.new_zeros((k, k), dtype=torch.float64)
-    for part in jacobian.split(chunk, dim=1):
+    for part in torch.split(jacobian, chunk, dim=1):
         double = part.double()
         gram += double @ double.T
     return gram
@@ -201,5 +204,6 @@ def gram_matrix(jacobian: Tensor, chunk: int = 2**16) -> Tensor:
 
 def write_gradient(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
     """Set the gradients of parameters from one flat vector."""
-    for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    sizes = [p.numel() for p in parameters]
+    for p, g in zip(parameters, torch.split(flat, sizes), strict=True):
         p.grad = g.view_as(p).to(p.dtype).clone()

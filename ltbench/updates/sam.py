@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from ltbench import schema
 from ltbench.backbones.batchnorm import frozen_statistics
@@ -67,11 +67,12 @@ def climbed(parameters: Sequence[nn.Parameter], rho: float, keep: float = 0.0) -
         rho: length of the move.
         keep: share of the move left in the weights afterwards; 0 restores them bit for bit.
     """
-    moved = [p for p in parameters if p.grad is not None]
+    pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+    moved: list[Tensor] = [p for p, _ in pairs]
     start = [p.detach().clone() for p in moved]
     with torch.no_grad():
-        scale = rho / (gradient_norm(moved) + EPS)
-        torch._foreach_add_(moved, torch._foreach_mul([p.grad for p in moved], scale))
+        scale = rho / (gradient_norm(parameters) + EPS)
+        torch._foreach_add_(moved, list(torch._foreach_mul([g for _, g in pairs], scale)))
     try:
         yield
     finally:

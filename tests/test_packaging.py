@@ -1,0 +1,128 @@
+"""The wheel works from an empty folder, imports stay light, the README's commands are real."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str, **kw) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, **kw
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_and_list_do_not_import_torch():
+    python("import sys, ltbench; assert 'torch' not in sys.modules and 'timm' not in sys.modules")
+    for words in (["list"], ["list", "methods"], ["list", "backbones"], ["list", "solvers"]):
+        python(
+            "import sys; from ltbench.cli import main\n"
+            f"try: main({words!r})\n"
+            "except SystemExit as e: assert not e.code, e.code\n"
+            "heavy = {'torch', 'timm', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+            "assert not heavy, heavy"
+        )
+
+
+def test_timm_knows_our_models_after_import_in_either_order():
+    check = (
+        "m = timm.create_model('resnet32_cifar', num_classes=10); assert m.fc.out_features == 10"
+    )
+    python(f"import ltbench, timm; {check}")
+    python(f"import timm, ltbench; {check}")
+
+
+def build(tmp_path: Path) -> Path:
+    pytest.importorskip("hatchling", reason="the build back end is needed to build a wheel")
+    from hatchling.builders.wheel import WheelBuilder
+
+    return Path(next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path))))
+
+
+def test_wheel_holds_recipes_and_leaderboard_and_runs_from_an_empty_folder(tmp_path):
+    wheel = build(tmp_path)
+    with zipfile.ZipFile(wheel) as z:
+        names = z.namelist()
+    recipes = {p.name for p in (ROOT / "recipes").glob("*.yaml")}
+    assert {n.split("/")[-1] for n in names if n.startswith("ltbench/_recipes/")} >= recipes
+    assert "ltbench/_leaderboard/published.csv" in names
+    assert not [n for n in names if n.startswith(("tests/", "runs/"))]
+
+    # A clean environment that borrows the dependencies of this one and has no checkout in sight.
+    env = tmp_path / "env"
+    venv.create(env, with_pip=False)
+    site = next((env / "lib").glob("python*/site-packages"))
+    (site / "deps.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
+    with zipfile.ZipFile(wheel) as z:
+        z.extractall(site)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    run = [
+        str(env / "bin" / "python"),
+        "-c",
+        "import ltbench, sys; from ltbench.cli import main; "
+        "assert 'site-packages' in ltbench.__file__ and '/env/' in ltbench.__file__; "
+        "main(sys.argv[1:])",
+    ]
+    for words, expected in (
+        (["list", "recipes", "quick*"], "quickstart"),
+        (["show", "recipe=mislas_plot_inat"], "digest"),
+        (["leaderboard", "dataset=inat"], "MiSLAS"),
+    ):
+        done = subprocess.run(
+            [*run, *words], cwd=empty, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+
+
+def test_version_and_bounds():
+    tomllib = pytest.importorskip("tomllib", reason="in the standard library from Python 3.11")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / "pyproject.toml").read_text()
+    for requirement in project["dependencies"]:
+        line = next(x for x in text.splitlines() if f'"{requirement}"' in x)
+        assert "#" in line, f"{requirement} has no reason"
+    pins = (ROOT / "constraints.txt").read_text()
+    for requirement in project["dependencies"]:
+        name = re.split(r"[<>=!~\[]", requirement)[0]
+        assert re.search(rf"^{re.escape(name)}==", pins, re.MULTILINE | re.IGNORECASE), name
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    import ltbench
+
+    assert f"## {ltbench.__version__}" in changes
+
+
+def test_readme_commands_name_real_recipes_and_keys():
+    from ltbench import get_recipe
+
+    text = (ROOT / "README.md").read_text()
+    commands = re.findall(
+        r"^ *(?:\$ )?(?:torchrun .*-m )?ltbench (run|show) (.*)$", text, re.MULTILINE
+    )
+    assert len(commands) >= 5
+    for _, rest in commands:
+        words = rest.split("#")[0].split()
+        name = next(w for w in words if w.startswith("recipe=")).removeprefix("recipe=")
+        get_recipe(name, *[w for w in words if not w.startswith("recipe=") and "=" in w])
+
+
+def test_readme_python_examples_run(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 4
+    for block in blocks:
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{block}\n{done.stderr}"

@@ -1,0 +1,184 @@
+"""Killed at any moment and started again with the same command, a run ends bit for bit the same."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ltbench import get_recipe, run
+from ltbench.checkpoint import Store
+from ltbench.errors import UserError
+
+# A short two-stage recipe with mixing, PLOT and a class-aware second stage.
+WORDS = [
+    "stages.0.epochs=4",
+    "stages.0.update.epochs=2",
+    "stages.1.epochs=2",
+    "stages.0.schedule.warmup=1",
+    "stages.0.batch_size=96",
+    "stages.1.batch_size=96",
+    "backbone=resnet20_cifar",
+    "run.save_steps=3",
+    "run.device=cpu",
+    "run.threads=1",
+]
+
+
+def command(out: Path, *extra: str) -> list[str]:
+    words = ["run", "recipe=quickstart", *WORDS, *extra, f"out={out}"]
+    return [sys.executable, "-m", "ltbench", *words]
+
+
+def weights(out: Path) -> dict:
+    return load_file(out / "model.safetensors")
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    run(get_recipe("quickstart", *WORDS, f"out={out}"))
+    return out
+
+
+def test_killed_again_and_again_ends_bitwise_the_same(unbroken, tmp_path):
+    out, kills = tmp_path / "run", 0
+    deadline = time.monotonic() + 200
+    while not (out / "record.json").is_file():
+        assert time.monotonic() < deadline
+        process = subprocess.Popen(
+            command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        before = len(list(out.glob("checkpoints/*"))) and newest(out)
+        # Wait for new checkpoints, then kill without warning a little later than last time.
+        while process.poll() is None and kills < 4:
+            if out.is_dir() and newest(out) not in (before, ""):
+                time.sleep(0.07 * kills)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        error = process.communicate()[1]
+        assert process.returncode in (0, -signal.SIGKILL), error
+    assert kills == 4
+    assert same(weights(out), weights(unbroken))
+    ours, theirs = (json.loads((d / "record.json").read_text()) for d in (out, unbroken))
+    assert ours["metrics"] == theirs["metrics"]
+    assert curves(out) == curves(unbroken)
+
+
+def newest(out: Path) -> str:
+    return max((p.name for p in out.glob("checkpoints/s*")), default="")
+
+
+def curves(out: Path) -> list[str]:
+    lines = (out / "curves.csv").read_text().splitlines()
+    speed = lines[0].split(",").index("images_per_second")
+    return [",".join(c for i, c in enumerate(x.split(",")) if i != speed) for x in lines]
+
+
+def test_a_finished_run_is_read_not_repeated(unbroken):
+    before = (unbroken / "model.safetensors").stat().st_mtime_ns
+    result = run(get_recipe("quickstart", *WORDS, f"out={unbroken}"))
+    assert not result.fresh
+    assert (unbroken / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_folder_of_another_run_is_refused(unbroken, tmp_path):
+    with pytest.raises(UserError, match="belongs to `quickstart`"):
+        run(get_recipe("quickstart", *WORDS, "seed=1", f"out={unbroken}"))
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        run(get_recipe("quickstart", *WORDS, f"out={tmp_path}"))
+    assert (tmp_path / "letter.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["letter.txt"]
+
+
+def test_last_two_checkpoints_and_one_per_stage_are_kept(unbroken):
+    names = sorted(p.name for p in (unbroken / "checkpoints").iterdir())
+    stages = [n for n in names if n.endswith("-stage")]
+    assert stages == ["s1-e0000-t000000-stage", "s2-e0000-t000000-stage"]
+    assert len(names) <= 4
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "state", "missing"])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(damage, unbroken, tmp_path):
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    (out / "record.json").unlink()
+    folder = out / "checkpoints" / newest(out)
+    tensors = folder / "tensors.safetensors"
+    if damage == "truncate":
+        tensors.write_bytes(tensors.read_bytes()[:1000])
+    elif damage == "flip":
+        content = bytearray(tensors.read_bytes())
+        content[-100] ^= 1
+        tensors.write_bytes(content)
+    elif damage == "state":
+        (folder / "state.json").write_text("{")
+    else:
+        tensors.unlink()
+    with pytest.raises(UserError, match=folder.name) as caught:
+        run(get_recipe("quickstart", *WORDS, f"out={out}"))
+    assert len(str(caught.value).splitlines()) == 1
+    assert "delete the folder" in str(caught.value)
+    shutil.rmtree(folder)  # what the message advises
+    run(get_recipe("quickstart", *WORDS, f"out={out}"))
+    assert same(weights(out), weights(unbroken))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(unbroken, tmp_path, monkeypatch):
+    import errno
+    import shutil
+
+    from ltbench import checkpoint
+
+    out = tmp_path / "run"
+    real, calls = checkpoint.save_file, []
+
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) == 4:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        run(get_recipe("quickstart", *WORDS, f"out={out}"))
+    assert not list(out.glob("**/.partial-*"))
+    assert Store(out / "checkpoints").latest() is not None
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    run(get_recipe("quickstart", *WORDS, f"out={out}"))
+    assert same(weights(out), weights(unbroken))
+    shutil.rmtree(out)
+
+
+def test_ctrl_c_exits_130_with_one_line_and_resumes(unbroken, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not newest(out) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip().splitlines() == [
+        f"interrupted; the same command goes on from the last checkpoint in {out}"
+    ]
+    run(get_recipe("quickstart", *WORDS, f"out={out}"))
+    assert same(weights(out), weights(unbroken))
