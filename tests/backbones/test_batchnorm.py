@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
+
+from ltbench import dist
+from ltbench.backbones.batchnorm import (
+    SyncBatchNorm2d,
+    convert_sync_batchnorm,
+    frozen_statistics,
+    set_batchnorm_mode,
+)
+from ltbench.errors import UserError
+
+SHARES = {"uneven": (6, 2), "one empty": (8, 0)}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5, momentum=None)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.BatchNorm1d(5, affine=False),
+        nn.Linear(5, 3),
+    ).double()
+
+
+def images() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(8, 3, 6, 6, generator=g, dtype=torch.float64)
+    return 3 + 2 * x, torch.randn(8, 3, generator=g, dtype=torch.float64)
+
+
+def gradients(net: nn.Module, x: Tensor, targets: Tensor) -> list[list[Tensor]]:
+    """Differentiate several objectives on one graph, then run a second batch."""
+    rows = ((net(x) - targets) ** 2).sum(1)
+    found = []
+    for power in (1, 2, 3):
+        grads = torch.autograd.grad((rows**power).sum(), list(net.parameters()), retain_graph=True)
+        found.append([dist.sum_(g.contiguous()) for g in grads])
+    net(x + 1)
+    return found
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    out: dict[str, Any] = {}
+    for name, (first, _) in SHARES.items():
+        x, targets = images()
+        own = slice(0, first) if rank == 0 else slice(first, None)
+        net = convert_sync_batchnorm(network())
+        grads = gradients(net, x[own], targets[own])
+        out[name] = (grads, dict(net.state_dict()))
+    halves = torch.tensor([[1.0], [3.0], [5.0], [7.0]], dtype=torch.float64)[2 * rank :][:2]
+    layer = SyncBatchNorm2d(1).double()
+    layer(halves)
+    out["vector"] = (float(layer.running_mean), float(layer.running_var))
+    low = SyncBatchNorm2d(1)(halves.bfloat16())
+    out["bf16"] = (low.dtype, low.detach().double().flatten().tolist())
+    if rank == 0:
+        torch.save(out, f"{folder}/out.pt")
+    td.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
+    found: dict[str, Any] = torch.load(folder / "out.pt", weights_only=False)
+    return found
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_two_ranks_are_one_global_batch(two_ranks: dict[str, Any], share: str) -> None:
+    net = network()
+    expected = gradients(net, *images())
+    grads, state = two_ranks[share]
+    assert list(state) == list(net.state_dict())
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=1e-10, atol=1e-10)
+    for found, wanted in zip(grads, expected, strict=True):
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_shift_bn_vector(
+    two_ranks: dict[str, Any], vector: Callable[[str], dict[str, Any]]
+) -> None:
+    v = vector("shift_bn_running_stats")
+    layer = nn.BatchNorm1d(1, momentum=v["params"]["momentum"]).double().eval()
+    set_batchnorm_mode(nn.Sequential(layer).eval(), "train")
+    layer(torch.tensor(v["inputs"]["x"], dtype=torch.float64))
+    expected = (v["expected"]["mean"], v["expected"]["var"])
+    for found in [(float(layer.running_mean), float(layer.running_var)), two_ranks["vector"]]:
+        assert found == pytest.approx(expected, abs=v["tolerance"])
+
+
+def test_low_precision_keeps_its_type(two_ranks: dict[str, Any]) -> None:
+    dtype, values = two_ranks["bf16"]
+    assert dtype == torch.bfloat16
+    assert values == pytest.approx([-3 / 5**0.5, -1 / 5**0.5], rel=1e-2)
+
+
+def test_one_rank_is_plain_batch_normalisation() -> None:
+    plain, net = network(), convert_sync_batchnorm(network())
+    x, _ = images()
+    assert torch.equal(net(x), plain(x))
+    assert torch.equal(net.eval()(x), plain.eval()(x))
+
+
+def test_conversion_keeps_parameters_modes_and_shared_layers() -> None:
+    shared = nn.BatchNorm2d(4).eval()
+    net = nn.Sequential(shared, nn.Sequential(shared), nn.BatchNorm2d(4))
+    before = dict(net.named_parameters())
+    converted = convert_sync_batchnorm(net)
+    assert converted is net
+    assert all(isinstance(m, SyncBatchNorm2d) for m in (net[0], net[1][0], net[2]))
+    assert net[0] is net[1][0]
+    assert [net[0].training, net[2].training] == [False, True]
+    assert all(p is before[n] for n, p in net.named_parameters())
+    assert convert_sync_batchnorm(net)[0] is net[0]
+
+
+def test_conversion_refuses_layers_it_does_not_know() -> None:
+    class Odd(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(UserError, match="Odd"):
+        convert_sync_batchnorm(nn.Sequential(Odd(3)))
+
+
+def test_frozen_statistics_are_bitwise_untouched() -> None:
+    net, (x, _) = network(), images()
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    with frozen_statistics(net):
+        inside = net(x)
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+    assert torch.equal(net(x), inside)
+    assert not torch.equal(net[1].running_mean, before["1.running_mean"])
+
+
+def test_frozen_statistics_leave_evaluation_alone_and_end_on_errors() -> None:
+    net, (x, _) = network().eval(), images()
+    expected = net(x)
+    with frozen_statistics(net):
+        assert torch.equal(net(x), expected)
+    with pytest.raises(ValueError, match="expected 4D"), frozen_statistics(net):
+        net[1](x[0])
+    assert net[1].track_running_stats
+
+
+def test_mode_reaches_batch_normalisation_only() -> None:
+    net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(2))
+    set_batchnorm_mode(net, "eval")
+    assert [m.training for m in net] == [True, False]

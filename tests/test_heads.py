@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ltbench.heads import CosineHead, LinearHead, NormalizedHead, ScaledHead, ShiftedHead
+
+Vector = Callable[[str], dict[str, Any]]
+
+
+def double(values: Any) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def close(found: torch.Tensor, v: dict[str, Any], expected: Any) -> None:
+    torch.testing.assert_close(found, double(expected), rtol=v["tolerance"], atol=v["tolerance"])
+
+
+def scaled_head(v: dict[str, Any]) -> ScaledHead:
+    inner = nn.Linear(2, 3).double()
+    head = ScaledHead(inner.requires_grad_(False), 3).double()
+    with torch.no_grad():
+        inner.weight.copy_(double(v["inputs"]["weight"]))
+        inner.bias.copy_(double(v["inputs"]["bias"]))
+        head.scale.copy_(double(v["inputs"]["scales"]))
+    return head
+
+
+def test_cosine_head_is_the_authors(vector: Vector) -> None:
+    v = vector("normed_linear")
+    head = CosineHead(2, 3, scale=1.0).double()
+    head.weight.data = double(v["inputs"]["weight"])
+    close(head(double(v["inputs"]["features"])).detach(), v, v["expected"])
+
+
+def test_cosine_head_starts_with_unit_columns_and_scales() -> None:
+    head = CosineHead(16, 5, scale=30.0)
+    assert head.weight.shape == (16, 5)
+    torch.testing.assert_close(head.weight.norm(dim=0), torch.ones(5))
+    logits = head(3 * head.weight.t())
+    torch.testing.assert_close(logits.diagonal(), torch.full((5,), 30.0))
+
+
+def test_lws_logits(vector: Vector) -> None:
+    v = vector("lws_logits")
+    close(scaled_head(v)(double(v["inputs"]["features"])).detach(), v, v["expected"])
+
+
+def test_lws_trains_the_scales_only(vector: Vector) -> None:
+    v = vector("lws_gradient")
+    head = scaled_head(v)
+    logits = head(double(v["inputs"]["features"]))
+    F.cross_entropy(logits, torch.tensor(v["inputs"]["labels"])).backward()
+    close(head.scale.grad, v, v["expected"])
+    assert [n for n, p in head.named_parameters() if p.grad is not None] == ["scale"]
+
+
+def test_mislas_scale_multiplies_the_whole_output(vector: Vector) -> None:
+    v = vector("mislas_lws")
+    logits = double(v["inputs"]["logits"])
+    before = logits.clone()
+    head = ScaledHead(nn.Identity(), 4).double()
+    assert torch.equal(head(logits), logits)
+    head.scale.data = double(v["inputs"]["learned_norm"])
+    close(head(logits).detach(), v, v["expected"])
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("name", ["tau_norm_0.7", "tau_norm_1"])
+def test_tau_norm(vector: Vector, name: str) -> None:
+    v = vector(name)
+    head = NormalizedHead(double(v["inputs"]["weight"]), v["params"]["tau"])
+    close(head.weight, v, v["expected"]["weight"])
+    close(head(double(v["inputs"]["features"])), v, v["expected"]["logits"])
+
+
+def test_tau_norm_leaves_a_dead_class_finite() -> None:
+    head = NormalizedHead(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), tau=1.0)
+    assert torch.equal(head.weight, torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
+
+
+def test_shifted_head_adds_a_stored_offset() -> None:
+    inner, offset = LinearHead(4, 3), torch.tensor([1.0, -2.0, 0.5])
+    head, x = ShiftedHead(inner, offset), torch.randn(6, 4)
+    assert torch.equal(head(x), inner(x) + offset)
+    offset.zero_()
+    assert torch.equal(head.state_dict()["offset"], torch.tensor([1.0, -2.0, 0.5]))
+    assert "offset" not in dict(head.named_parameters())
+
+
+def test_linear_head_starts_as_in_the_field() -> None:
+    head = LinearHead(400, 300)
+    assert head.weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.02)
+    assert 0 < head.bias.abs().max().item() <= 400**-0.5
