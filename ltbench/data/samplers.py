@@ -1,0 +1,253 @@
+"""Which images an epoch visits, in which order: pure functions of labels, seed and epoch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ltbench import registries, schema
+from ltbench.data.frequencies import class_probabilities as class_probabilities
+from ltbench.data.frequencies import image_weights as image_weights
+from ltbench.errors import UserError
+from ltbench.seeding import derive, keyed_permutation, keyed_uniform
+
+
+def class_aware_cycle(
+    labels: np.ndarray, per_class: int, length: int, rng: random.Random
+) -> np.ndarray:
+    """Draw from an endless shuffled cycle over classes, each an endless shuffled cycle of images.
+
+    Every visit to a class takes ``per_class`` images of it; a cycle is shuffled again when it is
+    used up. Classes without images are left out.
+
+    Reference:
+        Shen et al., Relay Backpropagation for Effective Learning of Deep Convolutional Neural
+        Networks, ECCV 2016, arXiv:1512.05830, Section 3.3; the order of random numbers is that
+        of the code of Kang et al., ICLR 2020, arXiv:1910.09217.
+
+    Departures:
+        none known from that code; for the same state of ``rng`` the indices are equal.
+
+    Args:
+        labels: class of each image, int [N].
+        per_class: images per visit to a class, at least 1.
+        length: number of draws.
+        rng: source of the shuffles.
+
+    Returns:
+        Indices, int64 [length].
+    """
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    cycles = [_cycle(images.tolist(), rng) for images in by_class]
+    classes = _cycle([c for c, images in enumerate(by_class) if len(images)], rng)
+    drawn: list[int] = []
+    while len(drawn) < length:
+        images = cycles[next(classes)]
+        drawn.extend(itertools.islice(images, per_class))
+    return np.array(drawn[:length], dtype=np.int64)
+
+
+class Sampler:
+    """Decides the global order of an epoch; slicing by rank and batching happen elsewhere."""
+
+    class Config(schema.Config):
+        """Options of the sampler."""
+
+    def __init__(self, config: schema.Config | None = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return the indices that one epoch visits, in order.
+
+        Args:
+            labels: class of each training image, int64 [N], N > 0.
+            seed: which sequence of epochs.
+            epoch: 0-based epoch.
+            epochs: number of epochs, for samplers that change over training.
+            batch_size: global batch, for samplers whose epoch is a number of batches.
+
+        Returns:
+            Indices, int64; how many depends on the sampler.
+        """
+        raise NotImplementedError
+
+
+class Instance(Sampler):
+    """Every image once per epoch, shuffled."""
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return a permutation of all images; see ``Sampler.order``."""
+        return keyed_permutation(derive(seed, "order", epoch), len(labels))
+
+
+class ClassAware(Sampler):
+    """Equally many draws of every class, by shuffled cycles over classes and their images."""
+
+    class Config(schema.Config):
+        """Options of class-aware sampling."""
+
+        per_class: int = Field(4, ge=1)
+        """Images per visit to a class: 4 in cRT and MiSLAS, 1 in PLOT and CC-SAM."""
+        length: Literal["images", "batches", "mislas", "oversample"] = "images"
+        """Draws per epoch for n images, batch B and C classes: images = n (PLOT); batches =
+        floor(n/B) B (cRT); mislas = (ceil(n/B) + 1) B; oversample = C times the largest class."""
+
+    config: Config
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return the draws of one epoch; see ``Sampler.order``.
+
+        Raises:
+            UserError: ``length`` is ``"batches"`` and there are fewer images than a batch.
+        """
+        length = self._length(labels, batch_size)
+        if length == 0:
+            raise UserError(
+                f"sampler length `batches` needs at least one batch of {batch_size} images, "
+                f"found {len(labels)}; lower batch_size or use length `images`"
+            )
+        rng = random.Random(derive(seed, "order", epoch))
+        return class_aware_cycle(labels, self.config.per_class, length, rng)
+
+    def _length(self, labels: np.ndarray, batch_size: int) -> int:
+        n = len(labels)
+        if self.config.length == "batches":
+            return n // batch_size * batch_size
+        if self.config.length == "mislas":
+            return (math.ceil(n / batch_size) + 1) * batch_size
+        if self.config.length == "oversample":
+            counts = np.bincount(labels)
+            return int(np.count_nonzero(counts) * counts.max())
+        return n
+
+
+class SquareRoot(Sampler):
+    """Classes in proportion to the square root of their counts, with replacement."""
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return N independent draws; see ``Sampler.order``."""
+        return _draw(labels, class_probabilities(np.bincount(labels), "square_root"), seed, epoch)
+
+
+class Reversed(Sampler):
+    """Classes in inverse proportion to their counts, with replacement (BBN)."""
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return N independent draws; see ``Sampler.order``."""
+        return _draw(labels, class_probabilities(np.bincount(labels), "reversed"), seed, epoch)
+
+
+class Progressive(Sampler):
+    """From instance-balanced in the first epoch to class-balanced in the last, with replacement."""
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return N independent draws; see ``Sampler.order``."""
+        progress = epoch / (epochs - 1) if epochs > 1 else 1.0
+        p = class_probabilities(np.bincount(labels), "progressive", progress=progress)
+        return _draw(labels, p, seed, epoch)
+
+
+class Effective(Sampler):
+    """Images weighted by one over their class's effective number, with replacement."""
+
+    class Config(schema.Config):
+        """Options of effective-number sampling."""
+
+        beta: Annotated[float, Field(ge=0, le=1)] | Literal["class_based"] = 0.9999
+        """In [0, 1]: 0 is instance sampling, 1 inverse counts (class-balanced); `class_based` is
+        GCL's rule, 0.9999 for the largest class to 0.99991 for the smallest."""
+
+    config: Config
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return N independent draws; see ``Sampler.order``."""
+        p = class_probabilities(np.bincount(labels), "effective", beta=self.config.beta)
+        return _draw(labels, p, seed, epoch)
+
+
+class TorchSampler(torch.utils.data.Sampler[int]):
+    """Any sampler of ltbench as the ``sampler=`` of anyone's own ``DataLoader``.
+
+    Call ``set_epoch`` before each epoch, as with PyTorch's ``DistributedSampler``.
+
+    Args:
+        labels: class of each training image, int [N].
+        sampler: a sampler, or the name of one with its default options.
+        seed: which sequence of epochs.
+        batch_size: global batch, for samplers whose epoch is a number of batches.
+        epochs: number of epochs, for samplers that change over training.
+        rank: number of this process.
+        ranks: number of processes; each gets every ``ranks``-th draw, equally many.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int] | np.ndarray,
+        sampler: Sampler | str,
+        seed: int = 0,
+        batch_size: int = 1,
+        epochs: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.sampler = registries.SAMPLERS.get(sampler)() if isinstance(sampler, str) else sampler
+        self.seed, self.batch_size, self.epochs = seed, batch_size, epochs
+        self.rank, self.ranks = rank, ranks
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of an epoch (0-based)."""
+        order = self.sampler.order(self.labels, self.seed, epoch, self.epochs, self.batch_size)
+        self._order = order[: len(order) // self.ranks * self.ranks][self.rank :: self.ranks]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._order.tolist())
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+
+def _cycle(items: Iterable[int], rng: random.Random) -> Iterator[int]:
+    held = list(items)
+    while True:
+        rng.shuffle(held)
+        yield from held
+
+
+def _draw(labels: np.ndarray, probabilities: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Draw a class, then one of its images, independently N times."""
+    n = len(labels)
+    counts = np.bincount(labels)
+    edges = np.cumsum(probabilities)
+    key = derive(seed, "order", epoch)
+    first, second = keyed_uniform(key, np.arange(2 * n)).reshape(2, n)
+    # Scaled by the last edge, and edges searched from the right, so that no class of
+    # probability 0 can be drawn.
+    classes = np.searchsorted(edges, first * edges[-1], side="right")
+    images = (second * counts[classes]).astype(np.int64)
+    starts = np.cumsum(counts) - counts
+    by_class: np.ndarray = np.argsort(labels, kind="stable")
+    order: np.ndarray = by_class[starts[classes] + images].astype(np.int64)
+    return order

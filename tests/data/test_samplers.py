@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy.stats import chi2
+
+from ltbench import registries
+from ltbench.data.samplers import (
+    ClassAware,
+    Effective,
+    Instance,
+    Progressive,
+    TorchSampler,
+    class_aware_cycle,
+    class_probabilities,
+    image_weights,
+)
+from ltbench.errors import UserError
+
+COUNTS = [500, 120, 30, 5]
+LABELS = np.random.RandomState(0).permutation(np.repeat(np.arange(4), COUNTS))
+
+
+@pytest.mark.parametrize(
+    ("name", "per_class", "length"),
+    [
+        ("class_aware_sampler_nsc1", 1, 18),
+        ("class_aware_sampler_nsc4", 4, 18),
+        ("class_aware_sampler_plot", 1, 10),
+    ],
+)
+def test_class_aware_cycle_equals_the_authors_code(vector, name, per_class, length):
+    case = vector(name)
+    drawn = class_aware_cycle(
+        np.array(case["inputs"]["labels"]), per_class, length, random.Random(7)
+    )
+    assert drawn.tolist() == case["expected"]["indices"]
+
+
+def test_effective_weights_equal_the_authors_code(vector):
+    case = vector("gcl_sampler_weights")
+    counts = case["inputs"]["counts"]
+    for key, weights in {
+        "balanced": image_weights(counts, "effective", beta=1),
+        "effective": image_weights(counts, "effective"),
+        "class_based": image_weights(counts, "effective", beta="class_based"),
+    }.items():
+        np.testing.assert_allclose(weights, case["expected"][key], rtol=1e-6)
+    np.testing.assert_allclose(
+        image_weights(counts, "effective", beta=1), image_weights(counts, "class_aware")
+    )
+
+
+def test_reversed_probabilities_equal_the_vector(vector):
+    case = vector("bbn_reverse_sampler")
+    found = class_probabilities(case["inputs"]["counts"], "reversed")
+    np.testing.assert_allclose(found, case["expected"], rtol=1e-6)
+
+
+def test_probabilities_at_their_limits():
+    shares = np.array(COUNTS) / sum(COUNTS)
+    np.testing.assert_allclose(class_probabilities(COUNTS, "instance"), shares)
+    np.testing.assert_allclose(class_probabilities(COUNTS, "class_aware"), 0.25)
+    np.testing.assert_allclose(class_probabilities(COUNTS, "effective", beta=0), shares)
+    np.testing.assert_allclose(class_probabilities(COUNTS, "progressive", progress=0), shares)
+    np.testing.assert_allclose(class_probabilities(COUNTS, "progressive", progress=1), 0.25)
+    for name in registries.SAMPLERS.names():
+        np.testing.assert_allclose(
+            class_probabilities([6, 6, 0, 6], name), [1 / 3, 1 / 3, 0, 1 / 3]
+        )
+    np.testing.assert_allclose(
+        class_probabilities([6, 6], "effective", beta="class_based"), [0.5, 0.5]
+    )
+
+
+@pytest.mark.parametrize("name", registries.SAMPLERS.names())
+def test_order_is_a_pure_function(name):
+    sampler = registries.SAMPLERS.get(name)()
+    before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    first = sampler.order(LABELS, 5, 1, 10, 64)
+    assert first.dtype == np.int64
+    assert first.min() >= 0
+    assert first.max() < len(LABELS)
+    assert np.array_equal(first, sampler.order(LABELS, 5, 1, 10, 64))
+    assert not np.array_equal(first, sampler.order(LABELS, 5, 2, 10, 64))
+    assert not np.array_equal(first, sampler.order(LABELS, 6, 1, 10, 64))
+    after = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+GOLDEN = {
+    "class_aware": "b2cf7485d8e7ba38",
+    "effective": "31df078f3de65616",
+    "instance": "a4300a5ed90656a4",
+    "progressive": "4d29407fabac53c4",
+    "reversed": "98aae021d44ac374",
+    "square_root": "10f0e85282cf049e",
+}
+
+
+@pytest.mark.parametrize("name", registries.SAMPLERS.names())
+def test_orders_never_change(name):
+    """A changed hash means that recorded runs can no longer be repeated."""
+    order = registries.SAMPLERS.get(name)().order(LABELS, 0, 3, 10, 64)
+    assert hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16] == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", ["square_root", "reversed", "progressive", "effective"])
+def test_drawn_classes_follow_the_probabilities(name):
+    epoch, epochs, draws = 2, 10, 40
+    options = {"progress": epoch / (epochs - 1)} if name == "progressive" else {}
+    sampler = registries.SAMPLERS.get(name)()
+    drawn = [sampler.order(LABELS, seed, epoch, epochs, 64) for seed in range(draws)]
+    assert all(len(order) == len(LABELS) for order in drawn)
+    all_drawn = np.concatenate(drawn)
+    p = class_probabilities(COUNTS, name, **options)
+    _assert_frequencies(np.bincount(LABELS[all_drawn], minlength=4), p)
+    for c in range(4):  # and within a class every image alike
+        inside = np.bincount(all_drawn, minlength=len(LABELS))[LABELS == c]
+        _assert_frequencies(inside, np.full(COUNTS[c], 1 / COUNTS[c]))
+
+
+def _assert_frequencies(found, p):
+    expected = found.sum() * p
+    statistic = float(((found - expected) ** 2 / expected).sum())
+    assert statistic < chi2.ppf(0.9999, len(p) - 1)
+
+
+def test_instance_visits_every_image_once():
+    assert sorted(Instance().order(LABELS, 1, 4, 10, 64)) == list(range(len(LABELS)))
+
+
+def test_progressive_goes_from_instance_to_balanced():
+    first = np.bincount(LABELS[Progressive().order(LABELS, 0, 0, 10, 64)], minlength=4)
+    last = np.bincount(LABELS[Progressive().order(LABELS, 0, 9, 10, 64)], minlength=4)
+    _assert_frequencies(first, np.array(COUNTS) / sum(COUNTS))
+    _assert_frequencies(last, np.full(4, 0.25))
+
+
+def test_classes_without_images_are_never_drawn():
+    labels = np.array([1, 1, 3, 3, 3])
+    for name in registries.SAMPLERS.names():
+        order = registries.SAMPLERS.get(name)().order(labels, 0, 1, 3, 2)
+        assert set(labels[order]) <= {1, 3}
+
+
+@pytest.mark.parametrize("per_class", [1, 4])
+def test_class_aware_draws_are_even(per_class):
+    sampler = ClassAware(ClassAware.Config(per_class=per_class))
+    order = sampler.order(LABELS, 0, 0, 1, 64)
+    by_class = np.bincount(LABELS[order])
+    assert np.ptp(by_class) <= per_class
+    repeats = np.bincount(order, minlength=len(LABELS))
+    for c in range(4):
+        assert np.ptp(repeats[LABELS == c]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [("images", 655), ("batches", 640), ("mislas", 12 * 64), ("oversample", 2000)],
+)
+def test_class_aware_epoch_lengths(length, expected):
+    sampler = ClassAware(ClassAware.Config(length=length))
+    assert len(sampler.order(LABELS, 0, 0, 1, 64)) == expected
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="at least one batch of 1000 images, found 655"):
+        ClassAware(ClassAware.Config(length="batches")).order(LABELS, 0, 0, 1, 1000)
+    with pytest.raises(UserError, match=r"unknown sampler `sqrt`; known: .*square_root"):
+        class_probabilities(COUNTS, "sqrt")
+    with pytest.raises(ValidationError):
+        Effective.Config(beta=1.5)
+
+
+def test_torch_sampler_in_a_plain_loader():
+    sampler = TorchSampler(LABELS, "class_aware", seed=3, batch_size=64)
+    loader = torch.utils.data.DataLoader(LABELS, batch_size=64, sampler=sampler)
+    first = torch.cat(list(loader))
+    assert torch.bincount(first).min() > 150
+    order = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+    sampler.set_epoch(0)
+    assert list(sampler) == order
+    halves = [TorchSampler(LABELS, ClassAware(), 3, 64, rank=r, ranks=2) for r in range(2)]
+    assert [len(h) for h in halves] == [327, 327]
+    woven = [i for pair in zip(*halves, strict=True) for i in pair]
+    assert woven == order[:654]
