@@ -156,11 +156,14 @@ def test_replay_is_the_full_pass_from_where_it_starts(stage: str) -> None:
     def loss(backbone: Backbone) -> Tensor:
         return sum((backbone(x) ** 3).sum() for x in batches)  # type: ignore[return-value]
 
-    whole, cached = toy(), toy()
+    whole, cached, plain = toy(), toy(), toy()
     climb(whole)
     expected = loss(whole)
     with cached.cache_before(stage) as cache:
         loss(cached).backward(retain_graph=True)
+        loss(plain).backward()
+        for a, b in zip(cached.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(a.grad, b.grad)
         cached.zero_grad()
         climb(cached)
         cache.replay()
