@@ -48,7 +48,7 @@ class PCGrad(Solver):
 
 def random_orders(size: int, seed: int) -> NDArray[np.int64]:
     """Return one random order of all tasks per task [K, K]."""
-    from ltbench.seeding import derive, keyed_bits  # not at the top: it imports torch
+    from ltbench.seeding import derive, keyed_bits
 
     bits = keyed_bits(derive(seed, "pcgrad"), np.arange(size * size)).reshape(size, size)
     return np.argsort(bits, axis=1, kind="stable").astype(np.int64)
