@@ -122,7 +122,7 @@ def test_drawn_classes_follow_the_probabilities(name):
     p = class_probabilities(COUNTS, name, **options)
     _assert_frequencies(np.bincount(LABELS[all_drawn], minlength=4), p)
     for c in range(4):  # and within a class every image alike
-        inside = np.bincount(all_drawn, minlength=len(LABELS))[LABELS == c]
+        inside = np.bincount(all_drawn, minlength=len(LABELS))[c == LABELS]
         _assert_frequencies(inside, np.full(COUNTS[c], 1 / COUNTS[c]))
 
 
@@ -158,7 +158,7 @@ def test_class_aware_draws_are_even(per_class):
     assert np.ptp(by_class) <= per_class
     repeats = np.bincount(order, minlength=len(LABELS))
     for c in range(4):
-        assert np.ptp(repeats[LABELS == c]) <= 1
+        assert np.ptp(repeats[c == LABELS]) <= 1
 
 
 @pytest.mark.parametrize(
