@@ -16,7 +16,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ltbench import timm_hook
+
 __version__ = "0.1.0"
+
+timm_hook.install()
 
 # Where each public name lives. They are imported on first use, so that `import ltbench` and
 # listing names stay fast and free of torch.

@@ -10,7 +10,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-OURS = "ltbench.backbones.cifar_resnet"  # importing it registers the models
+OURS = ("ltbench.backbones.cifar_resnet", "ltbench.backbones.resnet")  # register when imported
 
 
 class _AfterTimm(MetaPathFinder):
@@ -37,12 +37,17 @@ class _Then(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.inner.exec_module(module)
-        importlib.import_module(OURS)
+        _register()
 
 
 def install() -> None:
     """Register our models now if timm is loaded, else as soon as it is."""
     if "timm" in sys.modules:
-        importlib.import_module(OURS)
+        _register()
     elif not any(isinstance(finder, _AfterTimm) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterTimm())
+
+
+def _register() -> None:
+    for module in OURS:
+        importlib.import_module(module)

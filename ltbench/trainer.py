@@ -344,7 +344,7 @@ def freeze(method: Method, stage: Stage) -> list[nn.Module]:
         UserError: a frozen part does not exist, or nothing is left to train.
     """
     prefixes = method.freeze if stage.freeze is None else stage.freeze
-    stages = set(method.backbone.stages)
+    stages = {*method.backbone.stages, "last"}
     frozen: set[int] = set()
     for prefix in prefixes:
         found = [p for n, p in method.named_parameters() if f"{n}.".startswith(f"{prefix}.")]
@@ -353,7 +353,7 @@ def freeze(method: Method, stage: Stage) -> list[nn.Module]:
         if not found:
             raise UserError(
                 f"`freeze`: nothing is called `{prefix}`; use a stage of the backbone "
-                f"({', '.join(method.backbone.stages)}), `backbone`, or the first parts of a "
+                f"({', '.join(method.backbone.stages)}, last), `backbone`, or the first parts of a "
                 "parameter's name"
             )
         frozen |= {id(p) for p in found}

@@ -152,7 +152,7 @@ def class_jacobian(
             out = run.loss(batch, replace(at, micro=micro))
         own, ordinary = objectives.cotangents(out)
         where = place[out.labels]
-        for k in torch.unique(where).tolist():
+        for k in _passes(objectives, len(chosen), where):
             cotangent = torch.where(where == k, own if k >= 0 else ordinary, 0.0)
             target = jacobian[k] if k >= 0 else others
             target += _flat_gradient(out.rows, part, cotangent)
@@ -163,6 +163,17 @@ def class_jacobian(
     dist.sum_(others)
     dist.sum_gradients([p.grad for p in rest if p.grad is not None])
     return jacobian, others
+
+
+def _passes(objectives: ClassObjectives, chosen: int, where: Tensor) -> list[int]:
+    """Return the objectives to differentiate on this rank, -1 for the classes left out.
+
+    Several ranks go through the same list: synchronised batch normalisation meets in each pass.
+    """
+    if dist.world() == 1:
+        return [int(k) for k in torch.unique(where).tolist()]
+    left_out = chosen < len(objectives.present)
+    return [*range(chosen), *([-1] if left_out else [])]
 
 
 def _flat_gradient(value: Tensor, part: list[nn.Parameter], cotangent: Tensor | None) -> Tensor:

@@ -117,8 +117,11 @@ class Plot(Update):
 
     @classmethod
     def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
-        """Refuse a window longer than the stage, and methods without rows by class."""
-        return check_window(config, epochs)
+        """Refuse a window longer than the stage, and a cache before the classifier."""
+        problems = check_window(config, epochs)
+        if isinstance(config, cls.Config) and config.from_features and config.part == "head":
+            problems.append("`from_features` needs a part of the backbone, found `part` = head")
+        return problems
 
     def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
         """Do the step."""
@@ -128,7 +131,7 @@ class Plot(Update):
         part = run.part(cfg.part)
         features: AbstractContextManager[FeatureCache | None] = nullcontext(None)
         if cfg.from_features:
-            features = run.method.backbone.cache_before(self._first_stage())
+            features = run.method.backbone.cache_before(self._first_stage(run))
         with features as cache:
             run.zero_grad()
             loss, rows = run.backward(batches, at, retain_graph=cache is not None)
@@ -144,8 +147,15 @@ class Plot(Update):
         run.optimizer.step()
         return {"loss": loss, "rows": rows, **log}
 
-    def _first_stage(self) -> str:
-        return self.config.part if isinstance(self.config.part, str) else self.config.part[0]
+    def _first_stage(self, run: StepRun) -> str:
+        """Return the stage of the backbone that ``part`` begins with."""
+        part = self.config.part
+        names = [part] if isinstance(part, str) else list(part)
+        if {"whole", "backbone"} & set(names):
+            return "whole"
+        order = run.method.backbone.stages
+        stages = [order[-1] if name == "last" else name for name in names if name != "head"]
+        return min(stages, key=lambda name: order.index(name) if name in order else -1)
 
     def _pareto_gradients(
         self, run: StepRun, batches: Sequence[Batch], at: Progress, part: list[nn.Parameter]
