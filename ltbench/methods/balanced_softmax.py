@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from ltbench import schema
+from ltbench.backbones.base import Backbone
+from ltbench.data.base import DatasetInfo
+from ltbench.losses import BalancedSoftmaxLoss
+from ltbench.methods.base import Batch, Method, Progress, Rows
+
+
+class BalancedSoftmax(Method):
+    """Softmax weighted by class counts in training, plain in testing.
+
+    Reference: Ren et al., Balanced Meta-Softmax for Long-Tailed Visual Recognition,
+        NeurIPS 2020, arXiv:2007.10740, Eqn 3-4.
+    Departures: the meta sampler of the same paper is not included.
+    """
+
+    def __init__(
+        self,
+        config: schema.Config,
+        backbone: Backbone,
+        info: DatasetInfo,
+        previous: Method | None = None,
+    ) -> None:
+        super().__init__(config, backbone, info, previous)
+        self.criterion = BalancedSoftmaxLoss(info.class_counts, "none")
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image; the logits for prediction carry no prior."""
+        logits = self.predict(batch.views[0])
+        rows = self.criterion(logits, batch.labels)
+        return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+
+from ltbench.heads import LinearHead
+from ltbench.methods.base import Method
+from ltbench.methods.ce import CE
+from ltbench.methods.previous import require_previous
+
+
+class CRT(CE):
+    """A new linear classifier trained with cross-entropy on the frozen features of stage 1.
+
+    Meant for the class-aware sampler. After a `mixup` stage this is cRT+Mixup.
+
+    Reference: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition,
+        ICLR 2020, arXiv:1910.09217, section 4.
+    Departures: none known. As in the authors' code, normalisation layers of the frozen backbone
+        stay in training mode, so their running statistics drift to the balanced distribution;
+        a stage's ``frozen_bn: eval`` keeps them.
+    """
+
+    freeze: ClassVar[tuple[str, ...]] = ("backbone",)
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return a new linear classifier."""
+        require_previous("crt", previous)
+        return LinearHead(self.backbone.num_features, self.info.num_classes)

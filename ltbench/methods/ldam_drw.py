@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from ltbench import schema
+from ltbench.backbones.base import Backbone
+from ltbench.data.base import DatasetInfo
+from ltbench.heads import CosineHead
+from ltbench.losses import LDAMLoss, effective_number_weights
+from ltbench.methods.base import Batch, Method, Progress, Rows
+
+
+class LDAMDRW(Method):
+    """Larger margins for rarer classes on a cosine classifier, with deferred re-weighting.
+
+    Reference: Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin
+        Loss, NeurIPS 2019, arXiv:1906.07413, Algorithm 1.
+    Departures: the deferred weights are those of effective numbers, as in the authors' code,
+        where the paper's algorithm has 1/n_k. The scale belongs to the classifier, not to the
+        loss, so that confidences are those of the trained model. A cosine classifier of the
+        stage before is continued, any other is replaced.
+    """
+
+    class Config(schema.Config):
+        """Options of LDAM-DRW."""
+
+        max_margin: float = Field(0.5, ge=0)
+        """Margin of the rarest class, in units of the cosine."""
+        scale: float = Field(30.0, gt=0)
+        """s: logits are s times the cosine."""
+        beta: float = Field(0.9999, ge=0, lt=1)
+        """Of the effective numbers; 0 gives equal weights."""
+        reweight_from: int | None = Field(160, ge=0)
+        """First epoch of the stage, counted from 0, with class weights; null is never."""
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        config: Config,
+        backbone: Backbone,
+        info: DatasetInfo,
+        previous: Method | None = None,
+    ) -> None:
+        super().__init__(config, backbone, info, previous)
+        self.head = self._cosine_head(config.scale)
+        self.criterion = LDAMLoss(info.class_counts, config.max_margin, config.scale, "none")
+        weights = effective_number_weights(info.class_counts, config.beta)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.reweight_from = config.reweight_from
+
+    def _cosine_head(self, scale: float) -> nn.Module:
+        if isinstance(self.head, CosineHead) and self.head.scale == scale:
+            return self.head
+        return CosineHead(self.backbone.num_features, self.info.num_classes, scale)
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image, weighted by class in the deferred phase."""
+        logits = self.predict(batch.views[0])
+        rows = self.criterion(logits, batch.labels)
+        deferred = self.reweight_from is not None and at.epoch >= self.reweight_from
+        return Rows(
+            rows,
+            batch.labels,
+            images=len(rows),
+            weight=self.class_weights.to(rows)[batch.labels] if deferred else None,
+            divide="weight",
+            logits=logits.detach(),
+        )

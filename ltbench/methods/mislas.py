@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from ltbench import schema
+from ltbench.backbones.base import Backbone
+from ltbench.data.base import DatasetInfo
+from ltbench.heads import ScaledHead
+from ltbench.losses import LabelAwareSmoothingLoss
+from ltbench.losses.class_counts import Smoothing
+from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.methods.previous import require_previous
+
+
+class MiSLAS(Method):
+    """Stage 2 of MiSLAS: the classifier goes on under learnable scales and smoothed labels.
+
+    Meant for the class-aware sampler after a `mixup` stage, without mixup of its own.
+
+    Reference: Zhong et al., Improving Calibration for Long-Tailed Recognition, CVPR 2021,
+        arXiv:2104.00466 (label-aware smoothing, learnable weight scaling, shift learning on BN).
+    Departures: smoothed mass goes to all classes, the label included, as in the authors' code;
+        the paper leaves the label out. Shift learning is ``frozen_bn: train``, the default here;
+        the authors' CIFAR-10 settings need ``frozen_bn: eval``. The classifier's own, smaller
+        learning rate is ``optim.lr_factors: {head.head: ...}`` of the stage.
+    """
+
+    freeze: ClassVar[tuple[str, ...]] = ("backbone",)
+
+    class Config(schema.Config):
+        """Options of MiSLAS, stage 2."""
+
+        smooth_head: float = Field(0.3, ge=0, le=1)
+        """Label smoothing of the largest class."""
+        smooth_tail: float = Field(0.0, ge=0, le=1)
+        """Label smoothing of the smallest class, at most `smooth_head`."""
+        shape: Smoothing = "concave"
+        """How smoothing grows with class counts between the two."""
+        power: float | None = Field(None, gt=0)
+        """Exponent of shape `exponential`; null for the other shapes."""
+
+        @model_validator(mode="after")
+        def _consistent(self) -> MiSLAS.Config:
+            if self.smooth_tail > self.smooth_head:
+                raise ValueError(
+                    f"smooth_tail must be at most smooth_head, found {self.smooth_tail} and "
+                    f"{self.smooth_head}"
+                )
+            if (self.shape == "exponential") != (self.power is not None):
+                raise ValueError("power is required by shape `exponential`, and by no other")
+            return self
+
+    def __init__(
+        self,
+        config: Config,
+        backbone: Backbone,
+        info: DatasetInfo,
+        previous: Method | None = None,
+    ) -> None:
+        super().__init__(config, backbone, info, previous)
+        self.criterion = LabelAwareSmoothingLoss(
+            info.class_counts,
+            head=config.smooth_head,
+            tail=config.smooth_tail,
+            shape=config.shape,
+            power=config.power,
+            reduction="none",
+        )
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return the previous classifier, which is trained on, under learnable scales."""
+        return ScaledHead(require_previous("mislas", previous).head, self.info.num_classes)
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image."""
+        logits = self.predict(batch.views[0])
+        rows = self.criterion(logits, batch.labels)
+        return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())

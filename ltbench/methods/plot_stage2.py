@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ltbench import dist, schema
+from ltbench.backbones.base import Backbone
+from ltbench.data.base import DatasetInfo
+from ltbench.losses import cross_entropy_rows, plot_class_weights
+from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.methods.previous import require_previous
+
+
+class PlotStage2(Method):
+    """Stage 2 of the released PLOT: features pushed against their class, weighted for the tail.
+
+    The classifier goes on from stage 1 on frozen features. The loss moves, over the stage's
+    epochs, from cross-entropy to class-weighted cross-entropy on features shifted in the
+    direction that raises their own class's loss. Meant for the class-aware sampler.
+
+    Reference: the released code of Zhou et al., Pareto Deep Long-Tailed Recognition: A
+        Conflict-Averse Solution, ICLR 2024; after Zhou et al., Class-Conditional
+        Sharpness-Aware Minimization for Deep Long-Tailed Recognition, CVPR 2023 (stage 2).
+    Departures: the paper describes its stage 2 as that of cRT; this is what the code runs.
+        Gradients are normalised per class of the global batch (of each micro-batch with
+        gradient accumulation); a class whose gradient is zero is not shifted. The release
+        starts from the best epoch on the test set, ltbench from the last.
+    """
+
+    freeze: ClassVar[tuple[str, ...]] = ("backbone",)
+
+    class Config(schema.Config):
+        """Options of the released stage 2."""
+
+        div: float = Field(2.0, gt=0)
+        """Divisor of the class weights log(n_max / n_k + 0.01) / div."""
+        adver_reg: float = Field(1.0, ge=0)
+        """Length of a class's feature shift, in units of its weight."""
+        up_limit: float = Field(1.0, ge=0, le=1)
+        """Largest share of the shifted loss, reached by a linear ramp over the epochs."""
+
+    omega: Tensor
+
+    def __init__(
+        self,
+        config: Config,
+        backbone: Backbone,
+        info: DatasetInfo,
+        previous: Method | None = None,
+    ) -> None:
+        previous = require_previous("plot_stage2", previous)
+        super().__init__(config, backbone, info, previous)
+        self.adver_reg, self.up_limit = config.adver_reg, config.up_limit
+        omega = plot_class_weights(info.class_counts, config.div)
+        self.register_buffer("omega", omega, persistent=False)
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image: (1 - A) of its loss plus A of its weighted, shifted loss."""
+        features = self.backbone(batch.views[0])
+        logits = self.head(features)
+        directions = class_directions(self.head, features, batch.labels, self.info.num_classes)
+        omega = self.omega.to(directions)[batch.labels]  # [B]
+        shifted = features + (self.adver_reg * omega[:, None] * directions).to(features)
+        plain = cross_entropy_rows(logits, batch.labels)
+        weighted = omega * cross_entropy_rows(self.head(shifted), batch.labels)
+        share = min((at.epoch + 1) / at.epochs, self.up_limit)  # A
+        rows = share * weighted + (1 - share) * plain
+        return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())
+
+
+def class_directions(head: nn.Module, features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return the gradient of each class's loss at its features, each class of unit norm.
+
+    The norm is that of all rows of a class in the global batch, so the number of rows cancels.
+
+    Args:
+        head: classifier that treats rows one by one.
+        features: [B, D].
+        labels: [B].
+        num_classes: C.
+
+    Returns:
+        Constant rows [B, D], at least in single precision.
+    """
+    with torch.enable_grad():
+        leaf = features.detach().requires_grad_()
+        loss = cross_entropy_rows(head(leaf), labels).sum()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    gradient = gradient.to(loss.dtype)
+    squares = gradient.new_zeros(num_classes).index_add(0, labels, (gradient**2).sum(dim=1))
+    norms = dist.sum_(squares).sqrt()[labels]  # [B]
+    return gradient / norms.clamp(min=torch.finfo(norms.dtype).tiny)[:, None]

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from ltbench import schema
+from ltbench.backbones.base import Backbone
+from ltbench.data.base import DatasetInfo
+from ltbench.errors import UserError
+from ltbench.heads import NormalizedHead
+from ltbench.methods.base import Method
+from ltbench.methods.previous import require_previous
+
+
+class TauNorm(Method):
+    """Each class's weight vector divided by its norm to the power tau, without training.
+
+    Reference: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition,
+        ICLR 2020, arXiv:1910.09217, section 4.
+    Departures: tau is an option, never searched here; the authors' script sweeps it on any
+        split it is given. The bias is dropped, as in their code.
+    """
+
+    trains: ClassVar[bool] = False
+
+    class Config(schema.Config):
+        """Options of tau-normalisation."""
+
+        tau: float = Field(1.0, ge=0)
+        """0 keeps the norms, 1 removes them."""
+
+    def __init__(
+        self,
+        config: Config,
+        backbone: Backbone,
+        info: DatasetInfo,
+        previous: Method | None = None,
+    ) -> None:
+        previous = require_previous("tau_norm", previous)
+        if not isinstance(previous.head, nn.Linear):
+            raise UserError(
+                "method `tau_norm` needs a linear classifier from the stage before, found "
+                f"{type(previous.head).__name__}; put it after e.g. `ce`, `mixup` or `crt`"
+            )
+        super().__init__(config, backbone, info, previous)
+        self.head = NormalizedHead(previous.head.weight, config.tau)
