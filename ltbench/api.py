@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ltbench import checkpoint, registries
-from ltbench.config import build_recipe, list_recipes
+from ltbench.config import list_recipes
 from ltbench.data.base import Data, DatasetInfo
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
@@ -15,6 +15,7 @@ from ltbench.methods.base import Method
 from ltbench.metrics import Metrics
 from ltbench.runner import WEIGHTS, pick_device
 from ltbench.trainer import build_backbone
+from ltbench.validation import build_recipe
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -112,7 +113,7 @@ def evaluate(
         UserError: the data set cannot be read, or the module has another number of classes.
     """
     if isinstance(dataset, str):
-        from ltbench.config import build_options
+        from ltbench.validation import build_options
 
         dataset = build_options("DATASETS", dataset, options).load()  # type: ignore[attr-defined]
     where = pick_device(device)

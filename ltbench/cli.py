@@ -151,7 +151,8 @@ def eval_(words: tuple[str, ...]) -> None:
     path, rest = take(words, "model", required=True)
     dataset, rest = take(rest, "dataset")
     from ltbench.api import evaluate, load_described
-    from ltbench.config import build_options, parse_word
+    from ltbench.config import parse_word
+    from ltbench.validation import build_options
 
     method, facts = load_described(path)
     own = dict(facts["recipe"]["data"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 import toys
 
-from ltbench import config, registries
+from ltbench import registries, validation
 from ltbench.optim import Optim, build_optimizer
 from ltbench.recipe import Choice, Stage
 from ltbench.trainer import freeze, set_modes
@@ -27,9 +27,9 @@ UPDATES = {
 
 
 def stage_of(name: str) -> Stage:
-    options = config.build_options("METHODS", name, toys.OPTIONS.get(name, {}))
-    instance = config.build_options("SAMPLERS", "instance", {})
-    plain = config.build_options("UPDATES", "plain", {})
+    options = validation.build_options("METHODS", name, toys.OPTIONS.get(name, {}))
+    instance = validation.build_options("SAMPLERS", "instance", {})
+    plain = validation.build_options("UPDATES", "plain", {})
     return Stage(
         method=Choice(name, options),
         epochs=5,
@@ -55,7 +55,7 @@ def make_update(key: str, method):
     if name == "plot" and not any(p.requires_grad for p in method.backbone.parameters()):
         options.pop("mode", None)  # a frozen backbone: the head is what can be controlled
         options["part"] = "head"
-    return registries.UPDATES.get(name)(config.build_options("UPDATES", name, options))
+    return registries.UPDATES.get(name)(validation.build_options("UPDATES", name, options))
 
 
 @pytest.mark.parametrize("key", UPDATES)
@@ -124,7 +124,7 @@ def test_shares_of_the_batch_as_weights_give_the_plain_step(name):
             mean = {"name": "cagrad", "c": 0.0, "rescale": "sum"}
             options = {"solver": mean, "rho": 0.0, "collapse_weight": 0.0}
             update = registries.UPDATES.get("plot")(
-                config.build_options("UPDATES", "plot", options)
+                validation.build_options("UPDATES", "plot", options)
             )
         update.step(run, [batch], toys.at())
         results.append([p.detach().clone() for p in method.parameters()])
@@ -139,7 +139,7 @@ def test_one_class_in_the_batch_is_a_scaled_plain_step():
 
     batch = Batch((x,), torch.zeros(8, dtype=torch.long), torch.arange(8))
     options = {"rho": 0.0, "collapse_weight": 0.0, "solver": {"name": "cagrad", "c": 0.5}}
-    update = registries.UPDATES.get("plot")(config.build_options("UPDATES", "plot", options))
+    update = registries.UPDATES.get("plot")(validation.build_options("UPDATES", "plot", options))
     update.step(run, [batch], toys.at())
     got = [p.grad.clone() for p in run.part("last")]
     run.zero_grad()

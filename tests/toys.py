@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ltbench import config, registries
+from ltbench import registries, validation
 from ltbench.backbones.base import Backbone
 from ltbench.data.base import DatasetInfo
 from ltbench.methods.base import Batch, Progress
@@ -54,13 +54,13 @@ def backbone(norm: bool = True, seed: int = 0) -> Backbone:
 def method(name: str, norm: bool = True, seed: int = 0):
     """A method on the tiny network, on top of a cross-entropy stage where it needs one."""
     cls = registries.METHODS.get(name)
-    options = config.build_options("METHODS", name, OPTIONS.get(name, {}))
+    options = validation.build_options("METHODS", name, OPTIONS.get(name, {}))
     net = backbone(norm, seed)
     torch.manual_seed(seed + 1)
     previous = None
     if name in STAGE2 + POSTHOC:
         ce = registries.METHODS.get("ce")
-        previous = ce(config.build_options("METHODS", "ce", {}), net, INFO)
+        previous = ce(validation.build_options("METHODS", "ce", {}), net, INFO)
     return cls(options, net, INFO, previous)
 
 

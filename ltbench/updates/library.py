@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ltbench import config
+from ltbench import validation
 from ltbench.data.base import DatasetInfo
 from ltbench.errors import UserError
 from ltbench.methods.base import Batch, Method, Progress, Rows
@@ -49,7 +49,7 @@ class PlotStep:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        self.update = Plot(config.build_options("UPDATES", "plot", options))
+        self.update = Plot(validation.build_options("UPDATES", "plot", options))
         if self.update.config.from_features:
             raise UserError(
                 "`from_features` needs a backbone cut into stages; pass `from_features=False`"

@@ -11,7 +11,7 @@ import toys
 from torch import nn
 
 import ltbench
-from ltbench import config, dist, registries
+from ltbench import dist, registries, validation
 from ltbench.backbones.base import Backbone
 from ltbench.data.base import DatasetInfo
 from ltbench.errors import UserError
@@ -27,7 +27,7 @@ ALL = toys.STAGE1 + toys.STAGE2 + toys.POSTHOC
 def make(name, backbone, counts, previous=None, **options):
     info = DatasetInfo("toy", tuple(counts), tuple(str(k) for k in range(len(counts))))
     cls = registries.METHODS.get(name)
-    return cls(config.build_options("METHODS", name, options), backbone, info, previous)
+    return cls(validation.build_options("METHODS", name, options), backbone, info, previous)
 
 
 def identity(features: int) -> Backbone:
@@ -350,7 +350,7 @@ def test_frozen_parts(name, trained):
 )
 def test_nonsensical_options_are_refused(name, options):
     with pytest.raises(UserError):
-        config.build_options("METHODS", name, options)
+        validation.build_options("METHODS", name, options)
 
 
 # Mixup ---------------------------------------------------------------------------------------

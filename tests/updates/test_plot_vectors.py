@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ltbench.methods.mixup import Mixup
 from torch import nn
 
-from ltbench import config
+from ltbench import validation
 from ltbench.backbones.base import Backbone
 from ltbench.data.base import DatasetInfo
 from ltbench.methods.base import Batch, Progress
+from ltbench.methods.mixup import Mixup
 from ltbench.updates.base import StepRun
 from ltbench.updates.plot import Plot
 from ltbench.updates.sam import SAM
@@ -26,7 +26,7 @@ def toy(inputs, counts):
         num_features=2,
     )
     info = DatasetInfo("toy", tuple(counts), tuple("abc"))
-    method = Mixup(config.build_options("METHODS", "mixup", {}), backbone, info).double()
+    method = Mixup(validation.build_options("METHODS", "mixup", {}), backbone, info).double()
     with torch.no_grad():
         for parameter, name in (
             (front.weight, "front"),
@@ -57,7 +57,7 @@ def one_step(vector, counts, mixup, **options):
         mixed = lam * x + (1 - lam) * x[perm]
         batch = Batch((mixed,), y, torch.arange(len(y)), partner=y[perm], lam=lam)
     optimizer = torch.optim.SGD(method.parameters(), lr=vector["params"]["lr"])
-    update = Plot(config.build_options("UPDATES", "plot", options))
+    update = Plot(validation.build_options("UPDATES", "plot", options))
     log = update.step(StepRun(method, optimizer), [batch], AT)
     return tensors, log
 
@@ -139,7 +139,7 @@ def sam_run(v, steps):
         momentum=p.get("momentum", 0.0),
         weight_decay=p.get("weight_decay", 0.0),
     )
-    update = SAM(config.build_options("UPDATES", "sam", {"rho": p["rho"]}))
+    update = SAM(validation.build_options("UPDATES", "sam", {"rho": p["rho"]}))
     run = StepRun(method, optimizer)
     run.part = lambda names: run.parameters
     seen = []
