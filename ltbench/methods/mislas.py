@@ -45,10 +45,7 @@ class MiSLAS(Method):
         @model_validator(mode="after")
         def _consistent(self) -> MiSLAS.Config:
             if self.smooth_tail > self.smooth_head:
-                raise ValueError(
-                    f"smooth_tail must be at most smooth_head, found {self.smooth_tail} and "
-                    f"{self.smooth_head}"
-                )
+                raise ValueError("smooth_tail must be at most smooth_head")
             if (self.shape == "exponential") != (self.power is not None):
                 raise ValueError("power is required by shape `exponential`, and by no other")
             return self

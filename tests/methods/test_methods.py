@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import toys
+from pydantic import ValidationError
 from torch import nn
 
 import ltbench
