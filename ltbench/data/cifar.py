@@ -1,0 +1,161 @@
+"""CIFAR-10-LT and CIFAR-100-LT: the frozen lists, applied to whichever copy the user has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ltbench.data.base import Data, DatasetConfig, DatasetInfo
+from ltbench.data.cifar_sources import (
+    TITLES,
+    Dataset,
+    Part,
+    Source,
+    find_source,
+    torchvision_source,
+)
+from ltbench.data.frozen_lists import Frozen, Protocol, list_hash, read_frozen
+from ltbench.data.listing import find_root
+from ltbench.data.longtail import Profile
+from ltbench.data.memory import Augment, MemorySplit
+from ltbench.errors import UserError
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # CIFAR-10's, used for both
+
+
+class CIFARLT(DatasetConfig):
+    """Options of both long-tailed CIFAR data sets."""
+
+    dataset: ClassVar[Dataset]
+
+    root: str | None = Field(
+        None, description="folder of a copy of the data set", json_schema_extra={"digest": False}
+    )
+    download: bool = Field(
+        False,
+        description="let torchvision fetch the data set into data.root",
+        json_schema_extra={"digest": False},
+    )
+    imbalance_ratio: Literal[1, 10, 20, 50, 100, 200] = Field(
+        100, description="largest over smallest class; 1 is the balanced data set"
+    )
+    profile: Profile = Field("exp", description="shape of the long tail")
+    protocol: Protocol = Field(
+        "seed0", description="which frozen draw; seed0 is the subset most papers use"
+    )
+    augment: Augment = Field(
+        "standard", description="none, crop and flip, or with AutoAugment and Cutout"
+    )
+
+    def load(self) -> Data:
+        """Read the frozen list's images from the copy at ``root``.
+
+        Raises:
+            UserError: there is no copy, or it lacks images, or its labels are not official.
+        """
+        frozen = read_frozen(self.dataset)
+        source = self._source(frozen)
+        kept = frozen.indices(self.protocol, self.profile, self.imbalance_ratio)
+        recipe = f"{self.protocol}/{self.profile}/{self.imbalance_ratio}"
+        train = self._pick(source, "training", frozen, kept, recipe)
+        everything = np.arange(len(frozen.test_labels))
+        test = self._pick(source, "test", frozen, everything, "the balanced test set")
+        counts = np.bincount(frozen.train_labels[kept], minlength=frozen.num_classes)
+        return Data(
+            info=DatasetInfo(
+                name=f"{self.dataset}_lt",
+                class_counts=tuple(counts.tolist()),
+                class_names=frozen.class_names,
+            ),
+            train=MemorySplit(
+                train, frozen.train_labels[kept], mean=MEAN, std=STD, augment=self.augment
+            ),
+            test=MemorySplit(test, frozen.test_labels, mean=MEAN, std=STD, augment="none"),
+            val=None,
+            manifest={
+                "protocol": self.protocol,
+                "profile": self.profile,
+                "imbalance_ratio": str(self.imbalance_ratio),
+                "index_sha256": list_hash(kept),
+                "source": source.kind,
+            },
+        )
+
+    def _source(self, frozen: Frozen) -> Source:
+        title = TITLES[self.dataset]
+        if self.download and self.root:
+            return torchvision_source(Path(self.root).expanduser(), self.dataset, download=True)
+        needed = (
+            f"{self.dataset}_lt needs the images of {title}: data.root=DIR with the python or "
+            "binary version from https://www.cs.toronto.edu/~kriz/cifar.html, or data.root=DIR "
+            "data.download=true where there is a network"
+        )
+        return find_source(find_root(self.root, needed), self.dataset, frozen.class_names)
+
+    def _pick(
+        self, source: Source, split: str, frozen: Frozen, wanted: np.ndarray, purpose: str
+    ) -> np.ndarray:
+        """Return the images at official positions, after checks of the source's whole part."""
+        part: Part = source.train if split == "training" else source.test
+        official = (frozen.train_labels if split == "training" else frozen.test_labels).astype(int)
+        here = f"the {split} images in `{source.where}` ({source.kind})"
+        row = np.full(len(official), -1)
+        outside = part.index[(part.index < 0) | (part.index >= len(official))]
+        if len(outside):
+            raise UserError(
+                f"{here} carry official index {outside[0]}, beyond 0..{len(official) - 1}; "
+                f"name the images by their position in {TITLES[self.dataset]}"
+            )
+        row[part.index] = np.arange(len(part.index))
+        if np.count_nonzero(row >= 0) != len(part.index):
+            twice = np.flatnonzero(np.bincount(part.index) > 1)
+            raise UserError(f"{here} hold official index {twice[0]} twice; remove one of the two")
+        wrong = np.flatnonzero(part.labels != official[part.index])
+        if len(wrong):
+            i = part.index[wrong[0]]
+            raise UserError(
+                f"{here} disagree with the official labels at {len(wrong)} of {len(part.index)} "
+                f"images, first at index {i}: class {part.labels[wrong[0]]} there, officially "
+                f"{official[i]} ({frozen.class_names[official[i]]}); use the original order"
+            )
+        missing = wanted[row[wanted] < 0]
+        if len(missing):
+            first = ", ".join(f"{i} ({frozen.class_names[official[i]]})" for i in missing[:5])
+            raise UserError(
+                f"{here} lack {len(missing)} of the {len(wanted)} that {purpose} needs, first "
+                f"official indices {first}; give a complete copy of {TITLES[self.dataset]}"
+                + (" or another imbalance_ratio, profile or protocol" * (split == "training"))
+            )
+        return part.read(row[wanted])
+
+
+class CIFAR10LT(CIFARLT):
+    """Long-tailed CIFAR-10: 10 classes, 32x32, frozen lists.
+
+    Reference:
+        Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; Cui et al.,
+        Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019, arXiv:1901.05555;
+        Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413 (the subset's code).
+
+    Departures:
+        none known for protocol ``seed0``; repositories with other seeds or without a shuffle use
+        other images of the same counts.
+    """
+
+    dataset: ClassVar[Dataset] = "cifar10"
+
+
+class CIFAR100LT(CIFARLT):
+    """Long-tailed CIFAR-100: 100 classes, 32x32, frozen lists.
+
+    Reference:
+        as for ``CIFAR10LT``.
+
+    Departures:
+        as for ``CIFAR10LT``; images are normalised with CIFAR-10's statistics, as the field does.
+    """
+
+    dataset: ClassVar[Dataset] = "cifar100"
