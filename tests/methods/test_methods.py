@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import toys
-from pydantic import ValidationError
 from torch import nn
 
 import ltbench
