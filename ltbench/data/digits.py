@@ -1,0 +1,91 @@
+"""A long tail of the handwritten digits that ship inside scikit-learn: real, small, offline."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from ltbench.data.base import Data, DatasetConfig, DatasetInfo
+from ltbench.data.frozen_lists import list_hash
+from ltbench.data.longtail import Profile, class_profile, subsample
+from ltbench.data.memory import MemorySplit
+from ltbench.errors import UserError
+
+TEST_PER_CLASS = 60
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MEAN, STD = (0.305,) * 3, (0.376,) * 3  # of all 1,797 images
+
+
+class DigitsLT(DatasetConfig):
+    """Long-tailed handwritten digits from scikit-learn: 10 classes, 8x8 enlarged, no network.
+
+    A demonstration, not a row of any table. Sixty images of each class are held out for testing,
+    always the same; of the others, each class keeps what the profile says.
+
+    Reference:
+        Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+        Repository, 1998 (its test part, as packaged by scikit-learn).
+
+    Departures:
+        the writers of training and test images are not kept apart, since the package does not
+        tell who wrote what.
+    """
+
+    imbalance_ratio: float = Field(20, ge=1, description="largest over smallest class")
+    profile: Profile = Field("exp", description="shape of the long tail")
+    image_size: Literal[8, 16, 32] = Field(16, description="side to which images are enlarged")
+    augment: Literal["none", "standard"] = Field(
+        "standard", description="none, or shifts by up to one original pixel"
+    )
+
+    def load(self) -> Data:
+        """Read the digits from scikit-learn.
+
+        Raises:
+            UserError: the ratio leaves a class without images.
+        """
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        labels = digits.target.astype(np.int64)
+        grey = np.floor(digits.images * (255 / 16) + 0.5).astype(np.uint8)  # 0..16 to 0..255
+        images = np.repeat(grey[..., None], 3, axis=3)
+
+        test = subsample(labels, [TEST_PER_CLASS] * len(NAMES), seed=0)
+        rest = np.setdiff1d(np.arange(len(labels)), test)
+        n_max = int(np.bincount(labels[rest]).min())
+        counts = class_profile(n_max, len(NAMES), self.imbalance_ratio, self.profile)
+        if min(counts) < 1:
+            raise UserError(
+                f"data.imbalance_ratio must be at most {n_max}, the images of the largest class, "
+                f"found {self.imbalance_ratio:g}; lower it"
+            )
+        train = rest[subsample(labels[rest], counts, seed=1)]
+
+        def split(index: np.ndarray, augment: Literal["none", "standard"]) -> MemorySplit:
+            return MemorySplit(
+                images[index],
+                labels[index],
+                mean=MEAN,
+                std=STD,
+                augment=augment,
+                pad=self.image_size // 8,
+                flip=False,
+                image_size=self.image_size,
+            )
+
+        return Data(
+            info=DatasetInfo(name="digits_lt", class_counts=counts, class_names=NAMES),
+            train=split(train, self.augment),
+            test=split(test, "none"),
+            val=None,
+            manifest={
+                "profile": self.profile,
+                "imbalance_ratio": f"{self.imbalance_ratio:g}",
+                "index_sha256": list_hash(train),
+                "test_index_sha256": list_hash(test),
+                "source": "scikit-learn",
+            },
+        )
