@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+
+from ltbench.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+BINS = 15
+GROUPS = ("many", "medium", "few")
+ShotRule = Literal["strict", "inclusive"] | tuple[int, int]
+
+_SCALE = 2**36  # confidences are summed as integers, so that no order of summation matters
+
+
+def shot_groups(
+    class_counts: Sequence[int], rule: str | tuple[int, int] = "strict"
+) -> dict[str, list[int]]:
+    """Return the classes of the groups many, medium and few, by number of training images.
+
+    Args:
+        class_counts: training images of each class [C].
+        rule: ``"strict"`` (> 100, 20..100, < 20), ``"inclusive"`` (>= 100, 21..99, <= 20), or
+            the smallest and largest count (low, high) of a medium class.
+
+    Returns:
+        Indices of the classes of each group; a group may be empty.
+
+    Raises:
+        UserError: there is no such rule, or low > high.
+    """
+    known: dict[Any, tuple[int, int]] = {"strict": (20, 100), "inclusive": (21, 99)}
+    if isinstance(rule, str) and rule not in known:
+        raise UserError(f"`shot_rule`: expected strict, inclusive or (low, high), found `{rule}`")
+    low, high = known[rule] if isinstance(rule, str) else rule
+    if low > high:
+        raise UserError(f"`shot_rule`: expected (low, high) with low <= high, found {rule}")
+    groups: dict[str, list[int]] = {name: [] for name in GROUPS}
+    for k, count in enumerate(class_counts):
+        groups["many" if count > high else "few" if count < low else "medium"].append(k)
+    return groups
+
+
+class Metrics(BaseModel):
+    """Results on a test set as integer counts, from which every average is derived.
+
+    Args:
+        class_counts: training images of each class [C].
+        shot_rule: how shot groups are cut, see ``shot_groups``.
+        correct: correctly classified test images of each class [C].
+        total: test images of each class [C].
+        bin_count: test images by confidence, in 15 equal bins (lo, hi] over [0, 1].
+        bin_confidence: sum of the confidences in each bin.
+        bin_correct: correctly classified images in each bin.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    class_counts: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    shot_rule: ShotRule = "strict"
+    correct: tuple[NonNegativeInt, ...]
+    total: tuple[NonNegativeInt, ...]
+    bin_count: tuple[NonNegativeInt, ...] = Field(min_length=BINS, max_length=BINS)
+    bin_confidence: tuple[float, ...] = Field(min_length=BINS, max_length=BINS)
+    bin_correct: tuple[NonNegativeInt, ...] = Field(min_length=BINS, max_length=BINS)
+
+    @classmethod
+    def from_counts(
+        cls,
+        correct: Sequence[int],
+        total: Sequence[int],
+        bins: Sequence[tuple[int, float, int]],
+        class_counts: Sequence[int],
+        rule: str | tuple[int, int] = "strict",
+    ) -> Metrics:
+        """Return metrics from per-class counts and calibration bins.
+
+        Args:
+            correct: correctly classified images of each class [C].
+            total: images of each class [C].
+            bins: (images, sum of confidence, correct) of each of the 15 bins.
+            class_counts: training images of each class [C].
+            rule: see ``shot_groups``.
+        """
+        count, confidence, right = zip(*bins, strict=True)
+        values: Mapping[str, Any] = {
+            "class_counts": tuple(class_counts),
+            "shot_rule": rule,
+            "correct": tuple(correct),
+            "total": tuple(total),
+            "bin_count": count,
+            "bin_confidence": confidence,
+            "bin_correct": right,
+        }
+        return cls.model_validate(values)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Metrics:
+        classes = len(self.class_counts)
+        if not len(self.correct) == len(self.total) == classes:
+            raise ValueError(
+                f"expected {classes} classes in correct and total, found {len(self.correct)} "
+                f"and {len(self.total)}"
+            )
+        for k, (right, of) in enumerate(zip(self.correct, self.total, strict=True)):
+            if right > of:
+                raise ValueError(f"class {k} has {right} correct of {of} images")
+        if sum(self.total) == 0:
+            raise ValueError("expected at least one test image, found none")
+        bins = (sum(self.bin_count), sum(self.bin_correct))
+        if bins != (sum(self.total), sum(self.correct)):
+            raise ValueError(
+                f"bins hold {bins[0]} images, {bins[1]} correct; classes hold "
+                f"{sum(self.total)}, {sum(self.correct)} correct"
+            )
+        for b, (count, confidence, right) in enumerate(self._bins()):
+            low, high = b / BINS * count, (b + 1) / BINS * count
+            if right > count or not low - 1e-6 <= confidence <= high + 1e-6:
+                raise ValueError(
+                    f"bin {b} with {count} images cannot hold {right} correct and a sum of "
+                    f"confidences of {confidence:g}"
+                )
+        return self
+
+    def _bins(self) -> list[tuple[int, float, int]]:
+        return list(zip(self.bin_count, self.bin_confidence, self.bin_correct, strict=True))
+
+    @property
+    def top1(self) -> float:
+        """Share of correctly classified test images, in [0, 1]; the field's *overall*."""
+        return sum(self.correct) / sum(self.total)
+
+    @property
+    def mean_recall(self) -> float:
+        """Mean recall of the classes that have test images; equals ``top1`` on a balanced set."""
+        recall = self._recall(range(len(self.total)))
+        return 0.0 if recall is None else recall  # there is always a class with images
+
+    @property
+    def many(self) -> float | None:
+        """Mean recall of the many-shot classes; ``None`` where there are none."""
+        return self._recall(shot_groups(self.class_counts, self.shot_rule)["many"])
+
+    @property
+    def medium(self) -> float | None:
+        """Mean recall of the medium-shot classes; ``None`` where there are none."""
+        return self._recall(shot_groups(self.class_counts, self.shot_rule)["medium"])
+
+    @property
+    def few(self) -> float | None:
+        """Mean recall of the few-shot classes; ``None`` where there are none."""
+        return self._recall(shot_groups(self.class_counts, self.shot_rule)["few"])
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean of |accuracy - confidence| of the bins, by images."""
+        gaps = (abs(right - confidence) for _, confidence, right in self._bins())
+        return sum(gaps) / sum(self.bin_count)
+
+    def with_rule(self, rule: ShotRule) -> Metrics:
+        """Return the same counts with shot groups cut by another rule."""
+        return self.model_copy(update={"shot_rule": rule})
+
+    def _recall(self, classes: Sequence[int]) -> float | None:
+        recalls = [self.correct[k] / self.total[k] for k in classes if self.total[k]]
+        return sum(recalls) / len(recalls) if recalls else None
+
+
+class Accumulator:
+    """Counts results batch by batch on the device, in integers, without waiting for it.
+
+    Ranks are combined by summing ``tensor()``, which has one fixed size; the sum does not depend
+    on the number of ranks or their order.
+
+    Args:
+        num_classes: number of classes C.
+        device: where logits will be.
+    """
+
+    def __init__(self, num_classes: int, device: device | str = "cpu") -> None:
+        import torch
+
+        self.num_classes = num_classes
+        # correct [C], total [C], then images, confidence and correct of the bins, then failures
+        size = 2 * num_classes + 3 * BINS + 1
+        self._sums = torch.zeros(size, dtype=torch.int64, device=device)
+        inner = torch.arange(1, BINS, dtype=torch.float64, device=device)
+        self._edges = inner / BINS
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            logits: [B, C].
+            labels: class of each image [B], in 0..C-1.
+        """
+        import torch
+
+        predicted = logits.argmax(dim=1)
+        probability = torch.softmax(logits, dim=1, dtype=torch.float64)
+        confidence = probability.gather(1, predicted[:, None])[:, 0]
+        self.count(confidence, predicted == labels, labels)
+
+    def count(self, confidence: Tensor, correct: Tensor, labels: Tensor) -> None:
+        """Count images whose confidence is known.
+
+        Args:
+            confidence: probability of the predicted class [B], in [0, 1].
+            correct: whether the prediction is right [B].
+            labels: class of each image [B].
+        """
+        import torch
+
+        classes, right = self.num_classes, correct.long()
+        confidence = confidence.double()
+        finite = confidence.isfinite()
+        confidence = torch.where(finite, confidence, 0.0)
+        bins = 2 * classes + torch.bucketize(confidence, self._edges)  # (lo, hi]
+        ones = torch.ones_like(right)
+        where = [
+            labels,
+            labels + classes,
+            bins,
+            bins + BINS,
+            bins + 2 * BINS,
+            torch.full_like(right, len(self._sums) - 1),
+        ]
+        what = [right, ones, ones, (confidence * _SCALE).round().long(), right, (~finite).long()]
+        self._sums.index_add_(0, torch.cat(where), torch.cat(what))
+
+    def tensor(self) -> Tensor:
+        """Return all sums as one int64 tensor; sums of several ranks may be added."""
+        return self._sums
+
+    def load_tensor(self, sums: Tensor) -> None:
+        """Replace the sums, e.g. by those of all ranks."""
+        self._sums = sums
+
+    def metrics(
+        self, class_counts: Sequence[int], rule: str | tuple[int, int] = "strict"
+    ) -> Metrics:
+        """Return the counts so far as metrics.
+
+        Args:
+            class_counts: training images of each class [C].
+            rule: see ``shot_groups``.
+
+        Raises:
+            UserError: nothing was counted, or logits were not finite.
+        """
+        sums = self._sums.tolist()
+        classes = self.num_classes
+        total = sums[classes : 2 * classes]
+        if sums[-1]:
+            raise UserError(
+                f"the model gives NaN or infinite logits for {sums[-1]} of {sum(total)} images; "
+                "training has diverged or the weights are damaged"
+            )
+        if not sum(total):
+            raise UserError("nothing to evaluate: expected at least one test image, found none")
+        bins = sums[2 * classes : -1]
+        triples = zip(bins[:BINS], bins[BINS : 2 * BINS], bins[2 * BINS :], strict=True)
+        return Metrics.from_counts(
+            sums[:classes],
+            total,
+            [(count, confidence / _SCALE, right) for count, confidence, right in triples],
+            class_counts,
+            rule,
+        )
