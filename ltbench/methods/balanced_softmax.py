@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from ltbench import schema
-from ltbench.backbones.base import Backbone
-from ltbench.data.base import DatasetInfo
 from ltbench.losses import BalancedSoftmaxLoss
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
@@ -15,15 +12,9 @@ class BalancedSoftmax(Method):
     Departures: the meta sampler of the same paper is not included.
     """
 
-    def __init__(
-        self,
-        config: schema.Config,
-        backbone: Backbone,
-        info: DatasetInfo,
-        previous: Method | None = None,
-    ) -> None:
-        super().__init__(config, backbone, info, previous)
-        self.criterion = BalancedSoftmaxLoss(info.class_counts, "none")
+    def setup(self, previous: Method | None) -> None:
+        """Make the loss from the class counts."""
+        self.criterion = BalancedSoftmaxLoss(self.info.class_counts, "none")
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one row per image; the logits for prediction carry no prior."""

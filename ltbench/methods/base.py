@@ -95,7 +95,7 @@ class Method(nn.Module):
         """Options of the method."""
 
     views: ClassVar[int] = 1  # augmented views a batch must carry
-    trains: ClassVar[bool] = True  # False: post-hoc, `setup` does all
+    trains: ClassVar[bool] = True  # False: post-hoc, `make_head` does all
     freeze: ClassVar[tuple[str, ...]] = ()  # parts that are not trained, e.g. ("backbone",)
     frozen_bn: ClassVar[Literal["train", "eval"]] = "train"  # mode of normalisation in frozen parts
 
@@ -107,15 +107,20 @@ class Method(nn.Module):
         previous: Method | None = None,
     ) -> None:
         super().__init__()
+        self.config = config
         self.info = info
         self.backbone = backbone
         self.head = self.make_head(previous)
+        self.setup(previous)
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the classifier: that of the previous stage, or a new linear one."""
         if previous is not None:
             return previous.head
         return LinearHead(self.backbone.num_features, self.info.num_classes)
+
+    def setup(self, previous: Method | None) -> None:
+        """Make what else the method needs: losses from class counts, buffers, helpers."""
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
         """Change the batch once per step, before any pass: mixing, synthesis."""

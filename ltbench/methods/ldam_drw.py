@@ -4,8 +4,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ltbench import schema
-from ltbench.backbones.base import Backbone
-from ltbench.data.base import DatasetInfo
 from ltbench.heads import CosineHead
 from ltbench.losses import LDAMLoss, effective_number_weights
 from ltbench.methods.base import Batch, Method, Progress, Rows
@@ -34,32 +32,30 @@ class LDAMDRW(Method):
         reweight_from: int | None = Field(160, ge=0)
         """First epoch of the stage, counted from 0, with class weights; null is never."""
 
+    config: Config
     class_weights: Tensor
 
-    def __init__(
-        self,
-        config: Config,
-        backbone: Backbone,
-        info: DatasetInfo,
-        previous: Method | None = None,
-    ) -> None:
-        super().__init__(config, backbone, info, previous)
-        self.head = self._cosine_head(config.scale)
-        self.criterion = LDAMLoss(info.class_counts, config.max_margin, config.scale, "none")
-        weights = effective_number_weights(info.class_counts, config.beta)
+    def setup(self, previous: Method | None) -> None:
+        """Make the loss and the class weights from the class counts."""
+        cfg, counts = self.config, self.info.class_counts
+        self.criterion = LDAMLoss(counts, cfg.max_margin, cfg.scale, "none")
+        weights = effective_number_weights(counts, cfg.beta)
         self.register_buffer("class_weights", weights, persistent=False)
-        self.reweight_from = config.reweight_from
 
-    def _cosine_head(self, scale: float) -> nn.Module:
-        if isinstance(self.head, CosineHead) and self.head.scale == scale:
-            return self.head
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return the previous classifier if it is the same kind of cosine, else a new one."""
+        scale = self.config.scale
+        head = None if previous is None else previous.head
+        if isinstance(head, CosineHead) and head.scale == scale:
+            return head
         return CosineHead(self.backbone.num_features, self.info.num_classes, scale)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one row per image, weighted by class in the deferred phase."""
         logits = self.predict(batch.views[0])
         rows = self.criterion(logits, batch.labels)
-        deferred = self.reweight_from is not None and at.epoch >= self.reweight_from
+        start = self.config.reweight_from
+        deferred = start is not None and at.epoch >= start
         return Rows(
             rows,
             batch.labels,

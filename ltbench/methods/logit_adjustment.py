@@ -4,10 +4,9 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from ltbench import schema
-from ltbench.backbones.base import Backbone
-from ltbench.data.base import DatasetInfo
 from ltbench.heads import ShiftedHead
 from ltbench.losses import LogitAdjustedLoss, logit_adjustment_offset
 from ltbench.methods.base import Batch, Method, Progress, Rows
@@ -28,15 +27,11 @@ class LogitAdjustment(Method):
         tau: float = Field(1.0, ge=0)
         """Strength of the prior; 1 is Balanced Softmax, 0 is cross-entropy."""
 
-    def __init__(
-        self,
-        config: Config,
-        backbone: Backbone,
-        info: DatasetInfo,
-        previous: Method | None = None,
-    ) -> None:
-        super().__init__(config, backbone, info, previous)
-        self.criterion = LogitAdjustedLoss(info.class_counts, config.tau, "none")
+    config: Config
+
+    def setup(self, previous: Method | None) -> None:
+        """Make the loss from the class counts."""
+        self.criterion = LogitAdjustedLoss(self.info.class_counts, self.config.tau, "none")
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one row per image; the logits for prediction carry no prior."""
@@ -61,14 +56,10 @@ class LogitAdjustmentPosthoc(Method):
         tau: float = Field(1.0, ge=0)
         """Strength of the prior; 0 leaves the model as it is."""
 
-    def __init__(
-        self,
-        config: Config,
-        backbone: Backbone,
-        info: DatasetInfo,
-        previous: Method | None = None,
-    ) -> None:
-        previous = require_previous("logit_adjustment_posthoc", previous)
-        super().__init__(config, backbone, info, previous)
-        offset = -logit_adjustment_offset(info.class_counts, config.tau)
-        self.head = ShiftedHead(self.head, offset.to(torch.get_default_dtype()))
+    config: Config
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return the previous classifier with the prior taken off its logits."""
+        head = require_previous("logit_adjustment_posthoc", previous).head
+        offset = -logit_adjustment_offset(self.info.class_counts, self.config.tau)
+        return ShiftedHead(head, offset.to(torch.get_default_dtype()))

@@ -6,8 +6,6 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from ltbench import schema
-from ltbench.backbones.base import Backbone
-from ltbench.data.base import DatasetInfo
 from ltbench.heads import ScaledHead
 from ltbench.losses import LabelAwareSmoothingLoss
 from ltbench.losses.class_counts import Smoothing
@@ -50,16 +48,13 @@ class MiSLAS(Method):
                 raise ValueError("power is required by shape `exponential`, and by no other")
             return self
 
-    def __init__(
-        self,
-        config: Config,
-        backbone: Backbone,
-        info: DatasetInfo,
-        previous: Method | None = None,
-    ) -> None:
-        super().__init__(config, backbone, info, previous)
+    config: Config
+
+    def setup(self, previous: Method | None) -> None:
+        """Make the loss from the class counts."""
+        config = self.config
         self.criterion = LabelAwareSmoothingLoss(
-            info.class_counts,
+            self.info.class_counts,
             head=config.smooth_head,
             tail=config.smooth_tail,
             shape=config.shape,

@@ -8,8 +8,6 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from ltbench import dist, schema
-from ltbench.backbones.base import Backbone
-from ltbench.data.base import DatasetInfo
 from ltbench.losses import cross_entropy_rows, mixup_rows
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
@@ -32,24 +30,16 @@ class Mixup(Method):
         alpha: float = Field(1.0, gt=0)
         """Lambda ~ Beta(alpha, alpha): 1 is uniform, smaller values mix less."""
 
-    def __init__(
-        self,
-        config: Config,
-        backbone: Backbone,
-        info: DatasetInfo,
-        previous: Method | None = None,
-    ) -> None:
-        super().__init__(config, backbone, info, previous)
-        self.alpha = config.alpha
+    config: Config
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
         """Mix the batch with a permutation of itself; every rank draws the same."""
-        generator = at.generator("mixup")
+        alpha, generator = self.config.alpha, at.generator("mixup")
         uniform = torch.rand((), generator=generator, dtype=torch.float64)
         images = len(dist.gather(batch.labels))
         return mix(
             batch,
-            lam=float(betaincinv(self.alpha, self.alpha, uniform.item())),
+            lam=float(betaincinv(alpha, alpha, uniform.item())),
             permutation=torch.randperm(images, generator=generator),
         )
 

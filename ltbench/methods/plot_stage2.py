@@ -7,8 +7,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ltbench import dist, schema
-from ltbench.backbones.base import Backbone
-from ltbench.data.base import DatasetInfo
 from ltbench.losses import cross_entropy_rows, plot_class_weights
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
@@ -42,19 +40,13 @@ class PlotStage2(Method):
         up_limit: float = Field(1.0, ge=0, le=1)
         """Largest share of the shifted loss, reached by a linear ramp over the epochs."""
 
+    config: Config
     omega: Tensor
 
-    def __init__(
-        self,
-        config: Config,
-        backbone: Backbone,
-        info: DatasetInfo,
-        previous: Method | None = None,
-    ) -> None:
-        previous = require_previous("plot_stage2", previous)
-        super().__init__(config, backbone, info, previous)
-        self.adver_reg, self.up_limit = config.adver_reg, config.up_limit
-        omega = plot_class_weights(info.class_counts, config.div)
+    def setup(self, previous: Method | None) -> None:
+        """Make the class weights from the class counts."""
+        require_previous("plot_stage2", previous)
+        omega = plot_class_weights(self.info.class_counts, self.config.div)
         self.register_buffer("omega", omega, persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
@@ -63,10 +55,10 @@ class PlotStage2(Method):
         logits = self.head(features)
         directions = class_directions(self.head, features, batch.labels, self.info.num_classes)
         omega = self.omega.to(directions)[batch.labels]  # [B]
-        shifted = features + (self.adver_reg * omega[:, None] * directions).to(features)
+        shifted = features + (self.config.adver_reg * omega[:, None] * directions).to(features)
         plain = cross_entropy_rows(logits, batch.labels)
         weighted = omega * cross_entropy_rows(self.head(shifted), batch.labels)
-        share = min((at.epoch + 1) / at.epochs, self.up_limit)  # A
+        share = min((at.epoch + 1) / at.epochs, self.config.up_limit)  # A
         rows = share * weighted + (1 - share) * plain
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())
 

@@ -6,8 +6,6 @@ from pydantic import Field
 from torch import nn
 
 from ltbench import schema
-from ltbench.backbones.base import Backbone
-from ltbench.data.base import DatasetInfo
 from ltbench.errors import UserError
 from ltbench.heads import NormalizedHead
 from ltbench.methods.base import Method
@@ -31,18 +29,14 @@ class TauNorm(Method):
         tau: float = Field(1.0, ge=0)
         """0 keeps the norms, 1 removes them."""
 
-    def __init__(
-        self,
-        config: Config,
-        backbone: Backbone,
-        info: DatasetInfo,
-        previous: Method | None = None,
-    ) -> None:
-        previous = require_previous("tau_norm", previous)
-        if not isinstance(previous.head, nn.Linear):
+    config: Config
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return the previous linear classifier with its norms taken out."""
+        head = require_previous("tau_norm", previous).head
+        if not isinstance(head, nn.Linear):
             raise UserError(
                 "method `tau_norm` needs a linear classifier from the stage before, found "
-                f"{type(previous.head).__name__}; put it after e.g. `ce`, `mixup` or `crt`"
+                f"{type(head).__name__}; put it after e.g. `ce`, `mixup` or `crt`"
             )
-        super().__init__(config, backbone, info, previous)
-        self.head = NormalizedHead(previous.head.weight, config.tau)
+        return NormalizedHead(head.weight, self.config.tau)
