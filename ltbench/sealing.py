@@ -1,0 +1,37 @@
+"""Hashes by which a record shows that it is what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+UNSEALED = ("schema_version", "run_id", "status", "checksums")  # have no checksum of their own
+
+
+def canonical(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def checksums_of(content: dict[str, Any]) -> dict[str, str]:
+    """Return a short hash of each field of a record's content."""
+    return {
+        key: hashlib.sha256(canonical(value).encode()).hexdigest()[:12]
+        for key, value in content.items()
+        if key not in UNSEALED
+    }
+
+
+def run_id_of(content: dict[str, Any]) -> str:
+    """Return the name of a run: a hash of the content without itself and the status."""
+    rest = {k: v for k, v in content.items() if k not in ("run_id", "status")}
+    return hashlib.sha256(canonical(rest).encode()).hexdigest()[:32]
+
+
+def digest_of(resolved: dict[str, Any]) -> str:
+    """Return a recipe's digest from its resolved tree, as ``Recipe.digest`` computes it."""
+    text = json.dumps(resolved, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

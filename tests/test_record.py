@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import importlib.util
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ltbench import get_recipe
+from ltbench.data.base import Data, DatasetInfo
+from ltbench.environment import environment
+from ltbench.errors import UserError
+from ltbench.metrics import BINS, Metrics
+from ltbench.record import Record, make_record, validate_record
+from ltbench.sealing import checksums_of, digest_of, run_id_of
+
+ROOT = Path(__file__).parent.parent
+COUNTS = (300, 50, 3)
+
+
+@dataclasses.dataclass
+class FakeSplit:
+    labels: np.ndarray
+    mark: str
+
+    def fingerprint(self) -> str:
+        return self.mark * 64
+
+
+def metrics() -> Metrics:
+    bins = [(0, 0.0, 0)] * BINS
+    bins[7] = (30, 15.25, 15)
+    return Metrics.from_counts([9, 5, 1], [10, 10, 10], bins, COUNTS)
+
+
+def record_of(tmp_path: Path, *words: str, name: str = "ce_cifar10", worlds=(1,)) -> Record:
+    labels = np.repeat(np.arange(3), 10)
+    data = Data(
+        DatasetInfo("cifar10_lt", COUNTS, ("a", "b", "c")),
+        FakeSplit(labels, "a"),
+        FakeSplit(labels, "b"),
+        None,
+        {"protocol": "seed0"},
+    )
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    return make_record(
+        get_recipe(name, *words),
+        data,
+        metrics(),
+        device=torch.device("cpu"),
+        worlds=worlds,
+        seconds=1.5,
+        weights=weights,
+        weights_sha256="c" * 64,
+    )
+
+
+def test_a_record_holds_what_is_needed_and_comes_back_the_same(tmp_path):
+    record = record_of(tmp_path, "seed=7", worlds=(1, 2))
+    record.save(tmp_path / "record.json")
+    again = Record.load(tmp_path / "record.json")
+    assert again == record
+    recipe = get_recipe("ce_cifar10", "seed=7")
+    assert (again.recipe.name, again.recipe.digest) == ("ce_cifar10", recipe.digest)
+    assert digest_of(again.recipe.resolved) == recipe.digest
+    assert (again.seed, again.selection, again.complete) == (7, "last", True)
+    assert again.epoch == sum(s.epochs for s in recipe.stages)
+    assert again.execution.ranks == (1, 2)
+    assert again.execution.per_rank_batch == (recipe.stages[0].batch_size // 2,)
+    assert again.execution.libraries["torch"].startswith(torch.__version__.split("+")[0])
+    assert again.execution.peak_memory_bytes > 2**20
+    assert (again.dataset.train_sha256, again.dataset.test_sha256) == ("a" * 64, "b" * 64)
+    assert (again.checkpoint.file, again.checkpoint.bytes) == ("model.safetensors", 7)
+    assert len(again.run_id) == 32
+    assert again.metrics.few == 0.1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "record.json"]
+
+
+def test_what_shortens_a_run_and_what_changes_it_is_named(tmp_path):
+    record = record_of(tmp_path, "stages.0.epochs=3", "stages.0.optim.lr=0.05", "run.max_steps=5")
+    assert not record.complete
+    assert record.shortened == ("run.max_steps", "stages.0.epochs")
+    assert record.recipe.overrides == ("run.max_steps", "stages.0.epochs", "stages.0.optim.lr")
+    assert record.epoch is None
+    longer = record_of(tmp_path, "stages.0.epochs=300")
+    assert longer.complete
+    assert longer.recipe.overrides == ("stages.0.epochs",)
+
+
+def test_seed_paths_and_workers_leave_the_recipe_part_alone(tmp_path):
+    plain = record_of(tmp_path)
+    other = record_of(tmp_path, "seed=3", f"data.root={tmp_path}", "run.workers=0", "out=x")
+    assert plain.recipe == other.recipe
+    assert plain.run_id != other.run_id
+
+
+def test_status_alone_does_not_change_the_run_id(tmp_path):
+    record = record_of(tmp_path)
+    verified = record.model_copy(update={"status": "verified"})
+    assert verified.sealed().run_id == record.run_id
+    assert validate_record(verified.model_dump(mode="json")) == []
+
+
+def test_no_path_or_name_of_user_or_machine_is_in_a_record(tmp_path):
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(b"x")
+    record = record_of(tmp_path, f"data.root={tmp_path}", f"backbone.weights={start}")
+    text = record.model_dump_json()
+    hidden = {str(tmp_path), str(ROOT), str(Path.home()), platform.node(), str(start)}
+    if len(getpass.getuser()) > 4:
+        hidden.add(getpass.getuser())
+    assert [h for h in hidden if len(h) > 1 and h in text] == []
+    assert record.backbone_weights.startswith("sha256:2d711642b726b044")
+    assert validate_record(json.loads(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["metrics"]["correct"].__setitem__(0, 8), "bins hold"),
+        (
+            lambda c: (
+                c["metrics"]["correct"].__setitem__(0, 8),
+                c["metrics"]["bin_correct"].__setitem__(7, 14),
+            ),
+            "do not trust `metrics`",
+        ),
+        (
+            lambda c: (c.update(seed=5), c["dataset"].update(name="x")),
+            "do not trust `dataset`, `seed`",
+        ),
+        (lambda c: c.update(run_id="0" * 32), "run_id or checksums"),
+        (lambda c: c["recipe"]["resolved"].update(x=1), "do not trust `recipe`"),
+        (lambda c: c.update(schema_version=2), "schema_version 2, this version reads 1"),
+        (lambda c: c.update(extra=1), "`extra` is not a field"),
+        (lambda c: c.pop("metrics"), "`metrics`: Field required"),
+        (lambda c: c["checkpoint"].update(file="../x.safetensors"), "`checkpoint.file`"),
+        (lambda c: c["checkpoint"].update(file="model.pkl"), "`checkpoint.file`"),
+        (lambda c: c["checkpoint"].update(revision="main"), "`checkpoint.revision`"),
+        (lambda c: c.update(status="paper"), "origin reproduced cannot have status paper"),
+        (lambda c: c.update(shortened=["run.max_steps"]), "complete must be true exactly"),
+        (lambda c: c.pop("run_id"), "is not a record of ltbench"),
+    ],
+)
+def test_edited_and_foreign_records_are_refused_in_one_line(tmp_path, change, message):
+    content = record_of(tmp_path).model_dump(mode="json")
+    content = json.loads(json.dumps(content))
+    assert validate_record(content) == []
+    change(content)
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        Record.load(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_was_edited_and_sealed_again_is_still_found_out(tmp_path):
+    content = json.loads(record_of(tmp_path).model_dump_json())
+    content["recipe"]["resolved"]["stages"][0]["epochs"] = 90
+    content["checksums"] = checksums_of(content)
+    content["run_id"] = run_id_of(content)
+    problems = validate_record(content)
+    assert len(problems) == 1
+    assert "recipe.resolved gives" in problems[0]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -3])
+def test_truncated_files(tmp_path, cut):
+    path = tmp_path / "record.json"
+    record_of(tmp_path).save(path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match="truncated or not JSON"):
+        Record.load(path)
+
+
+def test_files_that_are_no_records(tmp_path):
+    path = tmp_path / "record.json"
+    with pytest.raises(UserError, match="cannot read the record"):
+        Record.load(path)
+    for text in ("[]", '{"a": 1}', "3"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="is not a record of ltbench"):
+            Record.load(path)
+    path.write_text('{"schema_version": NaN}')
+    with pytest.raises(UserError, match="NaN is no number"):
+        Record.load(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="truncated or not JSON"):
+        Record.load(path)
+
+
+def test_an_unwritable_place_is_one_line_and_leaves_nothing(tmp_path):
+    record = record_of(tmp_path)
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(UserError, match="could not write"):
+        record.save(tmp_path / "record.json")
+    with pytest.raises(UserError, match="could not write"):
+        record.save(tmp_path / "absent" / "record.json")
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_environment_knows_commit_only_in_a_checkout(tmp_path):
+    found = environment()
+    assert found["libraries"]["python"] == platform.python_version()
+    assert found["cpu"]
+    copy = tmp_path / "site"
+    (copy / "ltbench").mkdir(parents=True)
+    (copy / "ltbench" / "__init__.py").write_text("__version__ = '9.9'")
+    source = (ROOT / "ltbench" / "environment.py").read_text()
+    (copy / "ltbench" / "environment.py").write_text(source)
+    code = "from ltbench.environment import environment as e; print(e()['code'])"
+
+    def run_there() -> str:
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", code], cwd=copy, capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        return done.stdout
+
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)  # an enclosing repository is not ours
+    assert "'commit': None, 'dirty': None" in run_there()
+    git = ["git", "-C", str(copy), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert "'commit': None, 'dirty': None" in run_there()  # no commit yet
+    subprocess.run([*git, "add", "ltbench"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "x"], check=True)
+    (copy / "notes.txt").write_text("cannot change a run")
+    assert "'dirty': False" in run_there()
+    (copy / "ltbench" / "new.py").write_text("")
+    assert "'dirty': True" in run_there()
+
+
+def test_exported_schema_is_in_sync_and_without_torch():
+    spec = importlib.util.spec_from_file_location("export", ROOT / "tools" / "export_schema.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (ROOT / "leaderboard" / "schema.json").read_text()
+    assert written == module.schema(), "run: python tools/export_schema.py"
+    code = "import sys, ltbench.record; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,18 @@
+"""Write the JSON schema of a run's record to leaderboard/schema.json."""
+
+from __future__ import annotations
+
+import json
+
+from ltbench.atomic import write_atomic
+from ltbench.record import Record
+from ltbench.resources import leaderboard_dir
+
+
+def schema() -> str:
+    """Return the schema as the text of the file."""
+    return json.dumps(Record.model_json_schema(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    write_atomic(leaderboard_dir() / "schema.json", schema().encode())
