@@ -205,7 +205,7 @@ def test_a_strangers_folder_is_trained_by_one_command(own_images, capsys, tmp_pa
     code, _, err = ltbench(capsys, *words)
     assert code == 0, err
     record = json.loads((tmp_path / "run" / "record.json").read_text())
-    assert record["class_counts"] == [12, 6, 3]
+    assert record["metrics"]["class_counts"] == [12, 6, 3]
 
 
 def test_broken_image_is_named_and_nothing_is_left_half_written(own_images, capsys, tmp_path):
