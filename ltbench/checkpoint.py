@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ltbench.atomic import write_atomic
 from ltbench.errors import UserError
 
 FORMAT = 1
@@ -187,14 +188,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON under a temporary name, then rename it into place."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        _fsync(partial)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"could not write {path}: {_reason(error)}") from error
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -9,6 +7,7 @@ from pydantic import ConfigDict, Field
 
 from ltbench.optim import Optim, Schedule
 from ltbench.schema import Config, Tagged
+from ltbench.sealing import digest_of
 
 NO_DIGEST: dict[str, Any] = {"digest": False}  # fields that do not change what a run computes
 
@@ -30,7 +29,7 @@ class BackboneChoice(Config):
     """Start from timm's weights of that name (needs a network or a filled cache)."""
     weights: str | None = None
     """Path of a safetensors file to start from."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm's `create_model`."""
 
 
@@ -55,7 +54,7 @@ class Stage(Config):
     schedule: Schedule = Schedule()
     update: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
     freeze: tuple[str, ...] | None = None
-    """Parts not trained: name prefixes, or stages of the backbone; null is the method's own rule."""
+    """Parts not trained: name prefixes or stages of the backbone; null is the method's own rule."""
     frozen_bn: Literal["train", "eval"] | None = None
     """Mode of batch normalisation in frozen parts; null is the method's own rule."""
 
@@ -72,7 +71,7 @@ class RunOptions(Config):
     batchnorm: Literal["local", "sync"] = "local"
     """Whether batch statistics are those of a rank or of the global batch."""
     deterministic: bool = Field(False, json_schema_extra=NO_DIGEST)
-    """Deterministic kernels only, so that a resumed run is bitwise the unbroken one on a GPU too."""
+    """Deterministic kernels only: a resumed run is bitwise the unbroken one on a GPU too."""
     max_steps: int | None = Field(None, ge=1)
     """Stop each stage after so many steps: a smoke test, marked as incomplete in the record."""
     eval_every: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
@@ -122,8 +121,7 @@ class Recipe(Config):
     @property
     def digest(self) -> str:
         """Identity of what is computed: a hash of the tree without seed, paths and workers."""
-        text = json.dumps(self.tree(digest_only=True), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of(self.tree(digest_only=True))
 
 
 def dump(value: Any, *, digest_only: bool = False) -> Any:

@@ -32,6 +32,6 @@ def run_id_of(content: dict[str, Any]) -> str:
 
 
 def digest_of(resolved: dict[str, Any]) -> str:
-    """Return a recipe's digest from its resolved tree, as ``Recipe.digest`` computes it."""
+    """Return a recipe's digest from its resolved tree without seed, paths and workers."""
     text = json.dumps(resolved, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
