@@ -39,11 +39,23 @@ _WHERE = {
 }
 _MODULES = {"losses", "moo"}
 
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "PlotStep",
+    "UserError",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "get_recipe",
+    "list_models",
+    "list_recipes",
+    "load",
+    "losses",
+    "moo",
+    "run",
+]
 
 if TYPE_CHECKING:
-    from ltbench import losses as losses
-    from ltbench import moo as moo
+    from ltbench import losses, moo
     from ltbench.api import create_model, evaluate, list_models, load
     from ltbench.config import get_recipe, list_recipes
     from ltbench.errors import UserError
@@ -59,4 +71,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted({*globals(), *__all__})

@@ -100,15 +100,12 @@ def list_(kind: str, pattern: str) -> None:
       ltbench list methods
       ltbench list backbones "resnext*"     timm's names too, when ours do not match
     """  # noqa: D301
-    rows = [(name, summary) for name, summary in listing(kind, pattern)]
+    rows = listing(kind, pattern)
     if not rows:
         raise UserError(f"no {kind} match `{pattern}`; `ltbench list {kind}` shows all")
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(style="dim")
-    for name, summary in rows:
-        table.add_row(name, escape(summary))
-    console.print(table)
+    width = max(len(name) for name, _ in rows)
+    for name, summary in rows:  # one line each, however narrow the terminal: made for grep
+        console.print(f"{name:<{width}}  [dim]{escape(summary)}[/dim]", soft_wrap=True)
 
 
 @cli.command()

@@ -12,7 +12,7 @@ class Config(BaseModel):
 
     @classmethod
     def complete(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return given values with those that another value implies (a mode's presets) filled in."""
+        """Return given values, and those that another one implies (a mode's presets)."""
         return values
 
 

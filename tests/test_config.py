@@ -22,7 +22,7 @@ def test_every_recipe_resolves_and_says_what_it_is(name):
     assert recipe.target or recipe.note, "a recipe names the result it aims at, or says why none"
 
 
-@pytest.mark.parametrize("name", [n for n in list_recipes("*cifar*")])
+@pytest.mark.parametrize("name", list_recipes("*cifar*"))
 @pytest.mark.parametrize("ratio", [10, 20, 50, 200])
 def test_ratio_suffix_changes_the_ratio(name, ratio):
     if name.startswith("plot_official") and ratio in (10, 20):

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import struct
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+
+from ltbench.curves import COLUMNS, write_curves
+from ltbench.errors import UserError
+
+
+def history(stages=(6, 3)):
+    rows = []
+    for stage, epochs in enumerate(stages):
+        for e in range(1, epochs + 1):
+            row = {"stage": stage, "epoch": e, "lr": 0.1 / 10**e if e < epochs else 0.0}
+            row |= {"loss": 2.0 / e, "train_many": 0.5, "train_medium": 0.2, "train_few": None}
+            row["images_per_second"] = 812.5
+            if e % 3 == 0:
+                row |= {"eval_top1": 0.4, "eval_many": 0.6, "eval_medium": 0.3, "eval_few": None}
+            rows.append(row)
+    return rows
+
+
+def size(path):
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", head[16:24])
+
+
+def test_the_table_opens_with_pandas_and_says_what_was_given(tmp_path):
+    write_curves(tmp_path, history())
+    frame = pd.read_csv(tmp_path / "curves.csv")
+    assert tuple(frame.columns) == COLUMNS
+    assert frame["stage"].tolist() == [0] * 6 + [1] * 3
+    assert frame["epoch"].tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 3]
+    assert frame["loss"].tolist() == [row["loss"] for row in history()]  # no digit lost
+    assert frame["eval_top1"].notna().tolist() == [e % 3 == 0 for e in frame["epoch"]]
+    assert frame["eval_few"].isna().all()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.csv", "curves.png"]
+
+
+def test_unknown_columns_are_kept(tmp_path):
+    write_curves(tmp_path, [{**history((1,))[0], "cosine": 0.25}])
+    assert pd.read_csv(tmp_path / "curves.csv")["cosine"].tolist() == [0.25]
+
+
+@pytest.mark.parametrize("stages", [(), (1,), (6, 3), (2, 1, 2)])
+def test_the_picture_is_drawn_for_any_length(tmp_path, stages):
+    write_curves(tmp_path, history(stages))
+    width, height = size(tmp_path / "curves.png")
+    assert width > 800
+    assert height > 800
+
+
+def test_the_picture_shows_the_groups_that_exist(tmp_path):
+    def colours(rows) -> set[str]:
+        write_curves(tmp_path, rows)
+        pixels = (matplotlib.image.imread(tmp_path / "curves.png")[..., :3] * 255).round()
+        found = np.unique(pixels.reshape(-1, 3).astype(int), axis=0)
+        return {"#{:02X}{:02X}{:02X}".format(*p) for p in found.tolist()}
+
+    without = colours(history())
+    assert {"#0072B2", "#E69F00"} <= without
+    assert "#D55E00" not in without
+    few = [row | ({"eval_few": 0.1} if "eval_top1" in row else {}) for row in history()]
+    assert "#D55E00" in colours(few)
+
+
+def test_a_folder_that_is_missing_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"could not write .*curves\.csv"):
+        write_curves(tmp_path / "absent", history())
