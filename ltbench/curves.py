@@ -121,7 +121,7 @@ def _stages(top: Axes, every: Sequence[Axes], history: History) -> None:
     starts = [
         i for i, row in enumerate(history) if i == 0 or row["stage"] != history[i - 1]["stage"]
     ]
-    for i, end in zip(starts, [*starts[1:], len(history)], strict=True):
+    for i, end in zip(starts, [*starts[1:], len(history)], strict=False):
         if i:
             for axes in every:
                 axes.axvline(i + 0.5, color="#888888", linestyle=":", linewidth=1.2)

@@ -6,6 +6,7 @@ import csv
 import fnmatch
 import math
 import re
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,31 +123,41 @@ def table(
 
 
 def render(frame: pd.DataFrame) -> Table:
-    """Return ``table``'s rows for the terminal, under headings of data set and ratio."""
+    """Return ``table``'s rows for the terminal, grouped by data set and ratio."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     values = [v for v in VALUES if v == "overall" or frame[v].notna().any()]
     ours = ["n", "epochs"] if (frame["origin"] == "reproduced").any() else []
-    show = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    rows = frame.to_dict("records")
+    places = list(dict.fromkeys(map(_place, rows)))
+    networks = list(dict.fromkeys(row["backbone"] for row in rows))
+    shared = [name for names in (places, networks) if len(names) == 1 for name in names]
+    show = Table(
+        title=escape(", ".join(shared)) or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     show.add_column("method", overflow="fold")
-    show.add_column("backbone", overflow="fold", max_width=13)
+    if len(networks) > 1:
+        show.add_column("backbone", overflow="fold", max_width=13)
     for value in values:
         show.add_column("ECE" if value == "ece" else value, justify="right", no_wrap=True)
     for column in ours:
         show.add_column(column, justify="right", no_wrap=True)
     show.add_column("origin", overflow="fold")
     before = None
-    for row in frame.to_dict("records"):
-        place = f"{row['dataset']}, {row['imbalance_ratio']:g}"
-        if place != before:
+    for row in rows:
+        if len(places) > 1 and _place(row) != before:
+            before = _place(row)
             show.add_section()
-            show.add_row(escape(place), style="bold cyan")
-        before = place
+            show.add_row(escape(before), style="bold cyan")
         cited = row["origin"] == "published"
         origin = _short(row["source"]) if cited else f"ours, {row['status']}"
-        texts = [row["method"], row["backbone"]]
+        texts = [row["method"], *([row["backbone"]] if len(networks) > 1 else [])]
         texts += [_plus_minus(row[v], row[f"{v}_std"]) for v in values]
         texts += ["" if cited else str(row[c]) for c in ours]
         texts.append(f"{origin}; {row['note']}" if row["note"] else origin)
@@ -270,7 +281,11 @@ def _short(source: str) -> str:
     return name.replace(" main Table", " Table").replace(" appendix Table", " app. Table")
 
 
+def _place(row: Mapping[Hashable, Any]) -> str:
+    return f"{row['dataset']}, ratio {row['imbalance_ratio']:g}"
+
+
 def _plus_minus(mean: float, spread: float) -> str:
     if math.isnan(mean):
         return ""
-    return f"{mean:.2f}" if math.isnan(spread) else f"{mean:.2f} ± {spread:.2f}"
+    return f"{mean:.2f}" if math.isnan(spread) else f"{mean:.1f}±{spread:.1f}"

@@ -25,7 +25,7 @@ class Optim(Config):
     weight_decay: float = Field(0.0, ge=0)
     """Applied to all trained parameters, norms and biases included, as the field does."""
     nesterov: bool = False
-    lr_factors: dict[str, float] = {}
+    lr_factors: dict[str, float] = Field(default_factory=dict)
     """Multiplier of the rate for parameters whose name starts with the key, e.g. {head: 0.2}."""
 
 

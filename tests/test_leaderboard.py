@@ -239,9 +239,9 @@ def test_rendered_table_and_csv(tmp_path):
     out = io.StringIO()
     Console(file=out, width=120).print(leaderboard.render(frame))
     text = out.getvalue()
-    assert "CIFAR-10-LT, 100" in text
+    assert "CIFAR-10-LT, ratio 100, ResNet-32" in text
     line = next(x for x in text.splitlines() if "ours, claimed" in x)
-    assert "48.33 ± 2.36" in line
+    assert "48.3±2.4" in line
     assert "200+10" in line
     assert "PLOT app. Table 4" in text
     again = pd.read_csv(io.StringIO(frame.to_csv(index=False)))

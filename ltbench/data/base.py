@@ -49,7 +49,8 @@ class Split(Protocol):
             indices: which images, int64 [B].
             key: seed of the augmentation; ``None`` gives the evaluation transform.
             positions: place of each image in the epoch's order, int64 [B]; augmentation depends
-                on (key, position, view) only, so any number of ranks or workers sees the same pixels.
+                on (key, position, view) only, so any number of ranks or
+                workers sees the same pixels.
             views: how many augmented views of each image.
         """
         ...
