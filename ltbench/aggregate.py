@@ -78,10 +78,9 @@ def _row(seeds: Sequence[Record]) -> Row:
 
 def _budget(record: Record) -> str:
     resolved = record.recipe.resolved
+    full = "+".join(str(s["epochs"]) for s in resolved.get("stages", ()) if s.get("epochs"))
     steps = resolved.get("run", {}).get("max_steps")
-    if steps is not None:
-        return f"{steps} steps"
-    return "+".join(str(s["epochs"]) for s in resolved.get("stages", ()) if s.get("epochs"))
+    return full if steps is None else f"{steps} steps of {full}"
 
 
 def _note(record: Record) -> str:

@@ -129,7 +129,6 @@ def render(frame: pd.DataFrame) -> Table:
     from rich.table import Table
 
     values = [v for v in VALUES if v == "overall" or frame[v].notna().any()]
-    ours = ["n", "epochs"] if (frame["origin"] == "reproduced").any() else []
     rows = frame.to_dict("records")
     places = list(dict.fromkeys(map(_place, rows)))
     networks = list(dict.fromkeys(row["backbone"] for row in rows))
@@ -146,8 +145,6 @@ def render(frame: pd.DataFrame) -> Table:
         show.add_column("backbone", overflow="fold", max_width=13)
     for value in values:
         show.add_column("ECE" if value == "ece" else value, justify="right", no_wrap=True)
-    for column in ours:
-        show.add_column(column, justify="right", no_wrap=True)
     show.add_column("origin", overflow="fold")
     before = None
     for row in rows:
@@ -156,10 +153,10 @@ def render(frame: pd.DataFrame) -> Table:
             show.add_section()
             show.add_row(escape(before), style="bold cyan")
         cited = row["origin"] == "published"
-        origin = _short(row["source"]) if cited else f"ours, {row['status']}"
+        seeds = f"ours, {row['status']}, n={row['n']}, {row['epochs']} epochs"
+        origin = _short(row["source"]) if cited else seeds
         texts = [row["method"], *([row["backbone"]] if len(networks) > 1 else [])]
         texts += [_plus_minus(row[v], row[f"{v}_std"]) for v in values]
-        texts += ["" if cited else str(row[c]) for c in ours]
         texts.append(f"{origin}; {row['note']}" if row["note"] else origin)
         show.add_row(*map(escape, texts), style=None if cited else "bold")
     return show

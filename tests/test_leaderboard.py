@@ -237,12 +237,11 @@ def test_rendered_table_and_csv(tmp_path):
     records = [record_of((9, 5, 1), 0), record_of((8, 5, 1), 1)]
     frame = board(tmp_path, *records, dataset="cifar10", ratio=100, method="mislas*")
     out = io.StringIO()
-    Console(file=out, width=120).print(leaderboard.render(frame))
+    Console(file=out, width=140).print(leaderboard.render(frame))
     text = out.getvalue()
     assert "CIFAR-10-LT, ratio 100, ResNet-32" in text
-    line = next(x for x in text.splitlines() if "ours, claimed" in x)
+    line = next(x for x in text.splitlines() if "ours, claimed, n=2, 200+10 epochs" in x)
     assert "48.3±2.4" in line
-    assert "200+10" in line
     assert "PLOT app. Table 4" in text
     again = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
     assert len(again) == len(frame)
