@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 
 from ltbench.atomic import write_atomic
 from ltbench.errors import UserError
+from ltbench.sealing import file_sha256
 
 FORMAT = 1
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -242,15 +242,6 @@ def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], origin: 
             f"the first is `{wrong[0]}`"
         )
     module.load_state_dict(dict(tensors))
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -268,11 +268,19 @@ def metrics_table(title: str, metrics: Metrics) -> Table:
 
 def show_result(result: Result) -> None:
     """Print a finished run: its table, its files, what to type next."""
+    from ltbench.aggregate import imbalance_ratio
+    from ltbench.leaderboard import nearest_published
+
     record = result.record
     name, folder = record.recipe.name, result.folder
     if not result.fresh:
         console.print(f"{name} was finished before; this is its record. A new run needs a new out=")
     table = metrics_table(f"{name}, seed {record.seed}", record.metrics)
+    backbone = record.recipe.resolved["backbone"]["name"]
+    printed = nearest_published(record.dataset.name, imbalance_ratio(record), name, backbone)
+    if printed is not None:
+        values = [printed[v] or "-" for v in ("overall", "many", "medium", "few")]
+        table.add_row(escape(printed["source"]), *values, "-")
     console.print(table)
     if record.shortened:
         console.print(f"shortened by {', '.join(record.shortened)}: not comparable with full runs")

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from ltbench.optim import Optim, Schedule
 from ltbench.schema import Config, Tagged
-from ltbench.sealing import digest_of
+from ltbench.sealing import digest_of, file_sha256
 
 NO_DIGEST: dict[str, Any] = {"digest": False}  # fields that do not change what a run computes
 
@@ -116,6 +117,9 @@ class Recipe(Config):
     def tree(self, *, digest_only: bool = False) -> dict[str, Any]:
         """Return the recipe as plain data; optionally without what does not change a run."""
         plain: dict[str, Any] = dump(self, digest_only=digest_only)
+        start = self.backbone.weights
+        if digest_only and start is not None and Path(start).is_file():
+            plain["backbone"]["weights"] = f"sha256:{file_sha256(Path(start))}"
         return plain
 
     @property

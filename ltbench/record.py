@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,7 +146,7 @@ def validate_record(content: Any) -> list[str]:
     elif record.run_id != run_id_of(plain):
         problems.append("was edited after it was written: run_id or checksums do not fit the rest")
     resolved = record.recipe.resolved
-    if _start(resolved) is None and digest_of(resolved) != record.recipe.digest:
+    if digest_of(resolved) != record.recipe.digest:
         problems.append(
             f"recipe.digest is {record.recipe.digest}, but recipe.resolved gives "
             f"{digest_of(resolved)}"
@@ -182,8 +181,7 @@ def make_record(
     resolved = recipe.tree(digest_only=True)
     start = f"timm:{recipe.backbone.name}" if recipe.backbone.pretrained else None
     if recipe.backbone.weights is not None:
-        start = "sha256:" + hashlib.sha256(Path(recipe.backbone.weights).read_bytes()).hexdigest()
-        resolved["backbone"]["weights"] = start  # a path says nothing elsewhere
+        start = str(resolved["backbone"]["weights"])  # its hash: a path says nothing elsewhere
     overrides, shortened = changes(recipe)
     return Record(
         recipe=RecipeFacts(
@@ -244,12 +242,6 @@ def changes(recipe: Recipe) -> tuple[list[str], list[str]]:
         if (mine.epochs or 0) < (full.epochs or 0):
             shortened.append(f"stages.{i}.epochs")
     return overrides, shortened
-
-
-def _start(resolved: dict[str, Any]) -> Any:
-    """Return the weights file a recipe starts from: the record has its hash, not its path."""
-    backbone = resolved.get("backbone")
-    return backbone.get("weights") if isinstance(backbone, dict) else None
 
 
 def _explain(error: Any) -> str:

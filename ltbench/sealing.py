@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 UNSEALED = ("schema_version", "run_id", "status", "checksums")  # have no checksum of their own
@@ -35,3 +36,12 @@ def digest_of(resolved: dict[str, Any]) -> str:
     """Return a recipe's digest from its resolved tree without seed, paths and workers."""
     text = json.dumps(resolved, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

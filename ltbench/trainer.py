@@ -317,15 +317,14 @@ class EpochStats:
 
     def summary(self, class_counts: tuple[int, ...], rule: str) -> dict[str, float | None]:
         """Return the mean loss and the training recall of each shot group, and start anew."""
-        table = dist.sum_(self.table).cpu()
+        table = dist.sum_(self.table).tolist()
         loss = float(self.loss[0] / self.loss[1].clamp(min=1))
         self.table.zero_()
         self.loss.zero_()
         row: dict[str, float | None] = {"loss": loss}
         for name, classes in shot_groups(class_counts, rule).items():
-            seen = [k for k in classes if table[k, 1] > 0]
-            recall = (table[seen, 0] / table[seen, 1]).mean() if seen else None
-            row[f"train_{name}"] = None if recall is None else float(recall)
+            recalls = [table[k][0] / table[k][1] for k in classes if table[k][1]]
+            row[f"train_{name}"] = sum(recalls) / len(recalls) if recalls else None
         return row
 
 
