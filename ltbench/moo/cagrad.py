@@ -39,8 +39,7 @@ class CAGrad(Solver):
         c: float = Field(default=0.5, ge=0, lt=1)
         rescale: Literal["none", "sum", "official"] = "none"
 
-    def __init__(self, config: Config) -> None:
-        self.config: CAGrad.Config = config
+    config: Config
 
     def solve(
         self,

@@ -36,8 +36,7 @@ class EPO(Solver):
         relaxed: bool = False
         rescale: Rescale = "none"
 
-    def __init__(self, config: Config) -> None:
-        self.config: EPO.Config = config
+    config: Config
 
     def solve(
         self,

@@ -36,8 +36,7 @@ class MGDA(Solver):
         normalization: Literal["none", "l2", "loss", "loss+"] = "none"
         rescale: Rescale = "none"
 
-    def __init__(self, config: Config) -> None:
-        self.config: MGDA.Config = config
+    config: Config
 
     def solve(
         self,

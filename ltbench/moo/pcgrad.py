@@ -27,8 +27,7 @@ class PCGrad(Solver):
 
         rescale: Rescale = "none"
 
-    def __init__(self, config: Config) -> None:
-        self.config: PCGrad.Config = config
+    config: Config
 
     def solve(
         self,

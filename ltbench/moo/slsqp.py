@@ -37,8 +37,7 @@ class SLSQP(Solver):
         c: float = Field(default=0.5, ge=0, lt=1)
         rescale: Literal["none", "sum", "official"] = "none"
 
-    def __init__(self, config: Config) -> None:
-        self.config: SLSQP.Config = config
+    config: Config
 
     def solve(
         self,
