@@ -175,3 +175,14 @@ def test_resolved_tree_round_trips_through_yaml():
     again = build_recipe(yaml.safe_load(yaml.safe_dump(recipe.tree())))
     assert again == recipe
     assert again.digest == recipe.digest
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_targets_are_rows_of_the_published_table(name):
+    from ltbench.leaderboard import target_row
+
+    recipe = get_recipe(name)
+    if recipe.target is not None:
+        row = target_row(recipe)
+        assert row is not None, recipe.target
+        assert recipe.target.method.split(" (")[0] in row

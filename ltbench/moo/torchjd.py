@@ -15,7 +15,7 @@ from ltbench.moo.base import Solution, Solver
 
 
 class TorchJD(Solver):
-    """Any Gramian weighting of the torchjd package, e.g. UPGrad, IMTL-G or aligned MTL.
+    """Any Gramian weighting of the torchjd package, such as UPGrad, IMTL-G or aligned MTL.
 
     Reference: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization,
         arXiv:2406.16232, and the papers named in torchjd's documentation of each weighting.

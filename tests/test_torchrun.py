@@ -1,0 +1,67 @@
+"""The command under torchrun: two processes train what one trains."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORDS = [
+    "recipe=quickstart",
+    "backbone=resnet20_cifar",
+    "stages.0.epochs=1",
+    "stages.0.update.epochs=1",
+    "stages.0.schedule.warmup=0",
+    "stages.0.optim.lr=0.01",
+    "stages.1.epochs=1",
+    "run.batchnorm=sync",
+    "run.device=cpu",
+    "run.threads=1",
+]
+
+
+def launch(out, ranks: int, *extra: str) -> dict:
+    start = [sys.executable, "-m"]
+    if ranks > 1:
+        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    done = subprocess.run(
+        [*start, "ltbench", "run", *WORDS, *extra, f"out={out}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("overall") == 1  # one rank talks
+    return load_file(out / "model.safetensors")
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    one, two = launch(tmp_path / "one", 1), launch(tmp_path / "two", 2)
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=2e-3, msg=name)
+    records = [json.loads((tmp_path / n / "record.json").read_text()) for n in ("one", "two")]
+    assert [r["execution"]["ranks"] for r in records] == [[1], [2]]
+    assert [sum(r["metrics"]["total"]) for r in records] == [600, 600]
+    assert records[0]["recipe"]["digest"] == records[1]["recipe"]["digest"]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["run.precision=bf16", "run.max_steps=2"],
+        ["stages.0.accumulate=2", "run.deterministic=true", "run.max_steps=2"],
+        ["run.channels_last=false", "stages.0.last_batch=drop", "run.max_steps=2"],
+    ],
+)
+def test_ways_to_execute(extra, tmp_path):
+    weights = launch(tmp_path / "run", 1, *extra)
+    assert all(torch.isfinite(t.float()).all() for t in weights.values())
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert "run.max_steps" in record["shortened"]
+    assert not record["complete"]
