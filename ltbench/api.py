@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from ltbench import checkpoint, registries
-from ltbench.config import list_recipes
 from ltbench.data.base import Data, DatasetInfo
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
@@ -19,8 +18,11 @@ from ltbench.validation import build_recipe
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names that ``create_model`` knows beyond timm's: backbones and recipes."""
-    return registries.BACKBONES.names(pattern) + list_recipes(pattern)
+    """Return the names that ``create_model`` knows and match a shell pattern: ours, then timm's."""
+    import timm
+
+    ours = registries.BACKBONES.names(pattern)
+    return ours + [name for name in timm.list_models(pattern) if name not in ours]
 
 
 def create_model(name: str, *, num_classes: int, head: str = "linear", **args: Any) -> nn.Module:
