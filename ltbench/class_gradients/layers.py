@@ -7,17 +7,15 @@ of a layer's parameter is that of the samples of class k alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from timm.layers.norm import LayerNorm as TimmLayerNorm
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench import dist
 from ltbench.backbones.batchnorm import SyncBatchNorm2d
+from ltbench.class_gradients import patches
 from ltbench.class_gradients.recorder import Call, normalises_by_batch
 from ltbench.class_gradients.rows import ClassRows, Explicit, NormTerms, Products
 from ltbench.class_gradients.segments import Segments
@@ -34,7 +32,7 @@ PER_SAMPLE: set[type[nn.Module]] = {
 
 MEMORY_COST = 24  # multiplications in the time that it takes to write and read one number
 
-Found = Iterator[tuple[nn.Parameter, ClassRows]]
+Found = Iterator[tuple[Tensor, ClassRows]]  # a parameter and its class gradients
 Rule = Callable[[Call, "Backward", bool], Found]
 
 
@@ -56,9 +54,8 @@ class Backward:
             assert call.statistics is not None
             z = self.gradients[call]
             spread = z * call.statistics.normalised
-            self._norms[call] = tuple(
-                self.segments.sum(t.flatten(2).sum(2) if t.dim() > 2 else t) for t in (z, spread)
-            )
+            bias, weight = (t.reshape(*t.shape[:2], -1).sum(2) for t in (z, spread))
+            self._norms[call] = self.segments.sum(bias), self.segments.sum(weight)
         return self._norms[call]
 
     def norm_terms(self, norm: Call, means: Tensor, slopes: Tensor) -> NormTerms:
@@ -74,7 +71,7 @@ class Backward:
         bias, weight = self.norm_gradients(norm)
         if statistics.synchronised:
             bias, weight = dist.sum_(bias.clone()), dist.sum_(weight.clone())
-        share = statistics.slope / statistics.moments[0]
+        share = statistics.slope / statistics.positions
         return NormTerms(bias * share, weight * share, means, slopes)
 
 
@@ -94,33 +91,25 @@ def rule_of(module: nn.Module) -> Rule | None:
 def _conv(call: Call, backward: Backward, explicit: bool) -> Found:
     layer, z, segments = call.module, backward.gradients[call], backward.segments
     assert isinstance(layer, nn.Conv2d)
-    norm = call.normalised_by
-    x = call.x.to(z.dtype)
-    options: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    shape = layer.weight.shape
-    if layer.weight.requires_grad:
-        terms = None
+    norm, weight = call.normalised_by, layer.weight
+    if weight.requires_grad:
+        x, terms = call.x.to(z.dtype), None
         if norm is not None:
-            ones = z.new_ones((1, 1, 1, 1)).expand(len(z), layer.groups, *z.shape[2:])
-            means = conv2d_weight(x, (layer.groups, *shape[1:]), ones, *options)
-            slopes = conv2d_weight(x, shape, _normalised(norm).to(z.dtype), *options)
-            means = means.repeat_interleave(shape[0] // layer.groups, dim=0)
+            same = z.new_ones((1, layer.groups, *z.shape[2:]))  # for all samples and channels
+            means = patches.weight_gradient(layer, x.sum(0, keepdim=True), same)
+            means = means.repeat_interleave(layer.out_channels // layer.groups, dim=0)
+            slopes = patches.weight_gradient(layer, x, _normalised(norm).to(z.dtype))
             terms = backward.norm_terms(norm, means, slopes)
         positions = z[0, 0].numel()
-        if not explicit and _products_pay(len(z) * positions, shape, layer.groups, segments.size):
-            u = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-            u = u.view(len(x), layer.groups, -1, positions).permute(1, 0, 3, 2).flatten(1, 2)
-            grouped = z.view(len(z), layer.groups, -1, positions).permute(1, 0, 3, 2).flatten(1, 2)
+        if not explicit and _products_pay(z.shape[0] * positions, layer, segments.size):
+            u, grouped = patches.inputs(layer, x), patches.outputs(layer, z)
             members = segments.members(positions, like=z)
-            yield layer.weight, Products(u, grouped, members, terms, shape)
+            yield weight, Products(u, grouped, members, terms, weight.shape)
         else:
-            rows = z.new_zeros((segments.size, *shape))
-            xs, zs = x[segments.order], z[segments.order]
-            for k, a, b in segments.bounds:
-                rows[k] = conv2d_weight(xs[a:b], shape, zs[a:b], *options)
+            rows = patches.by_class(layer, x[segments.order], z[segments.order], segments)
             if terms is not None:
                 terms.subtract_from(rows)
-            yield layer.weight, _over_ranks(rows)
+            yield weight, _over_ranks(rows)
     if layer.bias is not None and layer.bias.requires_grad:
         yield layer.bias, _bias(z.sum((2, 3)), norm, segments)
 
@@ -139,7 +128,7 @@ def _linear(call: Call, backward: Backward, explicit: bool) -> Found:
             slopes = _normalised(norm).to(z.dtype).T @ x[:, 0]
             terms = backward.norm_terms(norm, means, slopes)
         tokens = z.shape[1]
-        if not explicit and _products_pay(len(z) * tokens, shape, 1, segments.size):
+        if not explicit and _products_pay(len(z) * tokens, layer, segments.size):
             members = segments.members(tokens, like=z)
             u, flat = x.flatten(0, 1)[None], z.flatten(0, 1)[None]
             yield layer.weight, Products(u, flat, members, terms, shape)
@@ -158,10 +147,9 @@ def _linear(call: Call, backward: Backward, explicit: bool) -> Found:
 def _norm(call: Call, backward: Backward, explicit: bool) -> Found:
     layer = call.module
     bias, weight = backward.norm_gradients(call)
-    if layer.weight is not None and layer.weight.requires_grad:
-        yield layer.weight, _over_ranks(weight)
-    if layer.bias is not None and layer.bias.requires_grad:
-        yield layer.bias, _over_ranks(bias)
+    for p, rows in ((layer._parameters["weight"], weight), (layer._parameters["bias"], bias)):
+        if p is not None and p.requires_grad:
+            yield p, _over_ranks(rows)
 
 
 def _local(call: Call, backward: Backward, explicit: bool) -> Found:
@@ -201,10 +189,11 @@ def _over_ranks(rows: Tensor) -> Explicit:
     return Explicit(dist.sum_(rows))
 
 
-def _products_pay(positions: int, shape: torch.Size, groups: int, size: int) -> bool:
+def _products_pay(positions: int, layer: nn.Conv2d | nn.Linear, size: int) -> bool:
     """Whether inner products of positions are cheaper than a row per class."""
     if dist.world() > 1:
         return False
-    channels, inputs = shape[0] // groups, shape[1:].numel()
+    channels, inputs = len(layer.weight), layer.weight[0].numel()
+    channels //= layer.groups if isinstance(layer, nn.Conv2d) else 1
     pairs = positions**2 * (channels + inputs)
     return pairs < (positions + MEMORY_COST * size + size**2) * channels * inputs

@@ -39,7 +39,7 @@ class Explicit:
 
     def gram(self) -> Tensor:
         """Return inner products [K, K], in float64 between blocks of columns."""
-        flat = self.rows.flatten(1)
+        flat = in_memory(self.rows, self.rows).flatten(1)
         out = flat.new_zeros((len(flat), len(flat)), dtype=torch.float64)
         for block in torch.split(flat, COLUMNS, dim=1):
             out += block @ block.T
@@ -51,11 +51,13 @@ class Explicit:
 
     def products(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction [K]."""
-        return (self.rows.flatten(1) @ direction.flatten().to(self.rows.dtype)).double()
+        flat = in_memory(self.rows, self.rows).flatten(1)
+        return (flat @ in_memory(direction[None], self.rows).flatten().to(flat.dtype)).double()
 
     def mix(self, v: Tensor) -> Tensor:
         """Return the sum of the rows weighted by ``v`` [K]."""
-        return torch.tensordot(v.to(self.rows.dtype), self.rows, 1)
+        mixed: Tensor = torch.tensordot(v.to(self.rows.dtype), self.rows, 1)
+        return mixed
 
 
 class Products:
@@ -90,7 +92,7 @@ class Products:
     def total(self) -> Tensor:
         """Return the sum over classes."""
         out = (self.z.mT @ self.u).reshape(self.shape)
-        return out if self.shift is None else out - self.shift.total().view(self.shape)
+        return out if self.shift is None else out - self.shift.total()
 
     def products(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction [K]."""
@@ -125,27 +127,40 @@ class NormTerms:
 
     def __init__(self, first: Tensor, second: Tensor, means: Tensor, slopes: Tensor) -> None:
         self.first, self.second = first, second
-        self.means, self.slopes = means.flatten(1), slopes.flatten(1)
+        self.means, self.slopes = means, slopes
 
     def gram(self) -> Tensor:
         """Return inner products of what is subtracted [K, K]."""
         a, b = self.first, self.second
-        cross = (a * (self.means * self.slopes).sum(1)) @ b.T
-        squares = (a * self.means.square().sum(1)) @ a.T + (b * self.slopes.square().sum(1)) @ b.T
+        cross = (a * (self.means * self.slopes).flatten(1).sum(1)) @ b.T
+        squares = (a * self.means.square().flatten(1).sum(1)) @ a.T
+        squares += (b * self.slopes.square().flatten(1).sum(1)) @ b.T
         return (squares + cross + cross.T).double()
 
     def total(self) -> Tensor:
-        """Return the sum over classes [C, ...]."""
-        return self.first.sum(0)[:, None] * self.means + self.second.sum(0)[:, None] * self.slopes
+        """Return the sum over classes, in the weight's shape."""
+        first, second = over_first(self.first.sum(0), self.means), self.second.sum(0)
+        return first * self.means + over_first(second, self.slopes) * self.slopes
 
     def products(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction [K]."""
-        flat = direction.reshape(self.means.shape).to(self.means.dtype)
-        ours = self.first @ (self.means * flat).sum(1) + self.second @ (self.slopes * flat).sum(1)
-        return ours.double()
+        direction = direction.to(self.means.dtype)
+        ours = self.first @ (self.means * direction).flatten(1).sum(1)
+        return (ours + self.second @ (self.slopes * direction).flatten(1).sum(1)).double()
 
     def subtract_from(self, rows: Tensor) -> None:
         """Subtract from class gradients [K, C, ...], in place."""
+        parts = [in_memory(t[None], rows)[0].flatten(1) for t in (self.means, self.slopes)]
         weights = torch.stack([self.first.T, self.second.T], dim=2)  # [C, K, 2]
-        parts = torch.stack([self.means, self.slopes], dim=1)  # [C, 2, P / C]
-        rows.flatten(2).transpose(0, 1).baddbmm_(weights, parts, alpha=-1)
+        flat = in_memory(rows, rows).flatten(2).transpose(0, 1)  # [C, K, P / C]
+        flat.baddbmm_(weights, torch.stack(parts, dim=1), alpha=-1)
+
+
+def in_memory(t: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor with its dimensions, the first apart, as `like` has them in memory."""
+    return t.permute(0, *sorted(range(1, like.dim()), key=like.stride, reverse=True))
+
+
+def over_first(values: Tensor, like: Tensor) -> Tensor:
+    """Return values [C] in a shape that spreads over [C, ...]."""
+    return values.view(-1, *(1,) * (like.dim() - 1))
