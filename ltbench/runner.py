@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ltbench import __version__, checkpoint, dist
 from ltbench.curves import write_curves
@@ -20,7 +21,7 @@ from ltbench.report import Silent
 from ltbench.seeding import derive
 from ltbench.trainer import Trainer
 
-RECIPE, WEIGHTS, RECORD = "recipe.json", "model.safetensors", "record.json"
+RECIPE, WEIGHTS, RECORD, LOCK = "recipe.json", "model.safetensors", "record.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,20 @@ def run(recipe: Recipe, *, reporter: Silent | None = None) -> Result:
     set_up_torch(recipe)
     dist.init(device)
     folder = run_folder(recipe)
-    finished = claim(recipe, folder)
-    if finished is not None:
-        return Result(folder, finished, fresh=False)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        finished = claim(recipe, folder, lock)
+        if finished is not None:
+            return Result(folder, finished, fresh=False)
+        return Result(folder, _run(recipe, folder, device, reporter or Silent()))
+    finally:
+        lock.release()
+
+
+def _run(recipe: Recipe, folder: Path, device: torch.device, reporter: Silent) -> Record:
+    """Train, evaluate and write what a finished run leaves."""
     data = recipe.data.config.load()  # type: ignore[attr-defined]
-    trainer = Trainer(recipe, data, folder, device, reporter or Silent())
+    trainer = Trainer(recipe, data, folder, device, reporter)
     method = trainer.fit()
     metrics = evaluate_split(
         method,
@@ -90,7 +100,7 @@ def run(recipe: Recipe, *, reporter: Silent | None = None) -> Result:
         )
         record.save(folder / RECORD)
     dist.barrier()
-    return Result(folder, Record.load(folder / RECORD))
+    return Record.load(folder / RECORD)
 
 
 def pick_device(name: str) -> torch.device:
@@ -132,16 +142,21 @@ def run_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{recipe.name}-{recipe.digest[:8]}" / f"seed{recipe.seed}"
 
 
-def claim(recipe: Recipe, folder: Path) -> Record | None:
+def claim(recipe: Recipe, folder: Path, lock: FileLock) -> Record | None:
     """Make the folder this run's own, on rank 0, and return the record if it is finished.
 
+    Args:
+        recipe: what wants to run.
+        folder: where; made if it does not exist.
+        lock: taken on rank 0, so that no second process writes there; a kill releases it.
+
     Raises:
-        UserError: it cannot be written, belongs to another run, or holds something else.
+        UserError: it cannot be written, is in use, belongs to another run, or holds something else.
     """
     problem = ""
     if dist.is_main():
         try:
-            _claim(recipe, folder)
+            _claim(recipe, folder, lock)
         except UserError as error:
             problem = str(error)
     problem = dist.broadcast_text(problem)
@@ -151,19 +166,26 @@ def claim(recipe: Recipe, folder: Path) -> Record | None:
     return Record.load(folder / RECORD) if (folder / RECORD).is_file() else None
 
 
-def _claim(recipe: Recipe, folder: Path) -> None:
+def _claim(recipe: Recipe, folder: Path, lock: FileLock) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-        content = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".partial-"))
+        content = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if content and RECIPE not in content:
+            raise UserError(
+                f"the output folder {folder} is not empty (`{content[0]}`, ...) and holds no run; "
+                "pass another `out=`"
+            )
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another process is running in {folder}; wait for it, or pass another `out=`"
+        ) from error
     except OSError as error:
         raise UserError(
             f"cannot write to the output folder {folder}: {error.strerror}; pass another `out=`"
         ) from error
     mark = {"digest": recipe.digest, "seed": recipe.seed}
-    if RECIPE in content:
+    if (folder / RECIPE).is_file():
         found = _read_mark(folder / RECIPE)
         if {k: found.get(k) for k in mark} != mark:
             raise UserError(
@@ -176,11 +198,6 @@ def _claim(recipe: Recipe, folder: Path) -> None:
                 f"{folder} already holds this run and `resume=never` was given; pass another "
                 "`out=`, or leave `resume` out to go on"
             )
-    elif content:
-        raise UserError(
-            f"the output folder {folder} is not empty (`{content[0]}`, ...) and holds no run; "
-            "pass another `out=`"
-        )
     checkpoint.write_json(folder / RECIPE, {"recipe": recipe.name, **mark, "tree": recipe.tree()})
 
 

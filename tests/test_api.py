@@ -46,10 +46,13 @@ def test_plot_step_follows_the_paper_until_epoch_e_and_is_plain_after():
         model = torch.nn.Linear(4, 3).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         x, y = torch.randn(30, 4).double(), torch.arange(30) % 3
-        rows = lambda: torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+
+        def rows():
+            return torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+
         step = ltbench.PlotStep(model, optimizer, class_counts=[10, 10, 10], epochs=2, **options)
         log = step(rows, y, epoch=epoch)
-        return log, model.weight.detach().clone(), float(rows().mean())
+        return log, model.weight.detach().clone(), float(rows().mean().detach())
 
     active, moved, after = train(0)
     assert active["objectives"] == 3

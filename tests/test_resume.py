@@ -182,3 +182,14 @@ def test_ctrl_c_exits_130_with_one_line_and_resumes(unbroken, tmp_path):
     ]
     run(get_recipe("quickstart", *WORDS, f"out={out}"))
     assert same(weights(out), weights(unbroken))
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    from filelock import FileLock
+
+    out = tmp_path / "run"
+    out.mkdir()
+    with FileLock(out / ".lock"):
+        done = subprocess.run(command(out), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "another process is running" in done.stderr
