@@ -48,7 +48,7 @@ def run(words: tuple[str, ...]) -> None:
     Examples:
       ltbench run recipe=quickstart
       ltbench run recipe=crt_mixup_plot_cifar10 data.root=DIR seed=1
-      ltbench run recipe=mislas_cifar100_if50 data.download=true
+      ltbench run recipe=mislas_cifar100_if50 data.root=DIR data.download=true
       ltbench run recipe=ce_cifar10 data.root=DIR stages.0.epochs=20 stages.0.optim.lr=0.05
       ltbench run recipe=crt_mixup_plot data=folder data.root=MY_IMAGES
       torchrun --nproc-per-node=4 -m ltbench run recipe=mislas_plot_inat data.root=DIR
