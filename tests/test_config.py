@@ -75,7 +75,7 @@ def test_modes_of_plot_fill_in_what_they_imply():
         "class_weights",
     )
     assert (paper.from_features, paper.mixed_labels, paper.preference) == (False, True, "equal")
-    assert (official.collapse_weight, paper.collapse_weight) == (0.01, 1.0)
+    assert (official.collapse_divisor, paper.collapse_divisor) == ("official", "all")
 
 
 def test_digest_ignores_seed_paths_and_workers_only():

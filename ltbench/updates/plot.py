@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "from_features": False,
         "mixed_labels": True,
         "statistics_twice": False,
-        "collapse_weight": 1.0,
+        "collapse_weight": 0.01,
         "collapse_divisor": "all",
         "collapse_in_class_gradients": True,
         "preference": "equal",
@@ -57,7 +57,10 @@ class Plot(Update):
 
     Reference: Zhou et al., Pareto Deep Long-Tailed Recognition: A Conflict-Averse Solution,
         ICLR 2024, Eqns 2-6, and the authors' released code for ``mode: official``.
-    Departures: what the paper leaves open is read as follows. Class gradients are those of the
+    Departures: the paper gives the variability-collapse term no weight, the released settings
+        0.01 or 0.02; 0.01 is the default here, because with 1 the term outweighs the loss of rare
+        classes and training starts by making all outputs equal. What the paper leaves open is
+        read as follows. Class gradients are those of the
         class's share of the batch loss; classes absent from the batch are no objectives; the
         divisor K of Eqn 2 is the number of classes; a class with one image has no spread. The
         paper's step (``rescale: none``) moves ``part`` K times more slowly than the rest, so both

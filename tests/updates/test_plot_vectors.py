@@ -107,6 +107,7 @@ def test_paper_step(scale, vector):
         part="whole",
         rho=p["rho"],
         class_gradient=scale,
+        collapse_weight=1.0,
         solver={"name": "cagrad", "c": p["c"], "rescale": "none"},
     )
     for key, value in v["expected"]["params"].items():
