@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ltbench.class_gradients.engine import ClassGradients, Engine, Pass
 from ltbench.errors import UserError
-from ltbench.moo._gram import check_preference, factor
+from ltbench.moo._gram import check_preference, factor, length
+from ltbench.moo._simplex import minimise
 from ltbench.moo.base import Solver, Vector
 from ltbench.moo.cagrad import CAGrad
 from ltbench.moo.mgda import MGDA
@@ -27,7 +28,7 @@ class Certified:
         direction: the solver's direction, exact for its weights.
         weights: point of the simplex [K].
         gaps: true duality gap after 0, 1, ... corrections, relative to c^2 |g_0|^2 for CAGrad and
-            to the mean squared length of the gradients for MGDA. The direction is that of the
+            to the length of the average gradient for MGDA. The direction is that of the
             last gap, or, if that was above the tolerance, of one more correction.
     """
 
@@ -49,10 +50,9 @@ def certify(
     """Solve with class gradients that are right wherever the solver looks.
 
     A round takes the solver's weights w, computes g_w by one backward pass and, by one
-    forward-mode pass, the exact inner product of every class gradient with the gradient of the
-    solver's objective at w. These give the true duality gap, and replace the part of all
-    approximate class gradients along that direction. Then the solver runs again. What a round
-    costs does not depend on K.
+    forward-mode pass, the exact slope of the solver's objective in every weight. These give the
+    true duality gap. A linear term makes the slopes of the approximate objective equal to them,
+    and it is solved again. What a round costs does not depend on K.
 
     Args:
         engine: what measured the gradients.
@@ -67,96 +67,73 @@ def certify(
         UserError: the solver has no certificate of this kind.
     """
     problem = _problem_of(solver, engine, passes, len(gradients.gram), preference)
-    corrected = _Corrected(gradients)
+    gram = gradients.gram.cpu().numpy()
+    weights = solver.solve(gram, preference=preference).weights
     gaps: list[float] = []
     while True:
-        solution = solver.solve(corrected.gram.cpu().numpy(), preference=preference)
-        w = torch.as_tensor(solution.weights, device=corrected.gram.device)
+        w = torch.as_tensor(weights, device=gradients.gram.device)
         g_w = engine.mixture(passes, w)
         if len(gaps) == rounds:
             break
-        steepest = problem.steepest(g_w)
-        slopes = engine.slopes(passes, len(w), steepest)
-        gaps.append(max(float(w @ slopes - slopes.min()), 0.0) / problem.unit(corrected.gram))
+        slopes = engine.slopes(passes, len(w), problem.steepest(g_w)).cpu().numpy()
+        gaps.append(max(float(weights @ slopes - slopes.min()), 0.0) / problem.unit)
         if not gaps[-1] > tolerance:
             break
-        corrected.replace(steepest, slopes)
-    return Certified(problem.direction(g_w), solution.weights, tuple(gaps))
+        weights = _corrected(gram, weights, slopes, problem.reach)
+    return Certified(problem.direction(g_w), weights, tuple(gaps))
 
 
-class _Corrected:
-    """Approximate class gradients whose parts along some directions are exact."""
+def _corrected(gram: Vector, weights: Vector, slopes: Vector, reach: float) -> Vector:
+    """Minimise ``w . l + reach sqrt(w^T G w)`` with l such that its slopes at `weights` are exact.
 
-    def __init__(self, gradients: ClassGradients) -> None:
-        self.gradients, self.gram = gradients, gradients.gram.clone()
-        self._seen: list[tuple[Direction, Tensor]] = []  # orthonormal, exact products [K]
-
-    def replace(self, direction: Direction, slopes: Tensor) -> None:
-        """Make inner products along one more direction exact.
-
-        Args:
-            direction: any.
-            slopes: exact inner product of each gradient with it [K].
-        """
-        rest = direction
-        for other, exact in self._seen:
-            share = dot(other, rest)
-            rest, slopes = add(rest, other, -share), slopes - share * exact
-        length = dot(rest, rest) ** 0.5
-        if length <= 1e-6 * dot(direction, direction) ** 0.5:
-            return
-        unit, slopes = scale(rest, 1 / length), slopes / length
-        approximate = self.gradients.products(unit)
-        error = slopes - approximate
-        cross = torch.outer(approximate, error)
-        self.gram += cross + cross.T + torch.outer(error, error)
-        self._seen.append((unit, slopes))
+    The curvature is that of the approximate gradients; where it has a minimum at `weights`, so
+    has the exact problem.
+    """
+    unit = float(gram.diagonal().mean())
+    matrix, size = gram / unit, reach / unit**0.5
+    linear = slopes / unit - size * (matrix @ weights) / length(matrix, weights)
+    return minimise(matrix, linear, size)[0]
 
 
 @dataclass
-class _CAGradProblem:
-    """F(w) = g_w . g_b + c |g_0| |g_w|."""
+class _Problem:
+    """Minimise ``F(w) = g_w . g_b + reach |g_w|`` over the simplex.
 
-    c: float
-    average: Direction  # g_0
-    preferred: Direction  # g_b
+    Args:
+        reach: c |g_0| for CAGrad, 1 for MGDA.
+        preferred: g_b for CAGrad, nothing for MGDA.
+        average: g_0 for CAGrad, nothing for MGDA.
+        unit: what gaps are relative to.
+        rescale: what the direction is multiplied by.
+    """
+
+    reach: float
+    preferred: Direction | None
+    average: Direction | None
+    unit: float
     rescale: float
 
     def steepest(self, g_w: Direction) -> Direction:
-        return add(self.preferred, g_w, self._reach(g_w))
+        """Return d with ``dF / dw_k = g_k . d``."""
+        size = dot(g_w, g_w) ** 0.5
+        own = scale(g_w, self.reach / size if size > 0 else 0.0)
+        return own if self.preferred is None else add(self.preferred, own, 1.0)
 
     def direction(self, g_w: Direction) -> Direction:
-        return scale(add(self.average, g_w, self._reach(g_w)), self.rescale)
-
-    def unit(self, gram: Tensor) -> float:
-        return max(self.c**2 * dot(self.average, self.average), torch.finfo(torch.float64).tiny)
-
-    def _reach(self, g_w: Direction) -> float:
-        length = dot(g_w, g_w) ** 0.5
-        return self.c * dot(self.average, self.average) ** 0.5 / length if length > 0 else 0.0
-
-
-@dataclass
-class _MGDAProblem:
-    """F(w) = |g_w|^2, half of whose gradient is g_k . g_w."""
-
-    rescale: float
-
-    def steepest(self, g_w: Direction) -> Direction:
-        return g_w
-
-    def direction(self, g_w: Direction) -> Direction:
-        return scale(g_w, self.rescale)
-
-    def unit(self, gram: Tensor) -> float:
-        return max(float(gram.diagonal().mean()) / 2, torch.finfo(torch.float64).tiny)
+        """Return the solver's direction."""
+        if self.average is None:
+            return scale(g_w, self.rescale)
+        size = dot(g_w, g_w) ** 0.5
+        share = self.reach / size if size > 0 else 0.0
+        return scale(add(self.average, g_w, share), self.rescale)
 
 
 def _problem_of(
     solver: Solver, engine: Engine, passes: Sequence[Pass], size: int, preference: Vector | None
-) -> _CAGradProblem | _MGDAProblem:
+) -> _Problem:
+    device = engine.part[0].device
+    tiny = torch.finfo(torch.float64).tiny
     if isinstance(solver, CAGrad) and solver.config.c > 0:
-        device = engine.part[0].device
         average = engine.mixture(passes, torch.full((size,), 1 / size, device=device))
         preferred = average
         if preference is not None:
@@ -164,9 +141,12 @@ def _problem_of(
             if not np.allclose(b, 1 / size):
                 preferred = engine.mixture(passes, torch.as_tensor(b, device=device))
         c = solver.config.c
-        return _CAGradProblem(c, average, preferred, factor(solver.config.rescale, size, c))
+        reach, rescale = c * dot(average, average) ** 0.5, factor(solver.config.rescale, size, c)
+        return _Problem(reach, preferred, average, max(reach**2, tiny), rescale)
     if isinstance(solver, MGDA) and solver.config.normalization == "none":
-        return _MGDAProblem(factor(solver.config.rescale, size))
+        mean = engine.mixture(passes, torch.full((size,), 1 / size, device=device))
+        unit = max(dot(mean, mean) ** 0.5, tiny)
+        return _Problem(1.0, None, None, unit, factor(solver.config.rescale, size))
     raise UserError(
         "certified class gradients need the solver cagrad with c > 0 or mgda without "
         f"normalisation, found {type(solver).__name__}; choose one, or `class_gradients: fast`"
