@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from ltbench.class_gradients.layers import Backward, full, rule_of
 from ltbench.class_gradients.recorder import Call, Recorder
 from ltbench.class_gradients.rows import ClassRows, Explicit
 from ltbench.class_gradients.segments import Segments
+
+make_dual: Any = forward_ad.make_dual  # untyped in torch
+unpack_dual: Any = forward_ad.unpack_dual
 
 LOG = logging.getLogger(__name__)
 KEEP = 256 * 2**20  # bytes of class gradients that are held at once, by default
@@ -185,9 +188,9 @@ class Engine:
             with torch.no_grad(), forward_ad.dual_level(), frozen_statistics(self.model):
                 try:
                     for home, name, p in owners:
-                        dual = forward_ad.make_dual(p.detach(), tangents[id(p)].to(p.dtype))
-                        home[name] = dual  # type: ignore[assignment]
-                    tangent = forward_ad.unpack_dual(one.forward()).tangent
+                        tangent = tangents[id(p)].to(p.dtype)
+                        home[name] = make_dual(p.detach(), tangent)
+                    tangent = unpack_dual(one.forward()).tangent
                 finally:
                     for home, name, p in owners:
                         home[name] = p

@@ -34,7 +34,8 @@ def inputs(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def outputs(layer: nn.Conv2d, z: Tensor) -> Tensor:
     """Return output gradients [B, C, ...] by group and position [G, B * positions, C / G]."""
-    return z.flatten(2).unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    grouped: Tensor = torch.unflatten(z.flatten(2), 1, (layer.groups, -1))
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)
 
 
 def by_class(layer: nn.Conv2d, x: Tensor, z: Tensor, segments: Segments) -> Tensor:
@@ -68,7 +69,8 @@ def _by_products(layer: nn.Conv2d, x: Tensor, z: Tensor, segments: Segments) -> 
     apart_y, apart_x = row * layer.dilation[0], column * layer.dilation[1]
     seen = last.as_strided(size, (sample, step_y, step_x, apart_y, apart_x, depth, one))
     seen = seen.permute(5, 0, 1, 2, 3, 4, 6)  # [G, B, ..., height, width, D]
-    left = z.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).permute(3, 0, 1, 2, 4).contiguous()
+    grouped: Tensor = torch.unflatten(z.permute(0, 2, 3, 1), 3, (groups, -1))
+    left = grouped.permute(3, 0, 1, 2, 4).contiguous()
     rows = z.new_zeros((segments.size, groups, channels // groups, height * width * depth))
     for k, a, b in segments.bounds:
         u = seen[:, a:b].reshape(groups, -1, rows.shape[3])
