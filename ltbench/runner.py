@@ -187,13 +187,13 @@ def _claim(recipe: Recipe, folder: Path, lock: FileLock) -> None:
     mark = {"digest": recipe.digest, "seed": recipe.seed}
     if (folder / RECIPE).is_file():
         found = _read_mark(folder / RECIPE)
-        if {k: found.get(k) for k in mark} != mark:
+        if {k: found.get(k) for k in mark} != mark and (folder / "checkpoints").is_dir():
             raise UserError(
                 f"the output folder {folder} belongs to `{found.get('recipe')}` (digest "
                 f"{found.get('digest')}, seed {found.get('seed')}), this run is `{recipe.name}` "
                 f"(digest {recipe.digest}, seed {recipe.seed}); pass another `out=`"
             )
-        if recipe.resume == "never":
+        if recipe.resume == "never" and (folder / "checkpoints").is_dir():
             raise UserError(
                 f"{folder} already holds this run and `resume=never` was given; pass another "
                 "`out=`, or leave `resume` out to go on"

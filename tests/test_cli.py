@@ -217,6 +217,13 @@ def test_broken_image_is_named_and_nothing_is_left_half_written(own_images, caps
     assert not list((tmp_path / "run").glob("**/.partial-*"))
 
 
+def test_after_a_mistake_the_corrected_command_may_use_the_same_folder(capsys, tmp_path):
+    words = ["run", "recipe=quickstart", *SHORT, f"out={tmp_path}/run"]
+    assert "larger than" in refused(capsys, *words, "stages.0.batch_size=100000")
+    code, _, err = ltbench(capsys, *words, "run.max_steps=1")
+    assert code == 0, err
+
+
 def test_class_without_test_image_is_named(own_images, capsys, tmp_path):
     for path in (own_images / "test" / "class2").iterdir():
         path.unlink()

@@ -169,7 +169,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(unbroken, tmp_path, monkeypatch)
 def test_ctrl_c_exits_130_with_one_line_and_resumes(unbroken, tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(out),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background may have made us ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not newest(out) and time.monotonic() < deadline:
