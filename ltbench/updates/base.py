@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,8 +118,6 @@ class Update:
 
     class Config(schema.Config):
         """Options of the update."""
-
-    needs_rows: ClassVar[bool] = False  # whether rows must be grouped by class
 
     def __init__(self, config: schema.Config) -> None:
         self.config = config

@@ -70,8 +70,6 @@ class Plot(Update):
         present. The other known differences between paper and code are this class's options.
     """
 
-    needs_rows = True
-
     class Config(schema.Config):
         """Options of PLOT; those not given are set by ``mode``."""
 
