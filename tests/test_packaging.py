@@ -69,6 +69,7 @@ def test_wheel_holds_recipes_and_leaderboard_and_runs_from_an_empty_folder(tmp_p
     empty.mkdir()
     run = [
         str(env / "bin" / "python"),
+        "-I",  # whatever PYTHONPATH says, only what is installed counts
         "-c",
         "import ltbench, sys; from ltbench.cli import main; "
         "assert 'site-packages' in ltbench.__file__ and '/env/' in ltbench.__file__; "
