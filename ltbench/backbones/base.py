@@ -146,14 +146,16 @@ class Backbone(StageChain):
         yielded cache is called; later calls start from there.
 
         Args:
-            stage: a stage's name, ``last``, or ``whole`` for the images themselves.
+            stage: a stage's name, ``last``, ``whole`` for the images themselves, or ``head`` for
+                what the backbone returns.
 
         Raises:
             UserError: there is no such stage.
         """
         before = self._cached
         cache = FeatureCache()
-        self._cached = (self._range(stage).start, cache)
+        start = len(self._stages) if stage == "head" else self._range(stage).start
+        self._cached = (start, cache)
         try:
             yield cache
         finally:

@@ -70,9 +70,20 @@ class StepRun:
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(
-        self, batches: Sequence[Batch], at: Progress, *, retain_graph: bool = False
+        self,
+        batches: Sequence[Batch],
+        at: Progress,
+        *,
+        parameters: list[nn.Parameter] | None = None,
+        retain_graph: bool = False,
     ) -> tuple[Tensor, list[Rows]]:
         """Leave in ``.grad`` the gradient of the step's scalar loss over all ranks.
+
+        Args:
+            batches: micro-batches of this rank.
+            at: where training stands.
+            parameters: what gets a gradient; by default all that is trained.
+            retain_graph: whether another backward pass may follow.
 
         Returns:
             The loss, and the rows of each micro-batch without their graphs.
@@ -80,7 +91,7 @@ class StepRun:
         sums = torch.zeros(4, dtype=torch.float64, device=batches[0].labels.device)
         extra: list[Tensor | None] | None = None
         kept = []
-        parameters = self.parameters
+        parameters = self.parameters if parameters is None else parameters
         for micro, batch in enumerate(batches):
             out = self.loss(batch, replace(at, micro=micro))
             total, weight = weighted_sum(out)
@@ -89,7 +100,9 @@ class StepRun:
                     out.shared, parameters, retain_graph=True, allow_unused=True
                 )
                 extra = add_lists(extra, list(found))
-            total.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+            total.backward(  # type: ignore[no-untyped-call]
+                retain_graph=retain_graph, inputs=parameters
+            )
             shared = out.shared.detach() if out.shared is not None else total.new_zeros(())
             sums += torch.stack([total.detach(), weight, shared, shared.new_ones(())]).double()
             kept.append(detached(out))

@@ -49,6 +49,7 @@ class PlotStep:
         seed: int = 0,
         **options: Any,
     ) -> None:
+        options = {"from_features": False, **options}
         self.update = Plot(validation.build_options("UPDATES", "plot", options))
         if self.update.config.from_features:
             raise UserError(

@@ -2,28 +2,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from ltbench import registries, schema
+from ltbench import dist, registries, schema
 from ltbench.backbones.base import FeatureCache
 from ltbench.backbones.batchnorm import frozen_statistics
+from ltbench.class_gradients.certified import check_solver
+from ltbench.class_gradients.engine import Engine, Loss, Pass
+from ltbench.errors import UserError
 from ltbench.losses import plot_class_weights
-from ltbench.methods.base import Batch, Method, Progress
+from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.moo.base import Solver
 from ltbench.recipe import Choice
 from ltbench.schema import Tagged
 from ltbench.seeding import derive
+from ltbench.updates import pareto
 from ltbench.updates.base import Log, StepRun, Update
-from ltbench.updates.class_gradients import ClassObjectives, class_jacobian
+from ltbench.updates.objectives import ClassObjectives
 from ltbench.updates.plain import Plain
 from ltbench.updates.sam import check_window, climbed
 
+FIXED = 128  # classes up to which `fast` keeps absent ones in its shapes
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        "from_features": False,
+        "class_gradients": "fast",
+        "from_features": True,
         "mixed_labels": True,
         "statistics_twice": False,
         "collapse_weight": 0.01,
@@ -33,6 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "solver": {"name": "cagrad", "c": 0.5, "rescale": "sum"},
     },
     "official": {
+        "class_gradients": "exact",
         "from_features": True,
         "mixed_labels": False,
         "statistics_twice": True,
@@ -84,8 +95,17 @@ class Plot(Update):
         """Radius of the climb on ``part``; 0 leaves it out."""
         climb_kept: float = Field(0.0, ge=0, le=1)
         """Share of the climb left in the weights (the released code's perturb_radius)."""
+        class_gradients: Literal["exact", "fast", "certified"]
+        """How class gradients are found: one backward pass per class; one in all, with an error in
+        the solver's weights; or the same corrected until the solution is certified."""
+        rounds: int = Field(1, ge=1)
+        """Corrections at most, of ``certified``."""
+        tolerance: float = Field(1e-3, ge=0)
+        """Duality gap that ends ``certified``, in units of c^2 |g_0|^2."""
         from_features: bool
-        """Second pass from the features that enter ``part``, instead of from the images."""
+        """Second pass from the features that enter ``part``, instead of from the images: the same
+        but for layers before ``part`` that draw random numbers, which keep their draw. With several
+        micro-batches it starts from the images all the same."""
         mixed_labels: bool
         """Second pass with both labels of a mixed image, instead of the first alone."""
         statistics_twice: bool
@@ -114,14 +134,18 @@ class Plot(Update):
 
     def __init__(self, config: schema.Config) -> None:
         super().__init__(config)
-        self.solver = registries.SOLVERS.get(self.config.solver.name)(self.config.solver.config)
+        self.solver = _solver(self.config.solver)
+        self._engine: Engine | None = None
 
     @classmethod
     def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
-        """Refuse a window longer than the stage, and a cache before the classifier."""
+        """Refuse a window longer than the stage, and a certificate that the solver has not."""
         problems = check_window(config, epochs)
-        if isinstance(config, cls.Config) and config.from_features and config.part == "head":
-            problems.append("`from_features` needs a part of the backbone, found `part` = head")
+        if isinstance(config, cls.Config) and config.class_gradients == "certified":
+            try:
+                check_solver(_solver(config.solver))
+            except UserError as error:
+                problems.append(str(error))
         return problems
 
     def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
@@ -131,11 +155,11 @@ class Plot(Update):
             return Plain(cfg).step(run, batches, at)
         part = run.part(cfg.part)
         features: AbstractContextManager[FeatureCache | None] = nullcontext(None)
-        if cfg.from_features:
+        if cfg.from_features and len(batches) == 1:  # of several, the graphs would be held at once
             features = run.method.backbone.cache_before(self._first_stage(run))
         with features as cache:
             run.zero_grad()
-            loss, rows = run.backward(batches, at, retain_graph=cache is not None)
+            loss, rows = run.backward(batches, at, parameters=part, retain_graph=cache is not None)
             if cache is not None:
                 cache.replay()
             with climbed(part, cfg.rho, keep=cfg.climb_kept):
@@ -149,72 +173,111 @@ class Plot(Update):
         return {"loss": loss, "rows": rows, **log}
 
     def _first_stage(self, run: StepRun) -> str:
-        """Return the stage of the backbone that ``part`` begins with."""
+        """Return the stage of the backbone that ``part`` begins with, or ``head``."""
         part = self.config.part
         names = [part] if isinstance(part, str) else list(part)
         if {"whole", "backbone"} & set(names):
             return "whole"
-        order = run.method.backbone.stages
-        stages = [order[-1] if name == "last" else name for name in names if name != "head"]
-        return min(stages, key=lambda name: order.index(name) if name in order else -1)
+        order = [*run.method.backbone.stages, "head"]
+        stages = [order[-2] if name == "last" else name for name in names]
+        return min(stages, key=order.index)
 
     def _pareto_gradients(
         self, run: StepRun, batches: Sequence[Batch], at: Progress, part: list[nn.Parameter]
     ) -> Log:
         """Leave the solver's direction in the gradients of ``part``, ordinary ones elsewhere."""
+        cfg = self.config
+        task = self._task(run, batches, at, part)
+        run.zero_grad()
+        if cfg.class_gradients == "exact" or not task.engine.works(task.passes[0]):
+            found = pareto.exact(task)
+        elif cfg.class_gradients == "fast":
+            found = pareto.fast(task)
+        else:
+            found = pareto.certified(task, cfg.tolerance, cfg.rounds)
+        gradients = [*found.ordinary, *found.direction]
+        for p, g in zip([*task.rest, *part], gradients, strict=True):
+            p.grad = g.to(p.dtype)
+        return {
+            "objectives": len(found.gram),
+            "conflicts": int(((found.gram < 0).sum()) // 2),
+            "gap": found.gap,
+        }
+
+    def _task(
+        self, run: StepRun, batches: Sequence[Batch], at: Progress, part: list[nn.Parameter]
+    ) -> pareto.Task:
+        """Run the forward pass and say what is to be solved."""
         cfg, counts = self.config, run.method.info.class_counts
+        if self._engine is None or self._engine.part != part:
+            self._engine = Engine(run.method, part)
+        engine, shared = self._engine, False
+        outs: list[Rows] = []
+
+        def forward(micro: int) -> Loss:
+            out = run.loss(batches[micro], replace(at, micro=micro))
+            if len(outs) == micro:
+                outs.append(out)
+            return out.rows, out.shared
+
+        forwards = [
+            pareto.repeatable(partial(forward, micro), run.method) for micro in range(len(batches))
+        ]
+        one = len(batches) == 1
+        record = nullcontext() if cfg.class_gradients == "exact" else engine.recording()
+        with record, torch.set_grad_enabled(one):
+            losses = [again() for again in forwards]
         objectives = ClassObjectives.measure(
-            run,
-            batches,
-            at,
+            outs,
             num_classes=len(counts),
             scale=cfg.class_gradient,
             collapse_weight=cfg.collapse_weight,
             collapse_divisor=cfg.collapse_divisor,
             collapse_in_class_gradients=cfg.collapse_in_class_gradients,
         )
-        chosen = self._sample(objectives.present, at)
-        run.zero_grad()
-        jacobian, others = class_jacobian(run, batches, at, objectives, chosen, part)
-        gram = gram_matrix(jacobian).cpu().numpy()
-        preference = None
-        if cfg.preference == "class_weights":
-            weights = plot_class_weights(counts, cfg.preference_div)
-            preference = weights[chosen.cpu()].double().numpy()
-        solution = self.solver.solve(
-            gram,
-            losses=objectives.means[chosen].double().cpu().numpy(),
-            preference=preference,
+        chosen = self._choose(objectives.counts, at)
+        place = torch.full_like(objectives.counts, len(chosen), dtype=torch.int64)
+        place[chosen] = torch.arange(len(chosen), device=place.device)
+        passes = []
+        for again, out, loss in zip(forwards, outs, losses, strict=True):
+            own, ordinary = objectives.cotangents(out)
+            share = 1 / (dist.world() * len(batches))
+            kept = loss if one else None
+            passes.append(Pass(again, place[out.labels], own, ordinary, share, kept))
+            shared |= out.shared is not None
+        inside = {id(p) for p in part}
+        return pareto.Task(
+            engine=engine,
+            passes=passes,
+            objectives=objectives,
+            chosen=chosen,
+            rest=[p for p in run.parameters if id(p) not in inside],
+            solver=self.solver,
+            preference=(
+                plot_class_weights(counts, cfg.preference_div)
+                if cfg.preference == "class_weights"
+                else None
+            ),
             seed=derive(at.seed, "solver", at.stage, at.epoch, at.step),
+            shared=shared,
         )
-        v = torch.as_tensor(solution.coefficients, device=jacobian.device, dtype=jacobian.dtype)
-        write_gradient(part, v @ jacobian + others)
-        return {
-            "objectives": len(chosen),
-            "conflicts": int(((gram < 0).sum()) // 2),
-            "gap": solution.gap,
-        }
 
-    def _sample(self, present: Tensor, at: Progress) -> Tensor:
+    def _choose(self, counts: Tensor, at: Progress) -> Tensor:
+        """Return the classes that may be objectives, ascending: those present, or a draw of them.
+
+        ``fast`` takes absent ones along where there are not many classes: shapes stay the same
+        from step to step, and nothing has to be read back from the device.
+        """
         limit = self.config.max_classes
-        if limit is None or len(present) <= limit:
-            return present
-        pick = torch.randperm(len(present), generator=at.generator("classes"))[:limit]
-        return present[pick.sort().values.to(present.device)]
+        fixed = self.config.class_gradients == "fast"
+        if limit is not None and limit < len(counts):
+            keys = torch.rand(len(counts), generator=at.generator("classes")).to(counts.device)
+            drawn = torch.topk(keys + (counts > 0), limit).indices.sort().values
+            return drawn if fixed else drawn[counts[drawn] > 0]
+        if fixed and len(counts) <= FIXED:
+            return torch.arange(len(counts), device=counts.device)
+        return counts.nonzero()[:, 0]
 
 
-def gram_matrix(jacobian: Tensor, chunk: int = 2**16) -> Tensor:
-    """Return the inner products of the rows [K, K], summed in double precision by columns."""
-    k = len(jacobian)
-    gram = jacobian.new_zeros((k, k), dtype=torch.float64)
-    for part in torch.split(jacobian, chunk, dim=1):
-        double = part.double()
-        gram += double @ double.T
-    return gram
-
-
-def write_gradient(parameters: Sequence[nn.Parameter], flat: Tensor) -> None:
-    """Set the gradients of parameters from one flat vector."""
-    sizes = [p.numel() for p in parameters]
-    for p, g in zip(parameters, torch.split(flat, sizes), strict=True):
-        p.grad = g.view_as(p).to(p.dtype).clone()
+def _solver(choice: Choice) -> Solver:
+    return registries.SOLVERS.get(choice.name)(choice.config)

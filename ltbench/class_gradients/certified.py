@@ -1,0 +1,197 @@
+"""The exact multi-objective direction from approximate class gradients, with a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltbench.class_gradients.engine import Engine, Pass
+from ltbench.class_gradients.gram import agreeing
+from ltbench.errors import UserError
+from ltbench.moo._gram import check_preference, factor, length
+from ltbench.moo._simplex import minimise
+from ltbench.moo.base import Solver, Vector
+from ltbench.moo.cagrad import CAGrad
+from ltbench.moo.mgda import MGDA
+
+Direction = list[Tensor]  # one tensor per parameter of the part
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A direction, and how far from optimal its weights can be.
+
+    Args:
+        direction: the solver's direction, exact for its weights.
+        weights: point of the simplex [K].
+        gaps: true duality gap after 0, 1, ... rounds, the last one that of ``direction``; relative
+            to ``c^2 |g_0|^2`` for CAGrad and to ``|g_0|`` for MGDA.
+    """
+
+    direction: Direction
+    weights: Vector
+    gaps: tuple[float, ...]
+
+
+def check_solver(solver: Solver) -> None:
+    """Refuse solvers whose optimality has no certificate of this kind.
+
+    Raises:
+        UserError: with those that have.
+    """
+    known = isinstance(solver, CAGrad) and solver.config.c > 0
+    known |= isinstance(solver, MGDA) and solver.config.normalization == "none"
+    if not known:
+        raise UserError(
+            "`class_gradients: certified` needs the solver cagrad with c > 0 or mgda without "
+            f"normalisation, found {type(solver).__name__.lower()}; choose one of them, or "
+            "`class_gradients` = exact or fast"
+        )
+
+
+def certify(
+    engine: Engine,
+    passes: Sequence[Pass],
+    gram: Vector,
+    solver: Solver,
+    *,
+    preference: Vector | None = None,
+    average: Direction | None = None,
+    tolerance: float = 1e-3,
+    rounds: int = 1,
+) -> Certified:
+    """Solve with a Gram matrix that is put right wherever the solver looks.
+
+    A round takes the solver's weights w, computes g_w by one backward pass and, by one
+    forward-mode pass, ``g_k . d`` for all classes, d the direction of w. These are the exact
+    slopes of the solver's objective and give the true duality gap; they are also an exact product
+    with the Gram matrix, which is made to agree. Then the problem is solved again. What a round
+    costs does not depend on K.
+
+    Args:
+        engine: of the class gradients.
+        passes: the micro-batches.
+        gram: approximate inner products of the class gradients [K, K].
+        solver: CAGrad, or MGDA without normalisation.
+        preference: importance of each objective [K] for CAGrad; ``None`` is equal.
+        average: exact average of the class gradients, where it is known.
+        tolerance: gap at which no further round is made.
+        rounds: at most.
+
+    Raises:
+        UserError: the solver has no certificate of this kind.
+    """
+    check_solver(solver)
+    size, device = len(gram), engine.part[0].device
+
+    def mixture(v: Vector) -> Direction:
+        weights = torch.as_tensor(v, device=device)
+        return engine.gradient(passes, lambda one: one.objectives(weights), scalar=False)
+
+    if average is None:
+        average = mixture(np.full(size, 1 / size))
+    b = check_preference(preference, size)
+    preferred = average if np.allclose(b, 1 / size) else mixture(b)
+    problem = _Problem.of(solver, size, average, preferred, b)
+    weights = solver.solve(gram, preference=preference).weights
+    g_w = mixture(weights)
+    bound, gaps = -np.inf, list[float]()
+    points, products = list[Vector](), list[Vector]()
+    for _ in range(rounds):
+        slopes = engine.slopes(passes, size, problem.steepest(g_w)).cpu().numpy()
+        bound = max(bound, float(slopes.min()))
+        gaps.append(problem.gap(g_w, bound))
+        if not gaps[-1] > tolerance:
+            break
+        points.append(problem.b + problem.share(g_w) * weights)
+        products.append(slopes)
+        weights = problem.corrected(agreeing(gram, points, products), weights, slopes)
+        g_w = mixture(weights)
+    else:
+        gaps.append(problem.gap(g_w, bound))  # by the best bound of the rounds before
+    return Certified(problem.direction(g_w), weights, tuple(gaps))
+
+
+@dataclass
+class _Problem:
+    """Minimise ``F(w) = g_w . g_b + reach |g_w|`` over the simplex; g_b = 0 for MGDA.
+
+    Args:
+        reach: c |g_0| for CAGrad, 1 for MGDA.
+        preferred: g_b for CAGrad, nothing for MGDA.
+        b: its weights [K].
+        average: g_0 for CAGrad, nothing for MGDA.
+        unit: what gaps are relative to.
+        rescale: what the direction is multiplied by.
+    """
+
+    reach: float
+    preferred: Direction | None
+    b: Vector
+    average: Direction | None
+    unit: float
+    rescale: float
+
+    @classmethod
+    def of(
+        cls, solver: Solver, size: int, average: Direction, preferred: Direction, b: Vector
+    ) -> _Problem:
+        """Return the problem that a solver solves."""
+        norm, tiny = _length(average), float(np.finfo(np.float64).tiny)
+        if isinstance(solver, CAGrad):
+            c = solver.config.c
+            scale = factor(solver.config.rescale, size, c)
+            unit = max((c * norm) ** 2, tiny)
+            return cls(c * norm, preferred, b, average, unit, scale)
+        assert isinstance(solver, MGDA)
+        scale = factor(solver.config.rescale, size)
+        return cls(1.0, None, 0 * b, None, max(norm, tiny), scale)
+
+    def gap(self, g_w: Direction, bound: float) -> float:
+        """Return how far F is above a lower bound, relative to the unit."""
+        value = self.reach * _length(g_w)
+        if self.preferred is not None:
+            value += dot(g_w, self.preferred)
+        return max(value - bound, 0.0) / self.unit
+
+    def steepest(self, g_w: Direction) -> Direction:
+        """Return d with ``dF / dw_k = g_k . d``."""
+        own = torch._foreach_mul(g_w, self.share(g_w))
+        return list(own if self.preferred is None else torch._foreach_add(self.preferred, own))
+
+    def direction(self, g_w: Direction) -> Direction:
+        """Return the solver's direction."""
+        found = g_w
+        if self.average is not None:
+            own = torch._foreach_mul(g_w, self.share(g_w))
+            found = list(torch._foreach_add(self.average, own))
+        return list(torch._foreach_mul(found, self.rescale))
+
+    def corrected(self, gram: Vector, weights: Vector, slopes: Vector) -> Vector:
+        """Return the minimiser for a Gram matrix, F's slopes at ``weights`` being the true ones.
+
+        A linear term makes them so; the true minimum, once reached, stays.
+        """
+        unit = max(float(gram.diagonal().mean()), float(np.finfo(np.float64).tiny))
+        matrix, reach = gram / unit, self.reach / unit**0.5
+        norm = max(length(matrix, weights), float(np.finfo(np.float64).tiny))
+        return minimise(matrix, slopes / unit - reach * (matrix @ weights) / norm, reach)[0]
+
+    def share(self, g_w: Direction) -> float:
+        """Return ``reach / |g_w|``."""
+        norm = _length(g_w)
+        return self.reach / norm if norm > 0 else 0.0
+
+
+def dot(a: Direction, b: Direction) -> float:
+    """Return the inner product of two directions, summed over parameters in float64."""
+    inner = [torch.dot(x.flatten(), y.flatten()) for x, y in zip(a, b, strict=True)]
+    return float(torch.stack(inner).double().sum())
+
+
+def _length(a: Direction) -> float:
+    return float(dot(a, a) ** 0.5)

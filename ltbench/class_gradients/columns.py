@@ -1,0 +1,92 @@
+"""A few columns of a weight that stand for all of them, and what enters the layer there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Weighted = nn.Conv2d | nn.Linear
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a weight [C, D, ...] whose class gradients are formed.
+
+    A column belongs to one input of one place in the kernel. Inner products of class gradients
+    over the chosen columns, times ``scale``, stand for those over all: neighbouring places of a
+    kernel see nearly the same features, and many inputs are alike.
+
+    Args:
+        step: every so many inputs of a group of channels.
+        taps: whether all places of the kernel are taken, or its centre alone.
+        scale: columns there are per column chosen.
+    """
+
+    step: int
+    taps: bool
+    scale: float
+
+    @classmethod
+    def choose(cls, layer: Weighted, limit: int | None) -> Columns:
+        """Return at most ``limit`` columns of a layer, spread evenly; ``None`` is all of them."""
+        depth, places = layer.weight.shape[1], layer.weight[0, 0].numel()
+        if limit is None or depth * places <= limit:
+            return cls(1, True, 1.0)
+        step = math.ceil(depth / limit)
+        return cls(step, places == 1, depth * places / len(range(0, depth, step)))
+
+    def of_weight(self, layer: Weighted, weight: Tensor) -> Tensor:
+        """Return the chosen columns of a tensor of the weight's shape [C, columns]."""
+        if weight.dim() == 4 and not self.taps:
+            row, column = (_centre(n) for n in layer.weight.shape[2:])
+            weight = weight[:, :, row, column]
+        return weight[:, :: self.step].flatten(1)
+
+    def inputs(self, layer: Weighted, x: Tensor, size: torch.Size) -> Tensor:
+        """Return what the columns multiply at each place of the output [B, places, G, columns].
+
+        Args:
+            layer: with G groups of channels; 1 for a linear layer.
+            x: what entered the layer [B, D, height, width], or [B, ..., D].
+            size: of what left the layer.
+        """
+        if isinstance(layer, nn.Linear):
+            return x.reshape(len(x), -1, 1, x.shape[-1])[..., :: self.step]
+        if self.taps and layer.weight[0, 0].numel() > 1:
+            options = layer.kernel_size, layer.dilation, layer.padding, layer.stride
+            patches = F.unfold(x, *options)  # type: ignore[arg-type]
+            split: Tensor = torch.unflatten(patches, 1, (layer.groups, -1))
+            return split.permute(0, 3, 1, 2)
+        seen = _at_centre(layer, x, size).permute(0, 2, 3, 1)
+        return seen.reshape(len(x), -1, layer.groups, layer.weight.shape[1])[..., :: self.step]
+
+
+def outputs(layer: Weighted, z: Tensor) -> Tensor:
+    """Return a tensor of the output's shape as [B, places, G, C / G]."""
+    if isinstance(layer, nn.Linear):
+        return z.reshape(len(z), -1, 1, z.shape[-1])
+    return z.permute(0, 2, 3, 1).reshape(len(z), -1, layer.groups, z.shape[1] // layer.groups)
+
+
+def _centre(places: int) -> int:
+    return (places - 1) // 2
+
+
+def _at_centre(layer: nn.Conv2d, x: Tensor, size: torch.Size) -> Tensor:
+    """Return what the centre of the kernel sees at each place of the output [B, D, ...]."""
+    padding = layer.padding
+    assert not isinstance(padding, str)
+    for axis in (0, 1):
+        at = _centre(layer.kernel_size[axis]) * layer.dilation[axis] - padding[axis]
+        step, count = layer.stride[axis], size[2 + axis]
+        beyond = at + (count - 1) * step + 1 - x.shape[2 + axis]
+        if at < 0 or beyond > 0:
+            edge = (max(-at, 0), max(beyond, 0))
+            x = F.pad(x, edge if axis == 1 else (0, 0, *edge))
+            at = max(at, 0)
+        x = x.narrow(2 + axis, at, (count - 1) * step + 1)
+    return x[:, :, :: layer.stride[0], :: layer.stride[1]]

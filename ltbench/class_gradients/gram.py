@@ -1,0 +1,51 @@
+"""Approximate Gram matrices, and what exact products with them repair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ltbench.moo.base import Vector
+
+
+def agreeing(gram: ArrayLike, points: Sequence[ArrayLike], products: Sequence[ArrayLike]) -> Vector:
+    """Return the Gram matrix changed so that ``G s = y`` for known pairs of s and y.
+
+    The part of G that the points span is replaced: ``G - G S (S'GS)^-1 S'G + Y (S'Y)^-1 Y'``.
+    It stays positive semidefinite.
+
+    Reference: the multi-secant form of the Davidon-Fletcher-Powell and BFGS updates; Nocedal and
+        Wright, Numerical Optimization, 2006, Eqn 6.19.
+    Departures: none known.
+
+    Args:
+        gram: approximation of G [K, K].
+        points: s [K] each.
+        products: exact ``G s`` [K] each.
+    """
+    g = np.asarray(gram, dtype=np.float64)
+    s, y = (np.stack([np.asarray(v, np.float64) for v in vs], axis=1) for vs in (points, products))
+    gs = g @ s
+    return np.asarray(g - gs @ _inverse(s.T @ gs) @ gs.T + y @ _inverse(s.T @ y) @ y.T)
+
+
+def _inverse(matrix: Vector) -> Vector:
+    """Invert what is positive in a symmetric matrix."""
+    return np.asarray(np.linalg.pinv((matrix + matrix.T) / 2, rcond=1e-12, hermitian=True))
+
+
+def with_exact_sum(products: ArrayLike, with_sum: ArrayLike, square: float) -> Vector:
+    """Return a Gram matrix whose row sums are the known inner products with the sum of gradients.
+
+    Args:
+        products: inner products of the approximate gradients [K, K].
+        with_sum: of each with the exact sum of all [K].
+        square: squared length of the exact sum.
+    """
+    rows = np.asarray(with_sum, dtype=np.float64)
+    found = float(rows.sum())  # the approximate sum times the exact one
+    if not found > square / 4:  # they have little to do with each other, or there is no gradient
+        return np.asarray(products, dtype=np.float64)
+    return agreeing(products, [np.ones(len(rows))], [rows * (square / found)])

@@ -1,0 +1,192 @@
+"""Class gradients of single layers, from what entered and the gradient of what left.
+
+With batch statistics as constants the samples of a batch are independent, so class k's gradient
+of a layer's parameter is the sum of those of its samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers.norm import LayerNorm as TimmLayerNorm
+from timm.layers.norm import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ltbench import dist
+from ltbench.backbones.batchnorm import SyncBatchNorm2d
+from ltbench.class_gradients.columns import Columns, Weighted, outputs
+from ltbench.class_gradients.recorder import Call, normalises_by_batch
+from ltbench.heads import CosineHead
+
+PER_SAMPLE: set[type[nn.Module]] = {
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.Conv1d,
+    TimmLayerNorm,
+    LayerNorm2d,
+    CosineHead,
+}
+"""Layers that treat samples independently; add your own to make them known."""
+
+CHUNK = 32 * 2**20  # bytes of single samples' gradients that are held at once
+
+
+@dataclass
+class ClassRows:
+    """The gradients of one parameter by class, in some of their columns.
+
+    Args:
+        parameter: whose gradients these are.
+        rows: gradient of each class [K, n].
+        pick: takes the same entries out of a tensor of the parameter's shape [n].
+        scale: entries there are, per entry here.
+    """
+
+    parameter: Tensor
+    rows: Tensor
+    pick: Callable[[Tensor], Tensor]
+    scale: float = 1.0
+
+
+class Backward:
+    """One backward pass in which samples are independent.
+
+    Args:
+        gradients: of what left each call, in at least single precision.
+        place: objective of each sample [B], in [0, K]; K is none.
+        size: objectives K.
+        limit: columns of a weight at most; ``None`` is all.
+    """
+
+    def __init__(
+        self, gradients: Mapping[Call, Tensor], place: Tensor, size: int, limit: int | None
+    ) -> None:
+        self.gradients, self.place, self.size, self.limit = gradients, place, size, limit
+        self._norms: dict[Call, Tensor] = {}
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum per-sample values [B, ...] by objective [K, ...]."""
+        out = values.new_zeros((self.size + 1, *values.shape[1:]))
+        return out.index_add_(0, self.place, values)[: self.size]
+
+    def norm_gradients(self, call: Call) -> Tensor:
+        """Return this rank's gradients of a batch normalisation's shift and scale [K, 2, C]."""
+        if call not in self._norms:
+            assert call.statistics is not None
+            z, normalised = (
+                by_place(t) for t in (self.gradients[call], call.statistics.normalised)
+            )
+            pair = torch.stack([z.sum(1), (z * normalised).sum(1)], dim=1)
+            self._norms[call] = self.sum(pair)
+        return self._norms[call]
+
+
+Found = Iterator[ClassRows]
+Rule = Callable[[Call, Backward], Found]
+
+
+def rule_of(module: nn.Module) -> Rule | None:
+    """Return how a layer's class gradients are found, or ``None`` for an unknown layer."""
+    run = type(module).forward
+    if isinstance(module, nn.Conv2d) and run is nn.Conv2d.forward:
+        plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return _weighted if plain else None
+    if run is nn.Linear.forward:
+        return _weighted
+    if run in (_BatchNorm.forward, SyncBatchNorm2d.forward):
+        return _norm if normalises_by_batch(module) else _per_sample
+    return _per_sample if type(module) in PER_SAMPLE else None
+
+
+def _weighted(call: Call, backward: Backward) -> Found:
+    layer, z = call.module, backward.gradients[call]
+    assert isinstance(layer, Weighted)
+    after_norm = call.normalised_by if z.dim() == _features_dim(layer) else None
+    left = outputs(layer, z)
+    if layer.weight.requires_grad:
+        columns = Columns.choose(layer, backward.limit)
+        seen = columns.inputs(layer, call.x.to(z.dtype), z.shape)
+        rows = _sum_of_products(left, seen, backward)
+        if after_norm is not None:
+            rows -= _through_norm(layer, after_norm, seen, backward)
+        yield ClassRows(
+            layer.weight,
+            rows.flatten(1),
+            lambda t: columns.of_weight(layer, t).flatten(),
+            columns.scale,
+        )
+    if layer.bias is not None and layer.bias.requires_grad:
+        rows = backward.sum(left.sum(1).flatten(1))
+        # A shift before a normalisation is taken off again: its exact gradient is 0.
+        yield ClassRows(
+            layer.bias, rows if after_norm is None else torch.zeros_like(rows), torch.flatten
+        )
+
+
+def _sum_of_products(left: Tensor, seen: Tensor, backward: Backward) -> Tensor:
+    """Return the sum of ``left x seen`` over places and the samples of each class [K, C, n]."""
+    channels, columns = left.shape[2] * left.shape[3], seen.shape[3]
+    out = left.new_zeros((backward.size + 1, channels, columns))
+    count = max(1, CHUNK // (channels * columns * left.element_size()))
+    parts = (torch.split(t, count) for t in (left, seen, backward.place))
+    for z, x, place in zip(*parts, strict=True):
+        out.index_add_(0, place, torch.einsum("bpgc,bpgd->bgcd", z, x).flatten(1, 2))
+    return out[: backward.size]
+
+
+def _through_norm(layer: Weighted, norm: Call, seen: Tensor, backward: Backward) -> Tensor:
+    """Return what a batch normalisation right behind takes from the class gradients [K, C, n].
+
+    Its exact backward pass takes from each output gradient its mean and its part along the
+    normalised output. Both are taken over all samples, those of other classes included.
+    """
+    statistics = norm.statistics
+    assert statistics is not None
+    both = backward.norm_gradients(norm)
+    if statistics.synchronised:
+        both = dist.sum_(both.clone())
+    shift, scale = (both * (statistics.slope / statistics.positions)).unbind(dim=1)
+    normalised = outputs(layer, statistics.normalised.to(seen.dtype))
+    along = torch.einsum("bpgc,bpgd->gcd", normalised, seen).flatten(0, 1)
+    means = seen.sum((0, 1)).repeat_interleave(normalised.shape[3], dim=0)
+    return shift[:, :, None] * means + scale[:, :, None] * along
+
+
+def _norm(call: Call, backward: Backward) -> Found:
+    layer = call.module
+    shift, scale = backward.norm_gradients(call).unbind(dim=1)
+    for p, rows in ((layer._parameters["weight"], scale), (layer._parameters["bias"], shift)):
+        if p is not None and p.requires_grad:
+            yield ClassRows(p, rows, torch.flatten)
+
+
+def _per_sample(call: Call, backward: Backward) -> Found:
+    """Differentiate the layer alone, for each sample."""
+    layer, z = call.module, backward.gradients[call]
+    wanted = {n: p for n, p in layer._parameters.items() if p is not None and p.requires_grad}
+    call_layer: Any = torch.func.functional_call
+
+    def product(values: dict[str, Tensor], x: Tensor, gradient: Tensor) -> Tensor:
+        out: Tensor = call_layer(layer, values, (x[None],))
+        return (out * gradient[None]).sum()
+
+    size = sum(p.numel() for p in wanted.values()) * z.element_size()
+    gradients: Any = torch.func.vmap(
+        torch.func.grad(product), (None, 0, 0), chunk_size=max(1, CHUNK // max(1, size))
+    )
+    values = {n: p.detach().to(z.dtype) for n, p in wanted.items()}
+    for name, found in gradients(values, call.x.to(z.dtype), z).items():
+        yield ClassRows(wanted[name], backward.sum(found).flatten(1), torch.flatten)
+
+
+def by_place(features: Tensor) -> Tensor:
+    """Return features [B, C, ...] as [B, places, C], without a copy in the usual layouts."""
+    return features.movedim(1, -1).reshape(len(features), -1, features.shape[1])
+
+
+def _features_dim(layer: Weighted) -> int:
+    return 4 if isinstance(layer, nn.Conv2d) else 2  # longer: channels are last, a norm's second

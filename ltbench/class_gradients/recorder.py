@@ -1,0 +1,188 @@
+"""What the layers of a network did in one forward pass, and a switch for their backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ltbench import dist
+from ltbench.backbones.batchnorm import SyncBatchNorm2d, global_moments
+
+
+@dataclass(eq=False)
+class BatchStatistics:
+    """The statistics a batch normalisation used in one call.
+
+    Args:
+        module: the layer.
+        x: what entered [B, C, ...].
+    """
+
+    module: _BatchNorm
+    x: Tensor
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether the statistics are those of all ranks."""
+        return isinstance(self.module, SyncBatchNorm2d) and dist.world() > 1
+
+    @cached_property
+    def slope(self) -> Tensor:
+        """Derivative of an output by its own input at constant statistics [C]."""
+        inverse = self._all[1]
+        weight: Tensor | None = self.module.weight
+        return inverse if weight is None else inverse * weight.detach()
+
+    @property
+    def positions(self) -> Tensor:
+        """How many numbers each mean is taken over, a scalar."""
+        return self._all[0]
+
+    @property
+    def normalised(self) -> Tensor:
+        """The input with mean 0 and variance 1 in each channel [B, C, ...]."""
+        return self._all[2]
+
+    @cached_property
+    def _all(self) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.x.float() if self.x.dtype in (torch.float16, torch.bfloat16) else self.x
+        with torch.no_grad():
+            if self.synchronised:
+                count, mean, var = global_moments(x)
+                inverse = (var + self.module.eps).rsqrt()
+                return count, inverse, (x - over_channels(mean, x)) * over_channels(inverse, x)
+            none: Any = None  # the layer's own kernel, without scale, shift and bookkeeping
+            found = torch.native_batch_norm(x, none, none, none, none, True, 0.0, self.module.eps)
+        return x.new_tensor(x.numel() / x.shape[1]), found[2], found[0]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer.
+
+    Args:
+        name: the layer's name in the model.
+        module: the layer.
+        x: what entered [B, ...].
+        output: where the gradient of what left, before any in-place change, is found.
+        statistics: of a layer that normalises by the batch.
+        normalised_by: the call that took this one's output and normalised it by the batch.
+    """
+
+    name: str
+    module: nn.Module
+    x: Tensor
+    output: GradientEdge
+    statistics: BatchStatistics | None = None
+    normalised_by: Call | None = None
+
+
+class Recorder:
+    """Watches the layers that own given parameters, and all batch normalisation.
+
+    Args:
+        model: the network, or a module that holds it.
+        parameters: those whose gradients are wanted.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+        wanted = {id(p) for p in parameters}
+        self.owners = {
+            module: name
+            for name, module in model.named_modules()
+            if any(id(p) in wanted for p in module._parameters.values())
+        }
+        norms = {m: name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+        self.watched = {**norms, **self.owners}
+        self.calls: list[Call] = []
+        self.problem = ""  # why the record is of no use, if it is not
+        self._switch = _Switch()
+        self._outputs: dict[int, tuple[Tensor, int, Call]] = {}  # alive, so that ids are unique
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Inside, a forward pass is recorded; an earlier record is dropped."""
+        self.calls, self.problem = [], ""
+        handles = [module.register_forward_hook(self._see) for module in self.watched]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._outputs.clear()
+
+    @contextmanager
+    def constant_statistics(self) -> Iterator[None]:
+        """Inside, backward passes through a recorded pass take batch statistics as constants."""
+        self._switch.constant = True
+        try:
+            yield
+        finally:
+            self._switch.constant = False
+
+    def _see(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        name = f"{self.watched[module]} ({type(module).__name__})"
+        if not (len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)):
+            self.problem = f"{name} is not a function of one tensor"
+            return output
+        if not output.requires_grad:
+            return output
+        x = inputs[0]
+        call = Call(name, module, x.detach(), get_gradient_edge(output))
+        if normalises_by_batch(module):
+            assert isinstance(module, _BatchNorm)
+            call.statistics = BatchStatistics(module, call.x)
+            output = _Route.apply(x, output, call.statistics, self._switch)
+            call.output = get_gradient_edge(output)
+            source = self._outputs.get(id(x))
+            if source is not None and source[1] == x._version:
+                source[2].normalised_by = call
+        self._outputs[id(output)] = (output, output._version, call)
+        self.calls.append(call)
+        return output
+
+
+def normalises_by_batch(module: nn.Module) -> bool:
+    """Whether a layer is a batch normalisation that uses the statistics of the batch at hand."""
+    return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+
+
+def over_channels(values: Tensor, like: Tensor) -> Tensor:
+    """Return values [C] in a shape that spreads over features [B, C, ...]."""
+    return values.view(1, -1, *(1,) * (like.dim() - 2))
+
+
+@dataclass
+class _Switch:
+    constant: bool = False
+
+
+class _Route(torch.autograd.Function):
+    """The output of a normalisation, whose gradient goes back by one of two ways.
+
+    Either through the normalisation itself, or straight to its input, times its slope.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, output: Tensor, statistics: BatchStatistics, switch: _Switch
+    ) -> Tensor:
+        ctx.mark_dirty(output)
+        ctx.statistics, ctx.switch = statistics, switch
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        grad = grads[0]
+        if not ctx.switch.constant:
+            return None, grad, None, None
+        straight = (grad * over_channels(ctx.statistics.slope, grad)).to(grad.dtype)
+        return straight, None, None, None

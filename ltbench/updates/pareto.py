@@ -1,0 +1,186 @@
+"""From the losses of a step to the direction that a multi-objective solver picks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ltbench.backbones.batchnorm import frozen_statistics
+from ltbench.class_gradients.certified import certify
+from ltbench.class_gradients.engine import Engine, Gram, Loss, Pass
+from ltbench.class_gradients.gram import with_exact_sum
+from ltbench.moo.base import Solution, Solver, Vector
+from ltbench.updates.objectives import ClassObjectives
+
+Gradient = list[Tensor]  # one tensor per parameter
+Index = NDArray[np.intp]
+
+
+@dataclass
+class Task:
+    """One step's objectives and how they are to be weighed.
+
+    Args:
+        engine: of the class gradients.
+        passes: the micro-batches of this rank.
+        objectives: what classes share over all ranks.
+        chosen: classes that may be objectives [K]; those absent from the batch are none.
+        rest: trained parameters outside the part.
+        solver: weighs the objectives.
+        preference: importance of each class [C], or ``None`` for equal.
+        seed: for solvers with a random order.
+        shared: whether a part of the loss belongs to no row.
+    """
+
+    engine: Engine
+    passes: list[Pass]
+    objectives: ClassObjectives
+    chosen: Tensor
+    rest: list[nn.Parameter]
+    solver: Solver
+    preference: Tensor | None
+    seed: int
+    shared: bool
+
+    def solve(self, gram: Vector, losses: Vector, classes: Vector) -> Solution:
+        """Let the solver weigh the objectives of some classes."""
+        return self.solver.solve(
+            gram, losses=losses, preference=self.preference_of(classes), seed=self.seed
+        )
+
+    def preference_of(self, classes: Vector) -> Vector | None:
+        """Return the importance of some classes."""
+        if self.preference is None:
+            return None
+        return np.asarray(self.preference.double().numpy()[classes.astype(np.int64)])
+
+    def numbers(self, *more: Tensor) -> tuple[Vector, ...]:
+        """Copy mean loss, count and number of the chosen classes, and more, in one transfer."""
+        own = (self.objectives.means, self.objectives.counts)
+        tensors = [*(t[self.chosen] for t in own), self.chosen, *more]
+        flat = torch.cat([t.double().reshape(-1) for t in tensors]).cpu().numpy()
+        parts = np.split(flat, np.cumsum([t.numel() for t in tensors])[:-1])
+        return tuple(p.reshape(t.shape) for p, t in zip(parts, tensors, strict=True))
+
+
+@dataclass
+class Found:
+    """Gradients to step along, and what is known of the objectives.
+
+    Args:
+        ordinary: gradient of the loss by the parameters outside the part.
+        direction: the solver's direction in the part.
+        gram: inner products of the objectives [K, K].
+        gap: duality gap of the solver's weights, see `Solution` and `certify`.
+    """
+
+    ordinary: Gradient
+    direction: Gradient
+    gram: Vector
+    gap: float
+
+
+def exact(task: Task) -> Found:
+    """Solve with exact class gradients; one backward pass per class."""
+    engine, passes = task.engine, task.passes
+    losses, _, classes, gram = task.numbers(engine.exact(passes, len(task.chosen)))
+    solution = task.solve(gram, losses, classes)
+    ordinary = engine.gradient(passes, _ordinary, task.rest) if task.rest else []
+    return Found(ordinary, _mixed(task, solution.coefficients), gram, solution.gap)
+
+
+def fast(task: Task) -> Found:
+    """Solve with approximate class gradients; the direction is exact for the solver's weights."""
+    ordinary, _, look = _survey(task)
+    losses, counts, classes, *inner = task.numbers(look.products, look.with_sum, look.square)
+    present = np.flatnonzero(counts > 0)
+    gram = _gram_of(present, *inner)
+    solution = task.solve(gram, losses[present], classes[present])
+    coefficients = np.zeros(len(counts))
+    coefficients[present] = solution.coefficients
+    return Found(ordinary, _mixed(task, coefficients), gram, solution.gap)
+
+
+def certified(task: Task, tolerance: float, rounds: int) -> Found:
+    """Solve with class gradients that are put right where the solver looks."""
+    ordinary, total, look = _survey(task)
+    _, counts, classes, *inner = task.numbers(look.products, look.with_sum, look.square)
+    size = len(counts)
+    gram = _gram_of(np.arange(size), *inner)
+    left_out = bool((task.objectives.counts > 0).sum() > size)
+    found = certify(
+        task.engine,
+        task.passes,
+        gram,
+        task.solver,
+        preference=task.preference_of(classes),
+        average=None if left_out else list(torch._foreach_div(total, size)),
+        tolerance=tolerance,
+        rounds=rounds,
+    )
+    direction = found.direction
+    if left_out or task.shared:
+        others = _mixed(task, np.zeros(size))
+        direction = list(torch._foreach_add(direction, others))
+    return Found(ordinary, direction, gram, found.gaps[-1])
+
+
+def _survey(task: Task) -> tuple[Gradient, Gradient, Gram]:
+    """Return the ordinary gradient, that of all objectives' sum, and how objectives agree."""
+    engine, passes, size = task.engine, task.passes, len(task.chosen)
+    together = task.objectives.summed_by_ordinary and not task.shared
+    wanted = [*task.rest, *engine.part] if together else task.rest
+    found, sampled = engine.survey(passes, size, _ordinary, wanted)
+    ordinary, total = found[: len(task.rest)], found[len(task.rest) :]
+    if not together:
+        ones = task.objectives.means.new_ones(size)
+        total = engine.gradient(passes, lambda one: one.mixture(ones), scalar=False)
+    return ordinary, total, engine.gram(sampled, total)
+
+
+def _gram_of(present: Index, products: Vector, with_sum: Vector, square: Vector) -> Vector:
+    """Return inner products of the objectives that are present; the last row is of no objective."""
+    used = np.append(present, len(products) - 1)
+    return with_exact_sum(products[np.ix_(used, used)], with_sum[used], float(square))[:-1, :-1]
+
+
+def _mixed(task: Task, coefficients: Vector) -> Gradient:
+    """Return the exact mixture of objectives, plus what belongs to none."""
+    v = torch.as_tensor(coefficients, device=task.chosen.device)
+    return task.engine.gradient(task.passes, lambda one: one.mixture(v))
+
+
+def _ordinary(one: Pass) -> Tensor:
+    return one.rest
+
+
+def repeatable(forward: Callable[[], Loss], module: nn.Module) -> Callable[[], Loss]:
+    """Return a forward pass that draws the same random numbers each time it is called.
+
+    Running statistics follow the first call alone.
+
+    Args:
+        forward: the pass.
+        module: what it runs.
+    """
+    start: list[Tensor] = []
+    device = next(module.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+
+    def run() -> Loss:
+        if not start:
+            start.append(torch.get_rng_state())
+            start.extend(torch.cuda.get_rng_state(d) for d in devices)
+            return forward()
+        with torch.random.fork_rng(devices=devices), frozen_statistics(module):
+            torch.set_rng_state(start[0])
+            for d, state in zip(devices, start[1:], strict=True):
+                torch.cuda.set_rng_state(state, d)
+            return forward()
+
+    return run
