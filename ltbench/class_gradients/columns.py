@@ -39,13 +39,6 @@ class Columns:
         step = math.ceil(depth / limit)
         return cls(step, places == 1, depth * places / len(range(0, depth, step)))
 
-    def of_weight(self, layer: Weighted, weight: Tensor) -> Tensor:
-        """Return the chosen columns of a tensor of the weight's shape [C, columns]."""
-        if weight.dim() == 4 and not self.taps:
-            row, column = (_centre(n) for n in layer.weight.shape[2:])
-            weight = weight[:, :, row, column]
-        return weight[:, :: self.step].flatten(1)
-
     def inputs(self, layer: Weighted, x: Tensor, size: torch.Size) -> Tensor:
         """Return what the columns multiply at each place of the output [B, places, G, columns].
 

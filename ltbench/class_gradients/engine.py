@@ -62,21 +62,6 @@ class Pass:
         return torch.where(self.place < len(v), inside, 0.0)
 
 
-@dataclass
-class Gram:
-    """What a fast look at the class gradients tells about their inner products.
-
-    Args:
-        products: inner products of the approximate gradients [K, K], in float64.
-        with_sum: inner product of each with the exact sum of all [K], in float64.
-        square: squared length of that sum, in float64.
-    """
-
-    products: Tensor
-    with_sum: Tensor
-    square: Tensor
-
-
 class Engine:
     """Finds inner products and mixtures of the class gradients of a part of a network.
 
@@ -128,47 +113,46 @@ class Engine:
         self,
         passes: Sequence[Pass],
         size: int,
-        weights: Callable[[Pass], Tensor],
         parameters: list[nn.Parameter],
-    ) -> tuple[list[Tensor], list[ClassRows]]:
-        """Return an exact gradient and approximate class gradients, from one forward pass each.
+        *,
+        together: bool,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return an ordinary gradient and how objectives agree, from one forward pass each.
 
         Args:
             passes: the micro-batches of this rank.
             size: objectives K; rows of none make one more.
-            weights: of each row of a pass, in the exact gradient.
-            parameters: of the exact gradient.
+            parameters: of the ordinary gradient.
+            together: whether the objectives add up to the ordinary loss, in every row's weight.
 
         Returns:
-            The gradient over all ranks; the class gradients, of this rank alone.
+            The ordinary gradient over all ranks, and inner products [K + 2, K + 2] in float64 of
+            the approximate gradients of K objectives and of the rows of none, and of the exact
+            gradient of their sum.
         """
-        total: list[Tensor] = []
+        ordinary: list[Tensor] = []
         sampled: list[ClassRows] = []
         for one in passes:
             with self._loaded(one) as loss:
-                if parameters:
-                    found = _gradients(loss, parameters, weights(one), one.share)
-                    total = list(torch._foreach_add(total, found)) if total else found
-                rows = self._sample(one, loss[0], size)
+                mixed = one.mixture(one.weight.new_ones(size))
+                outputs = [call.output for call in self._calls()]
+                wanted = [*parameters, *(outputs if together else ())]
+                found = _gradients(loss, wanted, one.rest, one.share)
+                own = _filled(parameters, found[: len(parameters)])
+                ordinary = list(torch._foreach_add(ordinary, own)) if ordinary else own
+                whole = found[len(parameters) :] if together else _gradients(loss, outputs, mixed)
+                with self._recorder.constant_statistics():
+                    alone = _gradients(loss, outputs, mixed)
+                rows = self._rows(alone, whole, one.place, size + 1)
             if sampled:
                 torch._foreach_add_([r.rows for r in sampled], [r.rows for r in rows])
             sampled = sampled or rows
-        dist.sum_gradients(total)
-        return total, sampled
-
-    def _sample(self, one: Pass, rows: Tensor, size: int) -> list[ClassRows]:
-        gradients = self._independent(rows, one.mixture(one.weight.new_ones(size)))
-        backward = Backward(gradients, one.place, size + 1, self._limit(size + 1))
-        found: dict[int, ClassRows] = {}
-        for call in gradients:
-            rule = rule_of(call.module) if call.module in self._recorder.owners else None
-            for new in rule(call, backward) if rule else ():
-                i = self._place.get(id(new.parameter))
-                if i in found:
-                    found[i].rows += new.rows
-                elif i is not None:
-                    found[i] = new
-        return [found[i] for i in sorted(found)]
+        dist.sum_gradients(ordinary)
+        dist.sum_gradients([r.rows for r in sampled])
+        products = self.part[0].new_zeros((size + 2, size + 2), dtype=torch.float64)
+        for r in sampled:
+            products += r.scale * (r.rows @ r.rows.T)
+        return ordinary, products
 
     @contextmanager
     def _loaded(self, one: Pass) -> Iterator[Loss]:
@@ -179,23 +163,6 @@ class Engine:
             with self.recording():
                 loss = one.forward()
             yield loss
-
-    def gram(self, sampled: Sequence[ClassRows], total: Sequence[Tensor]) -> Gram:
-        """Return inner products of sampled class gradients, over ranks.
-
-        Args:
-            sampled: from ``survey``, summed over ranks here, in place.
-            total: exact gradient of the sum of all objectives, by parameter of the part.
-        """
-        dist.sum_gradients([r.rows for r in sampled])
-        size = len(sampled[0].rows)
-        products = total[0].new_zeros((size, size), dtype=torch.float64)
-        with_sum = torch.zeros_like(products[0])
-        for r in sampled:
-            along = r.pick(total[self._place[id(r.parameter)]]).to(r.rows.dtype)
-            products += r.scale * (r.rows @ r.rows.T)
-            with_sum += r.scale * (r.rows @ along)
-        return Gram(products, with_sum, squared_length(total))
 
     def exact(self, passes: Sequence[Pass], size: int) -> Tensor:
         """Return inner products [K, K] from one backward pass per objective, in float64.
@@ -214,7 +181,7 @@ class Engine:
                 for k in here:
                     if k < size:
                         chosen = torch.where(one.place == k, one.weight, 0.0)
-                        found = _gradients(loss, group, chosen, None)
+                        found = _filled(group, _gradients(loss, group, chosen))
                         torch._foreach_add_([t[k] for t in table], found)
             dist.sum_gradients(table)
             for t in table:
@@ -244,7 +211,7 @@ class Engine:
         for one in passes:
             share = one.share if scalar else None
             loss = one.forward() if one.loss is None else one.loss
-            found = _gradients(loss, wanted, weights(one), share)
+            found = _filled(wanted, _gradients(loss, wanted, weights(one), share))
             out = list(torch._foreach_add(out, found)) if out else found
         dist.sum_gradients(out)
         return out
@@ -294,25 +261,57 @@ class Engine:
         """Return why rows and samples are not one to one: half of the rows must reach half."""
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         half = torch.zeros_like(rows).index_fill_(0, order[: len(rows) // 2].to(rows.device), 1.0)
-        for call, z in self._independent(rows, half).items():
+        with self._recorder.constant_statistics():
+            found = _gradients((rows, None), [call.output for call in self._calls()], half)
+        for call, z in self._by_call(found).items():
             if len(z) != len(rows) or len(call.x) != len(rows):
                 return f"{call.name} sees {len(call.x)} samples, the loss has {len(rows)} rows"
             if z[half == 0].any():
                 return f"rows of the loss depend on each other's samples at {call.name}"
         return ""
 
-    def _independent(self, rows: Tensor, weights: Tensor) -> dict[Call, Tensor]:
-        """Differentiate with batch statistics as constants, by what left each recorded layer."""
+    def _rows(
+        self,
+        alone: Sequence[Tensor | None],
+        whole: Sequence[Tensor | None],
+        place: Tensor,
+        size: int,
+    ) -> list[ClassRows]:
+        """Return approximate gradients of each objective, and in a last row the exact sum.
+
+        Args:
+            alone: gradient of what left each call, with batch statistics as constants.
+            whole: the same from an ordinary backward pass.
+            place: objective of each sample [B].
+            size: objectives.
+        """
+        limit = self._limit(size + 1)
+        by_class = Backward(self._by_call(alone), limit, place, size)
+        ordinary = Backward(self._by_call(whole), limit)
+        found: dict[int, ClassRows] = {}
+        for call in by_class.gradients:
+            rule = rule_of(call.module) if call.module in self._recorder.owners else None
+            if rule is None:
+                continue
+            for new, total in zip(rule(call, by_class), rule(call, ordinary), strict=True):
+                i = self._place.get(id(new.parameter))
+                new.rows = torch.cat([new.rows, total.rows])
+                if i in found:
+                    found[i].rows += new.rows
+                elif i is not None:
+                    found[i] = new
+        return [found[i] for i in sorted(found)]
+
+    def _calls(self) -> list[Call]:
+        """Return the recorded calls, from the first that belongs to the part."""
         seen = self._recorder.calls
         own = [i for i, call in enumerate(seen) if call.module in self._recorder.owners]
-        calls = seen[own[0] :] if own else []  # what ran before the part does not matter
-        with self._recorder.constant_statistics():
-            found = torch.autograd.grad(
-                rows, [c.output for c in calls], weights, retain_graph=True, allow_unused=True
-            )
+        return seen[own[0] :] if own else []
+
+    def _by_call(self, gradients: Sequence[Tensor | None]) -> dict[Call, Tensor]:
         return {
-            c: z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-            for c, z in zip(calls, found, strict=True)
+            call: z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+            for call, z in zip(self._calls(), gradients, strict=True)
             if z is not None
         }
 
@@ -329,18 +328,20 @@ class Engine:
         return groups
 
 
-def squared_length(gradient: Sequence[Tensor]) -> Tensor:
-    """Return the squared Euclidean length of a gradient, summed over parameters in float64."""
-    norms = torch._foreach_norm(list(gradient))
-    return torch.stack(list(norms)).double().square().sum()
-
-
 def _gradients(
-    loss: Loss, wanted: list[nn.Parameter], weights: Tensor, share: float | None
-) -> list[Tensor]:
+    loss: Loss, wanted: Sequence[Any], weights: Tensor, share: float | None = None
+) -> list[Tensor | None]:
+    """Return the gradient of weighted rows, and of a share of the scalar; the graph stays."""
+    if not wanted:
+        return []
     values, cotangents = [loss[0]], [weights.to(loss[0].dtype)]
     if share is not None and loss[1] is not None:
         values.append(loss[1])
         cotangents.append(torch.full_like(loss[1], share))
-    found = torch.autograd.grad(values, wanted, cotangents, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)]
+    return list(
+        torch.autograd.grad(values, wanted, cotangents, retain_graph=True, allow_unused=True)
+    )
+
+
+def _filled(like: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(like, gradients, strict=True)]

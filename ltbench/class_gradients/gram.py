@@ -36,16 +36,16 @@ def _inverse(matrix: Vector) -> Vector:
     return np.asarray(np.linalg.pinv((matrix + matrix.T) / 2, rcond=1e-12, hermitian=True))
 
 
-def with_exact_sum(products: ArrayLike, with_sum: ArrayLike, square: float) -> Vector:
+def with_exact_sum(products: ArrayLike) -> Vector:
     """Return a Gram matrix whose row sums are the known inner products with the sum of gradients.
 
     Args:
-        products: inner products of the approximate gradients [K, K].
-        with_sum: of each with the exact sum of all [K].
-        square: squared length of the exact sum.
+        products: inner products of approximate gradients and, in the last row, of the exact sum
+            of all [K + 1, K + 1].
     """
-    rows = np.asarray(with_sum, dtype=np.float64)
+    known = np.asarray(products, dtype=np.float64)
+    approximate, rows, square = known[:-1, :-1], known[-1, :-1], float(known[-1, -1])
     found = float(rows.sum())  # the approximate sum times the exact one
     if not found > square / 4:  # they have little to do with each other, or there is no gradient
-        return np.asarray(products, dtype=np.float64)
-    return agreeing(products, [np.ones(len(rows))], [rows * (square / found)])
+        return approximate
+    return agreeing(approximate, [np.ones(len(rows))], [rows * (square / found)])

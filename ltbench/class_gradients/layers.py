@@ -1,4 +1,4 @@
-"""Class gradients of single layers, from what entered and the gradient of what left.
+"""Gradients of single layers by objective, from what entered and the gradient of what left.
 
 With batch statistics as constants the samples of a batch are independent, so class k's gradient
 of a layer's parameter is the sum of those of its samples.
@@ -42,36 +42,58 @@ class ClassRows:
     Args:
         parameter: whose gradients these are.
         rows: gradient of each class [K, n].
-        pick: takes the same entries out of a tensor of the parameter's shape [n].
         scale: entries there are, per entry here.
     """
 
     parameter: Tensor
     rows: Tensor
-    pick: Callable[[Tensor], Tensor]
     scale: float = 1.0
 
 
 class Backward:
-    """One backward pass in which samples are independent.
+    """What one backward pass left at the recorded calls.
 
     Args:
         gradients: of what left each call, in at least single precision.
-        place: objective of each sample [B], in [0, K]; K is none.
-        size: objectives K.
         limit: columns of a weight at most; ``None`` is all.
+        place: objective of each sample [B] in a pass with constant batch statistics; ``None`` is
+            an ordinary pass, whose only objective is the whole.
+        size: objectives K.
     """
 
     def __init__(
-        self, gradients: Mapping[Call, Tensor], place: Tensor, size: int, limit: int | None
+        self,
+        gradients: Mapping[Call, Tensor],
+        limit: int | None,
+        place: Tensor | None = None,
+        size: int = 1,
     ) -> None:
         self.gradients, self.place, self.size, self.limit = gradients, place, size, limit
         self._norms: dict[Call, Tensor] = {}
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum per-sample values [B, ...] by objective [K, ...]."""
-        out = values.new_zeros((self.size + 1, *values.shape[1:]))
-        return out.index_add_(0, self.place, values)[: self.size]
+        if self.place is None:
+            return values.sum(0, keepdim=True)
+        out = values.new_zeros((self.size, *values.shape[1:]))
+        return out.index_add_(0, self.place, values)
+
+    def sum_of_products(self, left: Tensor, seen: Tensor) -> Tensor:
+        """Return the sum over places and samples of ``left x seen`` by objective [K, C, n].
+
+        Args:
+            left: [B, places, G, C / G].
+            seen: [B, places, G, n].
+        """
+        if self.place is None:
+            return torch.einsum("bpgc,bpgd->gcd", left, seen).flatten(0, 1)[None]
+        channels, columns = left.shape[2] * left.shape[3], seen.shape[3]
+        out = left.new_zeros((self.size, channels, columns))
+        count = max(1, CHUNK // (channels * columns * left.element_size()))
+        parts = (torch.split(t, count) for t in (left, seen, self.place))
+        for z, x, place in zip(*parts, strict=True):
+            out.index_add_(0, place, torch.einsum("bpgc,bpgd->bgcd", z, x).flatten(1, 2))
+        return out
 
     def norm_gradients(self, call: Call) -> Tensor:
         """Return this rank's gradients of a batch normalisation's shift and scale [K, 2, C]."""
@@ -105,37 +127,24 @@ def rule_of(module: nn.Module) -> Rule | None:
 def _weighted(call: Call, backward: Backward) -> Found:
     layer, z = call.module, backward.gradients[call]
     assert isinstance(layer, Weighted)
-    after_norm = call.normalised_by if z.dim() == _features_dim(layer) else None
+    features = 4 if isinstance(layer, nn.Conv2d) else 2  # else channels come last, not second
+    after_norm = call.normalised_by if z.dim() == features and backward.place is not None else None
     left = outputs(layer, z)
     if layer.weight.requires_grad:
         columns = Columns.choose(layer, backward.limit)
         seen = columns.inputs(layer, call.x.to(z.dtype), z.shape)
-        rows = _sum_of_products(left, seen, backward)
+        rows = backward.sum_of_products(left, seen)
         if after_norm is not None:
             rows -= _through_norm(layer, after_norm, seen, backward)
         yield ClassRows(
             layer.weight,
             rows.flatten(1),
-            lambda t: columns.of_weight(layer, t).flatten(),
             columns.scale,
         )
     if layer.bias is not None and layer.bias.requires_grad:
         rows = backward.sum(left.sum(1).flatten(1))
         # A shift before a normalisation is taken off again: its exact gradient is 0.
-        yield ClassRows(
-            layer.bias, rows if after_norm is None else torch.zeros_like(rows), torch.flatten
-        )
-
-
-def _sum_of_products(left: Tensor, seen: Tensor, backward: Backward) -> Tensor:
-    """Return the sum of ``left x seen`` over places and the samples of each class [K, C, n]."""
-    channels, columns = left.shape[2] * left.shape[3], seen.shape[3]
-    out = left.new_zeros((backward.size + 1, channels, columns))
-    count = max(1, CHUNK // (channels * columns * left.element_size()))
-    parts = (torch.split(t, count) for t in (left, seen, backward.place))
-    for z, x, place in zip(*parts, strict=True):
-        out.index_add_(0, place, torch.einsum("bpgc,bpgd->bgcd", z, x).flatten(1, 2))
-    return out[: backward.size]
+        yield ClassRows(layer.bias, rows if after_norm is None else torch.zeros_like(rows))
 
 
 def _through_norm(layer: Weighted, norm: Call, seen: Tensor, backward: Backward) -> Tensor:
@@ -161,7 +170,7 @@ def _norm(call: Call, backward: Backward) -> Found:
     shift, scale = backward.norm_gradients(call).unbind(dim=1)
     for p, rows in ((layer._parameters["weight"], scale), (layer._parameters["bias"], shift)):
         if p is not None and p.requires_grad:
-            yield ClassRows(p, rows, torch.flatten)
+            yield ClassRows(p, rows)
 
 
 def _per_sample(call: Call, backward: Backward) -> Found:
@@ -180,13 +189,9 @@ def _per_sample(call: Call, backward: Backward) -> Found:
     )
     values = {n: p.detach().to(z.dtype) for n, p in wanted.items()}
     for name, found in gradients(values, call.x.to(z.dtype), z).items():
-        yield ClassRows(wanted[name], backward.sum(found).flatten(1), torch.flatten)
+        yield ClassRows(wanted[name], backward.sum(found).flatten(1))
 
 
 def by_place(features: Tensor) -> Tensor:
     """Return features [B, C, ...] as [B, places, C], without a copy in the usual layouts."""
     return features.movedim(1, -1).reshape(len(features), -1, features.shape[1])
-
-
-def _features_dim(layer: Weighted) -> int:
-    return 4 if isinstance(layer, nn.Conv2d) else 2  # longer: channels are last, a norm's second

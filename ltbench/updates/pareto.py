@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ltbench.backbones.batchnorm import frozen_statistics
 from ltbench.class_gradients.certified import certify
-from ltbench.class_gradients.engine import Engine, Gram, Loss, Pass
+from ltbench.class_gradients.engine import Engine, Loss, Pass
 from ltbench.class_gradients.gram import with_exact_sum
 from ltbench.moo.base import Solution, Solver, Vector
 from ltbench.updates.objectives import ClassObjectives
@@ -46,6 +46,11 @@ class Task:
     preference: Tensor | None
     seed: int
     shared: bool
+
+    @property
+    def together(self) -> bool:
+        """Whether the objectives and what is left out add up to the ordinary loss."""
+        return self.objectives.summed_by_ordinary and not self.shared
 
     def solve(self, gram: Vector, losses: Vector, classes: Vector) -> Solution:
         """Let the solver weigh the objectives of some classes."""
@@ -96,10 +101,10 @@ def exact(task: Task) -> Found:
 
 def fast(task: Task) -> Found:
     """Solve with approximate class gradients; the direction is exact for the solver's weights."""
-    ordinary, _, look = _survey(task)
-    losses, counts, classes, *inner = task.numbers(look.products, look.with_sum, look.square)
+    ordinary, look = _survey(task, task.rest)
+    losses, counts, classes, products = task.numbers(look)
     present = np.flatnonzero(counts > 0)
-    gram = _gram_of(present, *inner)
+    gram = _gram_of(present, products)
     solution = task.solve(gram, losses[present], classes[present])
     coefficients = np.zeros(len(counts))
     coefficients[present] = solution.coefficients
@@ -108,45 +113,40 @@ def fast(task: Task) -> Found:
 
 def certified(task: Task, tolerance: float, rounds: int) -> Found:
     """Solve with class gradients that are put right where the solver looks."""
-    ordinary, total, look = _survey(task)
-    _, counts, classes, *inner = task.numbers(look.products, look.with_sum, look.square)
-    size = len(counts)
-    gram = _gram_of(np.arange(size), *inner)
+    size = len(task.chosen)
     left_out = bool((task.objectives.counts > 0).sum() > size)
-    found = certify(
+    known = task.together and not left_out  # then the ordinary gradient is that of the sum
+    part = task.engine.part if known else []
+    found, look = _survey(task, [*task.rest, *part])
+    ordinary, total = found[: len(task.rest)], found[len(task.rest) :]
+    _, _, classes, products = task.numbers(look)
+    gram = _gram_of(np.arange(size), products)
+    result = certify(
         task.engine,
         task.passes,
         gram,
         task.solver,
         preference=task.preference_of(classes),
-        average=None if left_out else list(torch._foreach_div(total, size)),
+        average=list(torch._foreach_div(total, size)) if known else None,
         tolerance=tolerance,
         rounds=rounds,
     )
-    direction = found.direction
+    direction = result.direction
     if left_out or task.shared:
-        others = _mixed(task, np.zeros(size))
-        direction = list(torch._foreach_add(direction, others))
-    return Found(ordinary, direction, gram, found.gaps[-1])
+        direction = list(torch._foreach_add(direction, _mixed(task, np.zeros(size))))
+    return Found(ordinary, direction, gram, result.gaps[-1])
 
 
-def _survey(task: Task) -> tuple[Gradient, Gradient, Gram]:
-    """Return the ordinary gradient, that of all objectives' sum, and how objectives agree."""
-    engine, passes, size = task.engine, task.passes, len(task.chosen)
-    together = task.objectives.summed_by_ordinary and not task.shared
-    wanted = [*task.rest, *engine.part] if together else task.rest
-    found, sampled = engine.survey(passes, size, _ordinary, wanted)
-    ordinary, total = found[: len(task.rest)], found[len(task.rest) :]
-    if not together:
-        ones = task.objectives.means.new_ones(size)
-        total = engine.gradient(passes, lambda one: one.mixture(ones), scalar=False)
-    return ordinary, total, engine.gram(sampled, total)
+def _survey(task: Task, parameters: list[nn.Parameter]) -> tuple[Gradient, Tensor]:
+    """Return an ordinary gradient, and inner products of the objectives' gradients."""
+    return task.engine.survey(task.passes, len(task.chosen), parameters, together=task.together)
 
 
-def _gram_of(present: Index, products: Vector, with_sum: Vector, square: Vector) -> Vector:
-    """Return inner products of the objectives that are present; the last row is of no objective."""
-    used = np.append(present, len(products) - 1)
-    return with_exact_sum(products[np.ix_(used, used)], with_sum[used], float(square))[:-1, :-1]
+def _gram_of(present: Index, products: Vector) -> Vector:
+    """Return inner products of the objectives that are present, from those of ``survey``."""
+    of_none, of_sum = len(products) - 2, len(products) - 1
+    used = np.concatenate([present, [of_none, of_sum]])
+    return with_exact_sum(products[np.ix_(used, used)])[:-1, :-1]
 
 
 def _mixed(task: Task, coefficients: Vector) -> Gradient:

@@ -28,7 +28,7 @@ from ltbench.updates.objectives import ClassObjectives
 from ltbench.updates.plain import Plain
 from ltbench.updates.sam import check_window, climbed
 
-FIXED = 128  # classes up to which `fast` keeps absent ones in its shapes
+FIXED = 128  # classes up to which absent ones stay in the shapes of `fast`
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -265,11 +265,11 @@ class Plot(Update):
     def _choose(self, counts: Tensor, at: Progress) -> Tensor:
         """Return the classes that may be objectives, ascending: those present, or a draw of them.
 
-        ``fast`` takes absent ones along where there are not many classes: shapes stay the same
-        from step to step, and nothing has to be read back from the device.
+        On a GPU, ``fast`` takes absent ones along where there are not many classes: shapes stay the
+        same from step to step, and nothing has to be read back from the device.
         """
         limit = self.config.max_classes
-        fixed = self.config.class_gradients == "fast"
+        fixed = self.config.class_gradients == "fast" and counts.is_cuda
         if limit is not None and limit < len(counts):
             keys = torch.rand(len(counts), generator=at.generator("classes")).to(counts.device)
             drawn = torch.topk(keys + (counts > 0), limit).indices.sort().values

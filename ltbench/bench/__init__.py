@@ -1,0 +1,1 @@
+"""Measurements: each compares pipelines that run in turn in one process, as ratios."""

@@ -1,0 +1,160 @@
+"""What one training step costs under each update, pipelines in turn in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ltbench import registries, validation
+from ltbench.backbones.base import create_backbone
+from ltbench.data.base import DatasetInfo
+from ltbench.methods.base import Batch, Progress
+from ltbench.updates.base import StepRun, Update
+
+PLOT: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "certified": {"class_gradients": "certified", "tolerance": 0.0, "rounds": 1},
+    "exact": {"class_gradients": "exact"},
+    "reference": {"mode": "official", "solver": "slsqp"},
+    "torchjd": {},
+}
+PIPELINES = ("plain", "sam", *PLOT)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained.
+
+    Args:
+        backbone: name of the network.
+        part: parameters under multi-objective control.
+        classes: classes C of the problem.
+        present: classes in the batch; drawn at random if not given.
+        batch: images per step.
+        pixels: side of an image.
+    """
+
+    backbone: str = "resnet32_cifar"
+    part: str = "last"
+    classes: int = 10
+    present: int | None = None
+    batch: int = 128
+    pixels: int = 32
+
+    @property
+    def title(self) -> str:
+        """One line that tells cases apart."""
+        here = f", {self.present} present" if self.present else ""
+        return (
+            f"{self.backbone}, {self.part}, {self.classes} classes{here}, "
+            f"batch {self.batch}, {self.pixels} px"
+        )
+
+
+@dataclass(frozen=True)
+class Time:
+    """Steps of one pipeline.
+
+    Args:
+        pipeline: one of ``PIPELINES``.
+        milliseconds: median.
+        ratio: median over that of the plain step in the same turn.
+        spread: smallest and largest such ratio.
+    """
+
+    pipeline: str
+    milliseconds: float
+    ratio: float
+    spread: tuple[float, float]
+
+
+class Steps:
+    """One training step of each pipeline, on a network of its own each, all on the same batch.
+
+    Args:
+        case: what is trained.
+        device: where.
+        channels_last: memory layout of the network and its images, as recipes have it.
+        precision: ``fp32`` or ``bf16`` (autocast).
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        *,
+        device: str = "cpu",
+        channels_last: bool = True,
+        precision: str = "fp32",
+    ) -> None:
+        self.case, self.device, self.precision = case, torch.device(device), precision
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        generator = torch.Generator().manual_seed(0)
+        size = (case.batch, 3, case.pixels, case.pixels)
+        labels = torch.randint(case.classes, (case.batch,), generator=generator)
+        if case.present is not None:
+            labels = torch.arange(case.batch) % case.present
+        images = torch.randn(size, generator=generator).to(self.device, memory_format=self.layout)
+        index = torch.arange(case.batch).to(self.device)
+        self.batch = Batch((images,), labels.to(self.device), index)
+        self.count = 0
+
+    def make(self, pipeline: str) -> tuple[StepRun, Update]:
+        """Return a fresh network, its optimizer and the update of a pipeline."""
+        case = self.case
+        torch.manual_seed(0)
+        info = DatasetInfo("bench", (1000,) * case.classes, tuple(map(str, range(case.classes))))
+        options = validation.build_options("METHODS", "ce", {})
+        method = registries.METHODS.get("ce")(options, create_backbone(case.backbone), info)
+        method = method.to(self.device).to(memory_format=self.layout)
+        optimizer = torch.optim.SGD(method.parameters(), lr=1e-4, momentum=0.9)
+        run = StepRun(method, optimizer, self._autocast)
+        name = "plot" if pipeline in PLOT else pipeline
+        values = {"part": case.part, **PLOT[pipeline]} if pipeline in PLOT else {}
+        update = registries.UPDATES.get(name)(validation.build_options("UPDATES", name, values))
+        return run, update
+
+    def step(self, run: StepRun, update: Update) -> None:
+        """Do one step, to its end."""
+        self.count += 1
+        update.step(run, [self.batch], Progress(0, 0, 0, 1, self.count))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _autocast(self) -> Any:
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def measure(
+    case: Case, pipelines: Sequence[str] = PIPELINES, *, rounds: int = 7, **options: Any
+) -> list[Time]:
+    """Time pipelines in turn, so that each sees the same machine.
+
+    Args:
+        case: what is trained.
+        pipelines: of ``PIPELINES``; ``plain`` is always run.
+        rounds: timed steps of each, after two that are not.
+        options: of ``Steps``.
+    """
+    steps = Steps(case, **options)
+    names = ["plain", *(p for p in pipelines if p != "plain")]
+    ready = {name: steps.make(name) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 2):
+        for name, (run, update) in ready.items():
+            start = time.perf_counter()
+            steps.step(run, update)
+            if turn >= 2:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    plain = times["plain"]
+    found = []
+    for name in names:
+        ratios = [t / p for t, p in zip(times[name], plain, strict=True)]
+        middle = statistics.median(times[name]), statistics.median(ratios)
+        found.append(Time(name, *middle, (min(ratios), max(ratios))))
+    return found
