@@ -34,7 +34,7 @@ class Columns:
     def choose(cls, layer: Weighted, limit: int | None) -> Columns:
         """Return at most ``limit`` columns of a layer, spread evenly; ``None`` is all of them."""
         depth, places = layer.weight.shape[1], layer.weight[0, 0].numel()
-        if limit is None or depth * places <= limit:
+        if limit is None:
             return cls(1, True, 1.0)
         step = math.ceil(depth / limit)
         return cls(step, places == 1, depth * places / len(range(0, depth, step)))
