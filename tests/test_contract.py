@@ -23,6 +23,8 @@ UPDATES = {
     "plot-pcgrad": ("plot", {"solver": "pcgrad", "part": "whole"}),
     "plot-epo": ("plot", {"solver": "epo", "rho": 0.0}),
     "plot-official": ("plot", {"mode": "official"}),
+    "plot-exact": ("plot", {"class_gradients": "exact", "solver": "mean"}),
+    "plot-certified": ("plot", {"class_gradients": "certified", "rounds": 2}),
     "plot-sampled": ("plot", {"max_classes": 2, "class_gradient": "class_mean"}),
 }
 
@@ -130,6 +132,44 @@ def test_shares_of_the_batch_as_weights_give_the_plain_step(name):
         results.append([p.detach().clone() for p in method.parameters()])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast", "certified"])
+@pytest.mark.parametrize("part", ["last", "layer1", "head", "whole"])
+def test_starting_from_the_features_changes_nothing(part, mode):
+    """The climb leaves what comes before the part alone, so its second pass is the first."""
+    results = []
+    for kept in (False, True):
+        method, run = ready("ce")
+        options = {"part": part, "from_features": kept, "class_gradients": mode, "rho": 0.01}
+        update = registries.UPDATES.get("plot")(
+            validation.build_options("UPDATES", "plot", options)
+        )
+        for step in range(3):
+            update.step(run, [toys.batch()], toys.at(step))
+        results.append([p.detach().clone() for p in [*method.parameters(), *method.buffers()]])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_layers_that_draw_random_numbers_draw_the_same_in_each_pass():
+    """Several micro-batches run forward more than once; dropout must not change in between."""
+    results = []
+    for mode in ("exact", "fast"):
+        method, run = ready("ce", norm=False)
+        method.backbone.net.layer2 = torch.nn.Sequential(
+            torch.nn.Dropout(0.5), method.backbone.net.layer2
+        )
+        options = {"part": "head", "class_gradients": mode, "rho": 0.0}
+        update = registries.UPDATES.get("plot")(
+            validation.build_options("UPDATES", "plot", options)
+        )
+        x, y = toys.images(24)
+        micro = [Batch((a,), b, b) for a, b in zip(x.chunk(2), y.chunk(2), strict=True)]
+        torch.manual_seed(3)
+        update.step(run, micro, toys.at())
+        results.append(method.head.weight.detach().clone())
+    torch.testing.assert_close(*results)
 
 
 def test_one_class_in_the_batch_is_a_scaled_plain_step():

@@ -121,6 +121,10 @@ class _SumOverRanks(torch.autograd.Function):
         summed: Tensor = _SumOverRanks.apply(grads[0])
         return summed
 
+    @staticmethod
+    def jvp(ctx: FunctionCtx, *tangents: Any) -> Tensor:
+        return dist.sum_(tangents[0].clone(memory_format=torch.contiguous_format))
+
 
 def _layers(module: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]

@@ -101,7 +101,7 @@ class Engine:
         """
         if self.problem is None:
             with self._loaded(one) as loss:
-                found = self._unknown() or self._dependent(loss[0])
+                found = self._recorder.problem or self._unknown() or self._dependent(loss[0])
             flag = torch.tensor(float(bool(found)), device=self.part[0].device)
             if dist.sum_(flag) > 0:
                 found = found or "another rank has a reason"
@@ -255,7 +255,7 @@ class Engine:
         for module, name in self._recorder.owners.items():
             if rule_of(module) is None:
                 return f"no rule for {name} ({type(module).__name__})"
-        return self._recorder.problem
+        return ""
 
     def _dependent(self, rows: Tensor) -> str:
         """Return why rows and samples are not one to one: half of the rows must reach half."""

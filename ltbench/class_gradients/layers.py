@@ -20,7 +20,7 @@ from ltbench import dist
 from ltbench.backbones.batchnorm import SyncBatchNorm2d
 from ltbench.class_gradients.columns import Columns, Weighted, outputs
 from ltbench.class_gradients.recorder import Call, normalises_by_batch
-from ltbench.heads import CosineHead
+from ltbench.heads import CosineHead, ScaledHead
 
 PER_SAMPLE: set[type[nn.Module]] = {
     nn.LayerNorm,
@@ -29,6 +29,7 @@ PER_SAMPLE: set[type[nn.Module]] = {
     TimmLayerNorm,
     LayerNorm2d,
     CosineHead,
+    ScaledHead,
 }
 """Layers that treat samples independently; add your own to make them known."""
 

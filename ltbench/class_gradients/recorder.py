@@ -139,6 +139,8 @@ class Recorder:
         call = Call(name, module, x.detach(), get_gradient_edge(output))
         if normalises_by_batch(module):
             assert isinstance(module, _BatchNorm)
+            if type(module).forward not in (_BatchNorm.forward, SyncBatchNorm2d.forward):
+                self.problem = f"no rule for {name}"
             call.statistics = BatchStatistics(module, call.x)
             output = _Route.apply(x, output, call.statistics, self._switch)
             call.output = get_gradient_edge(output)

@@ -1,0 +1,295 @@
+"""Class gradients of every layer kind against one backward pass per class, in float64."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ltbench.backbones.cifar_resnet import CifarResNet
+from ltbench.class_gradients import engine as module
+from ltbench.class_gradients.columns import Columns, outputs
+from ltbench.class_gradients.engine import Engine, Pass
+from ltbench.heads import CosineHead, LinearHead
+
+CLASSES, SAMPLES = 5, 24
+
+
+class Block(nn.Module):
+    """Strided, grouped and dilated convolutions, an in-place change, a layer that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 16, 3, stride=2, groups=4, bias=False)
+        self.c = nn.Conv2d(16, 16, (1, 3), padding=(1, 2), dilation=2)
+        self.act = nn.ReLU(inplace=True)
+        self.twice = nn.Linear(16, 16)
+        self.norm, self.groups = nn.LayerNorm(16), nn.GroupNorm(2, 16)
+        self.head = CosineHead(16, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.c(torch.tanh(self.b(self.act(self.a(x))))))
+        tokens = self.norm(self.twice(x.flatten(2).transpose(1, 2)))
+        return self.head(self.groups(torch.tanh(self.twice(tokens.mean(1)))))
+
+
+class Scaled(nn.Module):
+    """A layer nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor[:, None, None]
+
+
+def problem(model: nn.Module, size: int = 10, channels: int = 3):
+    """A forward pass, its objectives (0 has no sample, some rows have none) and row weights."""
+    torch.manual_seed(1)
+    model.double()
+    x = torch.randn(SAMPLES, channels, size, size, dtype=torch.float64)
+    y = torch.randint(1, CLASSES, (SAMPLES,))
+    y[:3] = CLASSES
+
+    def forward() -> tuple[torch.Tensor, None]:
+        return F.cross_entropy(model(x), y.clamp(max=CLASSES - 1), reduction="none"), None
+
+    weight = torch.rand(SAMPLES, dtype=torch.float64) / SAMPLES
+    return forward, y, weight
+
+
+def by_hand(task, part):
+    """Gradients of the objectives, of the rows of none, and of all together [K + 2, P]."""
+    (forward, place, weight), table = task, []
+    rows, _ = forward()
+    for k in range(CLASSES + 1):
+        chosen = torch.where(place == k, weight, 0.0)
+        found = torch.autograd.grad(rows, part, chosen, retain_graph=True, allow_unused=True)
+        zeros = [torch.zeros_like(p) if g is None else g for p, g in zip(part, found, strict=True)]
+        table.append(flat(zeros))
+    return torch.stack([*table, sum(table)])
+
+
+def flat(direction):
+    return torch.cat([t.flatten() for t in direction])
+
+
+def surveyed(model, task, part=None, columns=None):
+    forward, place, weight = task
+    engine = Engine(model, model.parameters() if part is None else part, columns)
+    with engine.recording():
+        loss = forward()
+    one = Pass(forward, place, weight, weight, loss=loss)
+    assert engine.works(one), engine.problem
+    ordinary, products = engine.survey([one], CLASSES, engine.part, together=True)
+    return engine, one, ordinary, products
+
+
+def test_without_batch_norm_all_columns_give_the_exact_products():
+    model = Block()
+    task = problem(model)
+    table = by_hand(task, list(model.parameters()))
+    engine, one, ordinary, products = surveyed(model, task)
+    torch.testing.assert_close(products, table @ table.T, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(flat(ordinary), table[-1])
+    v = torch.randn(CLASSES).double()
+    mixed = flat(engine.gradient([one], lambda p: p.mixture(v)))
+    torch.testing.assert_close(mixed, v @ table[:CLASSES] + table[CLASSES])
+    alone = flat(engine.gradient([one], lambda p: p.objectives(v)))
+    torch.testing.assert_close(alone, v @ table[:CLASSES])
+    direction = [torch.randn_like(p) for p in model.parameters()]
+    slopes = engine.slopes([one], CLASSES, direction)
+    torch.testing.assert_close(slopes, table[:CLASSES] @ flat(direction))
+
+
+@pytest.mark.parametrize("held", [2**28, 2000])
+def test_exact_mode_is_exact_in_one_piece_and_in_many(held, monkeypatch):
+    monkeypatch.setattr(module, "HELD", held)
+    model = Block()
+    task = problem(model)
+    table = by_hand(task, list(model.parameters()))[:CLASSES]
+    engine = Engine(model, model.parameters())
+    gram = engine.exact([Pass(task[0], task[1], task[2], task[2])], CLASSES)
+    torch.testing.assert_close(gram, table @ table.T)
+
+
+def test_layers_before_and_after_one_normalisation_are_exact():
+    """The last normalisation couples samples only through itself, which is put right."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=True),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, CLASSES),
+    )
+    nn.init.uniform_(model[1].weight, -1, 2)
+    task = problem(model, size=4)
+    table = by_hand(task, list(model.parameters()))
+    products = surveyed(model, task)[3]
+    torch.testing.assert_close(products, table @ table.T, rtol=1e-9, atol=1e-12)
+
+
+def test_linear_layer_before_a_normalisation_is_exact():
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, CLASSES)
+    )
+    task = problem(model, size=4)
+    table = by_hand(task, list(model.parameters()))
+    products = surveyed(model, task)[3]
+    torch.testing.assert_close(products, table @ table.T, rtol=1e-9, atol=1e-12)
+
+
+def test_evaluation_mode_is_exact():
+    model = CifarResNet(8, num_classes=CLASSES).eval()
+    task = problem(model, size=8)
+    table = by_hand(task, list(model.parameters()))
+    products = surveyed(model, task)[3]
+    torch.testing.assert_close(products, table @ table.T, rtol=1e-9, atol=1e-12)
+
+
+def test_the_exact_sum_is_exact_where_single_classes_are_not():
+    model = CifarResNet(8, num_classes=CLASSES)
+    task = problem(model, size=16)
+    part = list(model.layer3.parameters())
+    table = by_hand(task, part)
+    products = surveyed(model, task, part)[3]
+    torch.testing.assert_close(products[-1, -1], table[-1] @ table[-1])
+    for k in range(1, CLASSES):
+        assert not torch.isclose(products[k, k], table[k] @ table[k], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "step"),
+    [
+        (nn.Conv2d(12, 8, 3, padding=1, bias=False), 3),
+        (nn.Conv2d(12, 8, 3, stride=2, padding=1, bias=False), 3),
+        (nn.Conv2d(12, 8, 1, stride=2, bias=False), 3),
+        (nn.Conv2d(12, 8, 2, stride=2, bias=False), 3),
+        (nn.Conv2d(12, 8, (3, 1), padding=(0, 2), dilation=2, groups=2, bias=False), 2),
+        (nn.Conv2d(12, 12, 5, padding=2, groups=12, bias=False), 1),
+        (nn.Conv2d(12, 8, 2, padding=3, bias=False), 3),
+    ],
+)
+def test_columns_of_a_convolution_are_those_of_its_weight_gradient(layer, step):
+    layer = layer.double()
+    x = torch.randn(6, 12, 7, 8, dtype=torch.float64)
+    z = torch.randn_like(layer(x))
+    place = torch.tensor([0, 1, 1, 0, 1, 0])
+    columns = Columns.choose(layer, 4)
+    assert columns.step == step
+    row, column = ((n - 1) // 2 for n in layer.kernel_size)
+    expected = []
+    for k in range(2):
+        chosen = z * (place == k)[:, None, None, None]
+        weight = torch.autograd.grad(layer(x), layer.weight, chosen)[0]
+        expected.append(weight[:, ::step, row, column])
+    seen = columns.inputs(layer, x, z.shape)
+    products = torch.einsum("bpgc,bpgd->bgcd", outputs(layer, z), seen).flatten(1, 2)
+    found = torch.zeros_like(torch.stack(expected)).index_add_(0, place, products)
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert columns.scale * found[0].numel() == layer.weight.numel()
+
+
+@pytest.mark.parametrize(
+    "name", ["resnext50_32x4d", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]
+)
+def test_networks_of_timm_are_measured_or_refused_with_a_reason(name):
+    """Grouped convolutions and transformer blocks; a scale that no layer owns is not known."""
+    torch.manual_seed(0)
+    options = {"img_size": 32} if name.startswith("vit") else {}
+    model = timm.create_model(name, num_classes=CLASSES, **options).train()
+    last = {"vit": "blocks.11", "con": "stages.3", "mob": "blocks.5"}.get(name[:3], "layer4")
+    part = list(model.get_submodule(last).parameters())
+    forward, place, weight = problem(model, size=32)
+    engine = Engine(model, part)
+    with engine.recording():
+        loss = forward()
+    one = Pass(forward, place, weight, weight, loss=loss)
+    refused = {"con": "ConvNeXtBlock", "mob": "BatchNormAct2d"}.get(name[:3])
+    if refused:
+        assert not engine.works(one)
+        assert refused in str(engine.problem)
+        return
+    assert engine.works(one), engine.problem
+    products = engine.survey([one], CLASSES, [], together=True)[1]
+    table = by_hand((forward, place, weight), part)
+    exact = table @ table.T
+    cosines = (products / exact).diagonal()[1:]
+    if name.startswith("vit"):  # no batch normalisation: all that is left is which columns
+        assert ((cosines - 1).abs() < 0.35).all()
+    assert torch.isfinite(cosines).all()
+
+
+def test_a_normalisation_of_its_own_kind_behind_the_part_is_refused():
+    """Its constant-statistics backward pass is not known, even where it owns nothing wanted."""
+    from timm.layers import BatchNormAct2d
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Flatten(), nn.Linear(64, CLASSES)
+    )
+    forward, place, weight = problem(model, size=6)
+    engine = Engine(model, model[0].parameters())
+    assert not engine.works(Pass(forward, place, weight, weight))
+    assert "BatchNormAct2d" in str(engine.problem)
+
+
+def test_micro_batches_add_up():
+    model = Block()
+    forward, place, weight = problem(model)
+    halves = slice(0, SAMPLES // 2), slice(SAMPLES // 2, SAMPLES)
+    passes = [
+        Pass(lambda r=r: (forward()[0][r], None), place[r], weight[r], weight[r]) for r in halves
+    ]
+    table = by_hand((forward, place, weight), list(model.parameters()))
+    engine = Engine(model, model.parameters(), None)
+    torch.testing.assert_close(engine.exact(passes, CLASSES), table[:CLASSES] @ table[:CLASSES].T)
+
+
+@pytest.mark.parametrize("kind", ["unknown layer", "coupled rows", "two views"])
+def test_what_it_does_not_know_is_refused_and_said(kind, caplog):
+    first = [Scaled()] if kind == "unknown layer" else []
+    model = nn.Sequential(*first, nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 16, CLASSES))
+    plain, place, weight = problem(model, size=6)
+
+    def forward():
+        rows, _ = plain()
+        if kind == "coupled rows":
+            rows = rows * rows.mean()
+        return (rows[::2] + rows[1::2], None) if kind == "two views" else (rows, None)
+
+    engine = Engine(model, model.parameters())
+    with caplog.at_level(logging.WARNING):
+        assert not engine.works(Pass(forward, place, weight, weight))
+        assert not engine.works(Pass(forward, place, weight, weight))  # told once
+    expected = {"unknown layer": "Scaled", "coupled rows": "depend on each other"}
+    assert expected.get(kind, "sees 24 samples, the loss has 12 rows") in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_bf16_autocast_is_near_full_precision():
+    torch.manual_seed(0)
+    model = nn.Sequential(CifarResNet(8, num_classes=0), LinearHead(64, CLASSES))
+    x, y = torch.randn(32, 3, 16, 16), torch.arange(32) % CLASSES
+    weight = torch.full((32,), 1 / 32)
+    part = list(model[0].layer3.parameters())
+    found = {}
+    for half in (False, True):
+
+        def forward(half=half):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                return F.cross_entropy(model(x).float(), y, reduction="none"), None
+
+        engine = Engine(model, part)
+        with engine.recording():
+            loss = forward()
+        one = Pass(forward, y, weight, weight, loss=loss)
+        assert engine.works(one)
+        found[half] = engine.survey([one], CLASSES, [], together=True)[1]
+    torch.testing.assert_close(found[True], found[False], rtol=0.05, atol=0.02 * found[False].max())
