@@ -270,6 +270,7 @@ class Engine:
                 return f"rows of the loss depend on each other's samples at {call.name}"
         return ""
 
+    @torch.no_grad()
     def _rows(
         self,
         alone: Sequence[Tensor | None],
