@@ -33,6 +33,7 @@ _WHERE = {
     "evaluate": "ltbench.api",
     "run": "ltbench.runner",
     "PlotStep": "ltbench.updates.library",
+    "class_gram": "ltbench.class_gradients",
     "UserError": "ltbench.errors",
     "losses": "ltbench.losses",
     "moo": "ltbench.moo",
@@ -43,6 +44,7 @@ __all__ = [
     "PlotStep",
     "UserError",
     "__version__",
+    "class_gram",
     "create_model",
     "evaluate",
     "get_recipe",
@@ -57,6 +59,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ltbench import losses, moo
     from ltbench.api import create_model, evaluate, list_models, load
+    from ltbench.class_gradients import class_gram
     from ltbench.config import get_recipe, list_recipes
     from ltbench.errors import UserError
     from ltbench.runner import run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Sequence
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from ltbench import registries, validation
 from ltbench.backbones.base import create_backbone
 from ltbench.data.base import DatasetInfo
 from ltbench.methods.base import Batch, Progress
-from ltbench.updates.base import StepRun, Update
+from ltbench.updates.base import Log, StepRun, Update
+from ltbench.updates.plot import Plot
 
 PLOT: dict[str, dict[str, Any]] = {
     "fast": {},
@@ -24,6 +27,8 @@ PLOT: dict[str, dict[str, Any]] = {
     "torchjd": {},
 }
 PIPELINES = ("plain", "sam", *PLOT)
+"""What can be timed: ``reference`` is the released algorithm, ``torchjd`` that package's Gramian
+engine in place of ours; it is left out where the package is not installed."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,8 @@ class Steps:
         run = StepRun(method, optimizer, self._autocast)
         name = "plot" if pipeline in PLOT else pipeline
         values = {"part": case.part, **PLOT[pipeline]} if pipeline in PLOT else {}
-        update = registries.UPDATES.get(name)(validation.build_options("UPDATES", name, values))
-        return run, update
+        cls = WithTorchJD if pipeline == "torchjd" else registries.UPDATES.get(name)
+        return run, cls(validation.build_options("UPDATES", name, values))
 
     def step(self, run: StepRun, update: Update) -> None:
         """Do one step, to its end."""
@@ -128,6 +133,36 @@ class Steps:
     def _autocast(self) -> Any:
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+class WithTorchJD(Plot):
+    """The PLOT step with torchjd's engine for the Gram matrix of class losses."""
+
+    def _pareto_gradients(
+        self, run: StepRun, batches: Sequence[Batch], at: Progress, part: list[nn.Parameter]
+    ) -> Log:
+        if self.config.part == "whole":
+            modules: Sequence[nn.Module] = (run.method,)
+        else:
+            modules = run.method.backbone.modules_of(str(self.config.part))
+        modules = [m for m in modules if any(True for _ in m.parameters())]
+        if not hasattr(self, "_torchjd"):
+            self._torchjd: Any = importlib.import_module("torchjd.autogram").Engine(
+                *modules, batch_dim=None
+            )
+        rows = run.loss(batches[0], at).rows
+        classes, place = torch.unique(batches[0].labels, return_inverse=True)
+        losses = rows.new_zeros(len(classes)).index_add(0, place, rows / len(rows))
+        gram = self._torchjd.compute_gramian(losses).double().cpu().numpy()
+        solution = self.solver.solve(gram)
+        inside = {id(p) for p in part}
+        rest = [p for p in run.parameters if id(p) not in inside]
+        run.zero_grad()
+        if rest:
+            losses.sum().backward(retain_graph=True, inputs=rest)  # type: ignore[no-untyped-call]
+        v = torch.as_tensor(solution.coefficients, dtype=losses.dtype, device=losses.device)
+        losses.backward(v, inputs=part)  # type: ignore[no-untyped-call]
+        return {}
 
 
 def measure(
@@ -143,6 +178,8 @@ def measure(
     """
     steps = Steps(case, **options)
     names = ["plain", *(p for p in pipelines if p != "plain")]
+    if importlib.util.find_spec("torchjd") is None:
+        names = [name for name in names if name != "torchjd"]
     ready = {name: steps.make(name) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 2):

@@ -133,17 +133,8 @@ class Engine:
         ordinary: list[Tensor] = []
         sampled: list[ClassRows] = []
         for one in passes:
-            with self._loaded(one) as loss:
-                mixed = one.mixture(one.weight.new_ones(size))
-                outputs = [call.output for call in self._calls()]
-                wanted = [*parameters, *(outputs if together else ())]
-                found = _gradients(loss, wanted, one.rest, one.share)
-                own = _filled(parameters, found[: len(parameters)])
-                ordinary = list(torch._foreach_add(ordinary, own)) if ordinary else own
-                whole = found[len(parameters) :] if together else _gradients(loss, outputs, mixed)
-                with self._recorder.constant_statistics():
-                    alone = _gradients(loss, outputs, mixed)
-                rows = self._rows(alone, whole, one.place, size + 1)
+            own, rows = self.sampled(one, size, parameters, together=together)
+            ordinary = list(torch._foreach_add(ordinary, own)) if ordinary else own
             if sampled:
                 torch._foreach_add_([r.rows for r in sampled], [r.rows for r in rows])
             sampled = sampled or rows
@@ -153,6 +144,26 @@ class Engine:
         for r in sampled:
             products += r.scale * (r.rows @ r.rows.T)
         return ordinary, products
+
+    def sampled(
+        self, one: Pass, size: int, parameters: list[nn.Parameter], *, together: bool
+    ) -> tuple[list[Tensor], list[ClassRows]]:
+        """Return what ``survey`` makes of one pass on this rank: the gradients themselves.
+
+        Returns:
+            The ordinary gradient; and for each parameter of the part, in the columns looked at,
+            gradients of K objectives, of the rows of none and of the exact sum [K + 2, n].
+        """
+        with self._loaded(one) as loss:
+            mixed = one.mixture(one.weight.new_ones(size))
+            outputs = [call.output for call in self._calls()]
+            wanted = [*parameters, *(outputs if together else ())]
+            found = _gradients(loss, wanted, one.rest, one.share)
+            own = _filled(parameters, found[: len(parameters)])
+            whole = found[len(parameters) :] if together else _gradients(loss, outputs, mixed)
+            with self._recorder.constant_statistics():
+                alone = _gradients(loss, outputs, mixed)
+            return own, self._rows(alone, whole, one.place, size + 1)
 
     @contextmanager
     def _loaded(self, one: Pass) -> Iterator[Loss]:
@@ -242,14 +253,21 @@ class Engine:
     def _limit(self, size: int) -> int | None:
         """Return how many columns of a weight there is room for."""
         limit = self.columns
-        while limit is not None and limit > 1:
-            entries = sum(
-                p.numel() if p.dim() < 2 else min(p.numel(), len(p) * limit) for p in self.part
-            )
-            if size * entries * self.part[0].element_size() <= HELD:
-                break
+        held = size * self.part[0].element_size()
+        while limit is not None and limit > 1 and held * self._entries(limit) > HELD:
             limit //= 2
         return limit
+
+    def entries(self, size: int) -> int:
+        """Return how many numbers of each class gradient ``survey`` looks at, of ``size`` rows."""
+        return self._entries(self._limit(size))
+
+    def _entries(self, limit: int | None) -> int:
+        columns = [
+            p.numel() if p.dim() < 2 or limit is None else len(p) * min(p.shape[1], limit)
+            for p in self.part
+        ]
+        return sum(columns)
 
     def _unknown(self) -> str:
         for module, name in self._recorder.owners.items():

@@ -72,7 +72,8 @@ class PlotStep:
             epoch: 0-based; from ``epochs`` on the step is an ordinary one.
 
         Returns:
-            The loss of the batch and, while active, ``objectives``, ``conflicts`` and ``gap``.
+            The loss of the batch and, while active, ``objectives`` (their number), ``conflicts``
+            (pairs), the solver's ``gap``, the ``classes`` and their ``weights``.
         """
         self.method.rows = rows
         at = Progress(self.seed, stage=0, epoch=epoch, epochs=epoch + 1, step=self.steps)

@@ -80,12 +80,16 @@ class Found:
     Args:
         ordinary: gradient of the loss by the parameters outside the part.
         direction: the solver's direction in the part.
+        classes: those that are objectives [K].
+        weights: point of the simplex that the solver found [K].
         gram: inner products of the objectives [K, K].
         gap: duality gap of the solver's weights, see `Solution` and `certify`.
     """
 
     ordinary: Gradient
     direction: Gradient
+    classes: Vector
+    weights: Vector
     gram: Vector
     gap: float
 
@@ -96,7 +100,8 @@ def exact(task: Task) -> Found:
     losses, _, classes, gram = task.numbers(engine.exact(passes, len(task.chosen)))
     solution = task.solve(gram, losses, classes)
     ordinary = engine.gradient(passes, _ordinary, task.rest) if task.rest else []
-    return Found(ordinary, _mixed(task, solution.coefficients), gram, solution.gap)
+    direction = _mixed(task, solution.coefficients)
+    return Found(ordinary, direction, classes, solution.weights, gram, solution.gap)
 
 
 def fast(task: Task) -> Found:
@@ -108,7 +113,8 @@ def fast(task: Task) -> Found:
     solution = task.solve(gram, losses[present], classes[present])
     coefficients = np.zeros(len(counts))
     coefficients[present] = solution.coefficients
-    return Found(ordinary, _mixed(task, coefficients), gram, solution.gap)
+    direction = _mixed(task, coefficients)
+    return Found(ordinary, direction, classes[present], solution.weights, gram, solution.gap)
 
 
 def certified(task: Task, tolerance: float, rounds: int) -> Found:
@@ -134,7 +140,7 @@ def certified(task: Task, tolerance: float, rounds: int) -> Found:
     direction = result.direction
     if left_out or task.shared:
         direction = list(torch._foreach_add(direction, _mixed(task, np.zeros(size))))
-    return Found(ordinary, direction, gram, result.gaps[-1])
+    return Found(ordinary, direction, classes, result.weights, gram, result.gaps[-1])
 
 
 def _survey(task: Task, parameters: list[nn.Parameter]) -> tuple[Gradient, Tensor]:

@@ -202,6 +202,8 @@ class Plot(Update):
             "objectives": len(found.gram),
             "conflicts": int(((found.gram < 0).sum()) // 2),
             "gap": found.gap,
+            "classes": found.classes.astype(int),
+            "weights": found.weights,
         }
 
     def _task(

@@ -1,0 +1,259 @@
+"""How near fast and certified class gradients come to exact ones, on states of a real run."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltbench import checkpoint, registries, validation
+from ltbench.backbones.batchnorm import frozen_statistics
+from ltbench.class_gradients.engine import Engine, Pass
+from ltbench.data.base import Data
+from ltbench.data.loader import batches
+from ltbench.errors import UserError
+from ltbench.methods.base import Batch, Method, Progress
+from ltbench.moo.cagrad import CAGrad, certified_gap
+from ltbench.recipe import Recipe, Stage
+from ltbench.runner import RECIPE
+from ltbench.seeding import derive
+from ltbench.trainer import build_backbone, freeze, set_modes
+from ltbench.updates.base import StepRun
+
+C = 0.5
+MODES: dict[str, dict[str, Any]] = {
+    "exact": {"class_gradients": "exact"},
+    "fast": {"class_gradients": "fast"},
+    **{
+        f"certified, {n} round{'s' * (n > 1)}": {
+            "class_gradients": "certified",
+            "rounds": n,
+            "tolerance": 0.0,
+        }
+        for n in (1, 2, 3)
+    },
+}
+
+
+@dataclass
+class Agreement:
+    """One mode against exact class gradients in double precision, over some batches.
+
+    Args:
+        mode: of ``MODES``, or ``released`` for the public code's solver on exact gradients.
+        cosine: of the update with the exact one, by batch.
+        norm: length of the update over that of the exact one, by batch.
+        weights: total variation between the solver's weights and the exact ones, by batch.
+        excess: how far F is above its minimum, in units of c^2 |g_0|^2, by batch.
+        gap: true duality gap in the same units, by batch.
+    """
+
+    mode: str
+    cosine: list[float] = field(default_factory=list)
+    norm: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    excess: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)
+
+
+@dataclass
+class State:
+    """A run as it stood at a checkpoint.
+
+    Args:
+        recipe: of the run.
+        stage: in which the checkpoint was made.
+        index: of that stage.
+        epoch: finished ones.
+        method: with the weights of then, in training mode.
+        data: the run's.
+    """
+
+    recipe: Recipe
+    stage: Stage
+    index: int
+    epoch: int
+    method: Method
+    data: Data
+
+    @classmethod
+    def load(cls, folder: Path, data: dict[str, Any]) -> State:
+        """Read a checkpoint folder inside a run's folder.
+
+        Args:
+            folder: e.g. ``RUN/checkpoints/s0-e0010-t000000``.
+            data: options of the data set that differ from the run's, e.g. ``root``.
+
+        Raises:
+            UserError: it is not such a folder, or damaged.
+        """
+        described = folder.parent.parent / RECIPE
+        if not described.is_file():
+            raise UserError(
+                f"`model=` must be a checkpoint folder inside a run's folder, such as "
+                f"RUN/checkpoints/s0-e0010-t000000; there is no {described}"
+            )
+        tree = json.loads(described.read_text(encoding="utf-8"))
+        tree = tree["tree"]
+        tree["data"] = {**tree["data"], **data}
+        recipe = validation.build_recipe(tree)
+        snapshot = checkpoint.read_snapshot(folder)
+        index = int(snapshot.facts["stage"])
+        loaded = recipe.data.config.load()  # type: ignore[attr-defined]
+        method: Method | None = None
+        for stage in recipe.stages[: index + 1]:
+            backbone = build_backbone(recipe) if method is None else method.backbone
+            make = registries.METHODS.get(stage.method.name)
+            method = make(stage.method.config, backbone, loaded.info, method)
+        assert method is not None
+        tensors = checkpoint.without_prefix("method", snapshot.tensors)
+        checkpoint.load_strict(method, tensors, str(folder))
+        set_modes(method, stage, freeze(method, stage))
+        method = method.to(memory_format=torch.channels_last)
+        history = snapshot.facts["history"]
+        return cls(recipe, stage, index, history[-1]["epoch"] if history else 0, method, loaded)
+
+    def batches(self, count: int) -> Iterator[tuple[Batch, Progress]]:
+        """Yield prepared batches as the stage trains on, in an order of their own."""
+        stage = self.stage
+        size = stage.batch_size or 1
+        sampler = registries.SAMPLERS.get(stage.sampler.name)(stage.sampler.config)
+        order = sampler.order(
+            self.data.train.labels,
+            seed=derive(self.recipe.seed, "bench"),
+            epoch=self.epoch,
+            epochs=stage.epochs or 1,
+            batch_size=size,
+        )
+        key = derive(self.recipe.seed, "bench", "augment")
+        loaded = batches(self.data.train, order, size, key=key, views=self.method.views)
+        for step, (micro,) in zip(range(count), loaded, strict=False):
+            at = Progress(self.recipe.seed, self.index, self.epoch, stage.epochs or 1, step)
+            views = tuple(v.to(memory_format=torch.channels_last) for v in micro.views)
+            yield self.method.prepare(Batch(views, micro.labels, micro.index), at), at
+
+
+def measure(state: State, count: int, part: str = "last") -> list[Agreement]:
+    """Compare the updates of all modes on some batches.
+
+    Args:
+        state: of a run.
+        count: batches.
+        part: parameters under multi-objective control.
+    """
+    rows = {name: Agreement(name) for name in (*MODES, "released solver")}
+    for batch, at in state.batches(count):
+        task = _Task(state, batch, at, part)
+        table = task.jacobian()
+        gram = (table @ table.T).numpy()
+        solution = CAGrad(CAGrad.Config(c=C, rescale="sum")).solve(gram)
+        best = torch.from_numpy(solution.coefficients) @ table
+        results = {name: task.update(options) for name, options in MODES.items()}
+        released = registries.SOLVERS.get("slsqp")(
+            validation.build_options("SOLVERS", "slsqp", {"c": C, "rescale": "sum"})
+        ).solve(gram)
+        direction = torch.from_numpy(released.coefficients) @ table
+        results["released solver"] = (direction, released.weights)
+        slope = C * float(gram.mean()) ** 0.5
+
+        def value(w: np.ndarray, gram: np.ndarray = gram, slope: float = slope) -> float:
+            return float(w @ gram.mean(axis=1) + slope * max(w @ gram @ w, 0.0) ** 0.5)
+
+        for name, (direction, weights) in results.items():
+            row = rows[name]
+            row.cosine.append(float(torch.cosine_similarity(direction, best, dim=0)))
+            row.norm.append(float(direction.norm() / best.norm()))
+            row.weights.append(float(np.abs(weights - solution.weights).sum() / 2))
+            row.excess.append((value(weights) - value(solution.weights)) / slope**2)
+            row.gap.append(certified_gap(gram, gram.mean(axis=1), slope, weights))
+    return list(rows.values())
+
+
+def by_layer(state: State, part: str = "last") -> dict[str, tuple[float, float, float]]:
+    """Compare single class gradients, all columns of them, on one batch in double precision.
+
+    Returns:
+        For each kind of parameter: mean and smallest cosine over classes and parameters between
+        fast and exact gradients, and the mean ratio of their lengths.
+    """
+    batch, at = next(state.batches(1))
+    task = _Task(state, batch, at, part)
+    table, size = task.jacobian(), task.size
+    engine = Engine(task.method, task.part, None)
+    with engine.recording(), frozen_statistics(task.method):
+        loss = task.forward()
+    weight = torch.full((len(batch.labels),), 1 / len(batch.labels), dtype=torch.float64)
+    one = Pass(task.forward, task.place, weight, weight, loss=loss)
+    if not engine.works(one):
+        raise UserError(f"fast class gradients cannot be used: {engine.problem}")
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    exact = dict(zip(map(id, task.part), _split(table, task.part), strict=True))
+    owners = {id(p): m for m in task.method.modules() for p in m._parameters.values()}
+    for rows in engine.sampled(one, size, [], together=True)[1]:
+        kind = type(owners[id(rows.parameter)]).__name__
+        kind += " weight" if rows.parameter.dim() > 1 else " vector"
+        found.setdefault(kind, []).append((rows.rows[:size], exact[id(rows.parameter)]))
+    result = {}
+    for kind, pairs in found.items():
+        cosines = torch.cat([torch.cosine_similarity(a, b, dim=1) for a, b in pairs])
+        lengths = torch.cat([a.norm(dim=1) / b.norm(dim=1).clamp(min=1e-300) for a, b in pairs])
+        result[kind] = (float(cosines.mean()), float(cosines.min()), float(lengths.mean()))
+    return result
+
+
+class _Task:
+    """One batch at a state: its exact class gradients, and the update of any mode."""
+
+    def __init__(self, state: State, batch: Batch, at: Progress, part: str) -> None:
+
+        self.state, self.batch, self.at, self.name = state, batch, at, part
+        self.method = copy.deepcopy(state.method).double()
+        run = StepRun(self.method, torch.optim.SGD(self.method.parameters(), lr=0.0))
+        self.part = run.part(part)
+        classes, self.place = torch.unique(batch.labels, return_inverse=True)
+        self.size = len(classes)
+
+    def forward(self) -> tuple[Tensor, None]:
+        """Return the loss rows in double precision."""
+        views = tuple(v.double() for v in self.batch.views)
+        return self.method.loss(replace(self.batch, views=views), self.at).rows, None
+
+    def jacobian(self) -> Tensor:
+        """Return exact class gradients [K, P], one backward pass each, in double precision."""
+        with frozen_statistics(self.method):
+            rows = self.forward()[0]
+        table = []
+        for k in range(self.size):
+            own = (self.place == k).double() / len(rows)
+            found = torch.autograd.grad(rows, self.part, own, retain_graph=True)
+            table.append(torch.cat([g.flatten() for g in found]))
+        return torch.stack(table)
+
+    def update(self, options: dict[str, Any]) -> tuple[Tensor, np.ndarray]:
+        """Return the direction and the solver's weights of a mode, as in training."""
+        method = self.state.method
+        before = {k: v.clone() for k, v in method.state_dict().items()}
+        run = StepRun(method, torch.optim.SGD(method.parameters(), lr=0.0))
+        values = {
+            "part": self.name,
+            "rho": 0.0,
+            "collapse_weight": 0.0,
+            "solver": {"name": "cagrad", "c": C, "rescale": "sum"},
+            **options,
+        }
+        update = registries.UPDATES.get("plot")(validation.build_options("UPDATES", "plot", values))
+        log = update.step(run, [self.batch], self.at)
+        method.load_state_dict(before)
+        direction = torch.cat([p.grad.flatten() for p in run.part(self.name) if p.grad is not None])
+        return direction.double(), np.asarray(log["weights"])
+
+
+def _split(table: Tensor, part: list[nn.Parameter]) -> tuple[Tensor, ...]:
+    return torch.split(table, [p.numel() for p in part], dim=1)
