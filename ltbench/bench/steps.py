@@ -146,14 +146,12 @@ class WithTorchJD(Plot):
         else:
             modules = run.method.backbone.modules_of(str(self.config.part))
         modules = [m for m in modules if any(True for _ in m.parameters())]
-        if not hasattr(self, "_torchjd"):
-            self._torchjd: Any = importlib.import_module("torchjd.autogram").Engine(
-                *modules, batch_dim=None
-            )
+        # It watches every forward pass from here on; the climb's has no business with it.
+        engine: Any = importlib.import_module("torchjd.autogram").Engine(*modules, batch_dim=None)
         rows = run.loss(batches[0], at).rows
         classes, place = torch.unique(batches[0].labels, return_inverse=True)
         losses = rows.new_zeros(len(classes)).index_add(0, place, rows / len(rows))
-        gram = self._torchjd.compute_gramian(losses).double().cpu().numpy()
+        gram = engine.compute_gramian(losses).double().cpu().numpy()
         solution = self.solver.solve(gram)
         inside = {id(p) for p in part}
         rest = [p for p in run.parameters if id(p) not in inside]
