@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as td
@@ -71,22 +72,40 @@ def sum_(tensor: Tensor) -> Tensor:
 
 
 def sum_gradients(gradients: Iterable[Tensor]) -> None:
-    """Sum gradients over ranks in place, in buckets that are reduced while later ones are packed.
+    """Sum gradients over ranks in place.
 
     The sum of gradients of ``sum(w * rows) / D`` with the global D is the gradient of the global
     batch, whatever each rank holds. A wrapper that averages per-rank means gets class-weighted
     losses wrong, and hides gradients that SAM and PLOT need between passes.
     """
-    if world() == 1:
-        return
-    works = []
-    for bucket in _buckets(list(gradients)):
-        flat = torch.cat([g.reshape(-1) for g in bucket])
-        works.append((td.all_reduce(flat, async_op=True), flat, bucket))
-    for work, flat, bucket in works:
-        work.wait()
-        for g, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
-            g.copy_(part.view_as(g))
+    GradientSum(gradients).wait()
+
+
+class GradientSum:
+    """A sum of gradients over ranks that is under way while other work goes on.
+
+    Buckets are reduced while later ones are packed. Until ``wait`` the gradients hold what this
+    rank put in.
+
+    Args:
+        gradients: changed in place by ``wait``.
+    """
+
+    def __init__(self, gradients: Iterable[Tensor]) -> None:
+        self.gradients = list(gradients)
+        self._works: list[tuple[Any, Tensor, list[Tensor]]] = []
+        for bucket in _buckets(self.gradients) if world() > 1 else ():
+            flat = torch.cat([g.reshape(-1) for g in bucket])
+            self._works.append((td.all_reduce(flat, async_op=True), flat, bucket))
+
+    def wait(self) -> list[Tensor]:
+        """Return the gradients, summed."""
+        for work, flat, bucket in self._works:
+            work.wait()
+            for g, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
+                g.copy_(part.view_as(g))
+        self._works = []
+        return self.gradients
 
 
 def average_(tensors: Iterable[Tensor]) -> None:

@@ -116,7 +116,7 @@ class Engine:
         parameters: list[nn.Parameter],
         *,
         together: bool,
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> tuple[dist.GradientSum, Tensor]:
         """Return an ordinary gradient and how objectives agree, from one forward pass each.
 
         Args:
@@ -126,9 +126,9 @@ class Engine:
             together: whether the objectives add up to the ordinary loss, in every row's weight.
 
         Returns:
-            The ordinary gradient over all ranks, and inner products [K + 2, K + 2] in float64 of
-            the approximate gradients of K objectives and of the rows of none, and of the exact
-            gradient of their sum.
+            The ordinary gradient, its sum over ranks still under way; and inner products
+            [K + 2, K + 2] in float64 of the approximate gradients of K objectives and of the rows
+            of none, and of the exact gradient of their sum.
         """
         ordinary: list[Tensor] = []
         sampled: list[ClassRows] = []
@@ -138,12 +138,12 @@ class Engine:
             if sampled:
                 torch._foreach_add_([r.rows for r in sampled], [r.rows for r in rows])
             sampled = sampled or rows
-        dist.sum_gradients(ordinary)
+        summing = dist.GradientSum(ordinary)
         dist.sum_gradients([r.rows for r in sampled])
         products = self.part[0].new_zeros((size + 2, size + 2), dtype=torch.float64)
         for r in sampled:
             products += r.scale * (r.rows @ r.rows.T)
-        return ordinary, products
+        return summing, products
 
     def sampled(
         self, one: Pass, size: int, parameters: list[nn.Parameter], *, together: bool

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ltbench import dist
 from ltbench.backbones.batchnorm import frozen_statistics
 from ltbench.class_gradients.certified import certify
 from ltbench.class_gradients.engine import Engine, Loss, Pass
@@ -106,7 +107,7 @@ def exact(task: Task) -> Found:
 
 def fast(task: Task) -> Found:
     """Solve with approximate class gradients; the direction is exact for the solver's weights."""
-    ordinary, look = _survey(task, task.rest)
+    summing, look = _survey(task, task.rest)
     losses, counts, classes, products = task.numbers(look)
     present = np.flatnonzero(counts > 0)
     gram = _gram_of(present, products)
@@ -114,6 +115,7 @@ def fast(task: Task) -> Found:
     coefficients = np.zeros(len(counts))
     coefficients[present] = solution.coefficients
     direction = _mixed(task, coefficients)
+    ordinary = summing.wait()  # under way while the solver and the pass for the direction ran
     return Found(ordinary, direction, classes[present], solution.weights, gram, solution.gap)
 
 
@@ -123,7 +125,8 @@ def certified(task: Task, tolerance: float, rounds: int) -> Found:
     left_out = bool((task.objectives.counts > 0).sum() > size)
     known = task.together and not left_out  # then the ordinary gradient is that of the sum
     part = task.engine.part if known else []
-    found, look = _survey(task, [*task.rest, *part])
+    summing, look = _survey(task, [*task.rest, *part])
+    found = summing.wait()
     ordinary, total = found[: len(task.rest)], found[len(task.rest) :]
     _, _, classes, products = task.numbers(look)
     gram = _gram_of(np.arange(size), products)
@@ -143,7 +146,7 @@ def certified(task: Task, tolerance: float, rounds: int) -> Found:
     return Found(ordinary, direction, classes, result.weights, gram, result.gaps[-1])
 
 
-def _survey(task: Task, parameters: list[nn.Parameter]) -> tuple[Gradient, Tensor]:
+def _survey(task: Task, parameters: list[nn.Parameter]) -> tuple[dist.GradientSum, Tensor]:
     """Return an ordinary gradient, and inner products of the objectives' gradients."""
     return task.engine.survey(task.passes, len(task.chosen), parameters, together=task.together)
 

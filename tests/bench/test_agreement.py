@@ -1,0 +1,42 @@
+"""Agreement with exact gradients, measured at a checkpoint of a real, short run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ltbench import config, runner
+from ltbench.bench import agreement
+from ltbench.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    words = ["stages.0.epochs=2", "stages.0.update=plain", f"out={out}", "run.eval_every=2"]
+    words += ["backbone=resnet20_cifar", "stages.1.epochs=1", "stages.0.schedule.warmup=1"]
+    runner.run(config.get_recipe("quickstart", *words))
+    return next((out / "checkpoints").glob("s1-*-stage"))
+
+
+def test_modes_come_nearer_in_the_order_of_what_they_cost(checkpoint):
+    state = agreement.State.load(checkpoint, {})
+    assert state.epoch == 2
+    rows = {row.mode: row for row in agreement.measure(state, 2)}
+    assert min(rows["exact"].cosine) > 0.99999
+    assert min(rows["fast"].cosine) > 0.98
+    assert min(rows["certified, 1 round"].cosine) > 0.999
+    gaps = [np.mean(rows[name].gap) for name in agreement.MODES]
+    assert gaps[1] > gaps[2] > gaps[3] > gaps[4]  # fast, then one round more each
+
+
+def test_kinds_of_layers_are_told_apart(checkpoint):
+    state = agreement.State.load(checkpoint, {})
+    found = agreement.by_layer(state)
+    assert set(found) == {"Conv2d weight", "BatchNorm2d vector"}
+    assert found["Conv2d weight"][0] > 0.8
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="checkpoint folder inside a run"):
+        agreement.State.load(tmp_path, {})
