@@ -267,11 +267,11 @@ class Plot(Update):
     def _choose(self, counts: Tensor, at: Progress) -> Tensor:
         """Return the classes that may be objectives, ascending: those present, or a draw of them.
 
-        On a GPU, ``fast`` takes absent ones along where there are not many classes: shapes stay the
-        same from step to step, and nothing has to be read back from the device.
+        On an accelerator, ``fast`` takes absent ones along where there are not many classes: shapes
+        stay the same from step to step, and nothing has to be read back from the device.
         """
         limit = self.config.max_classes
-        fixed = self.config.class_gradients == "fast" and counts.is_cuda
+        fixed = self.config.class_gradients == "fast" and _on_accelerator(counts)
         if limit is not None and limit < len(counts):
             keys = torch.rand(len(counts), generator=at.generator("classes")).to(counts.device)
             drawn = torch.topk(keys + (counts > 0), limit).indices.sort().values
@@ -279,6 +279,10 @@ class Plot(Update):
         if fixed and len(counts) <= FIXED:
             return torch.arange(len(counts), device=counts.device)
         return counts.nonzero()[:, 0]
+
+
+def _on_accelerator(counts: Tensor) -> bool:
+    return counts.device.type != "cpu"
 
 
 def _solver(choice: Choice) -> Solver:
