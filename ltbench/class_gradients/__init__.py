@@ -79,5 +79,6 @@ def class_gram(
     if not engine.works(one):
         raise UserError(f"fast class gradients cannot be used: {engine.problem}; take mode='exact'")
     products = engine.survey([one], size, [], together=True)[1].cpu().numpy()
+    engine.forget()
     known = np.append(np.arange(size), size + 1)  # the row between is of no class: empty here
     return with_exact_sum(products[np.ix_(known, known)]), classes.cpu().numpy()

@@ -175,6 +175,10 @@ class Engine:
                 loss = one.forward()
             yield loss
 
+    def forget(self) -> None:
+        """Drop the recorded pass, which keeps the graph and the features of its layers alive."""
+        self._recorder.calls = []
+
     def exact(self, passes: Sequence[Pass], size: int) -> Tensor:
         """Return inner products [K, K] from one backward pass per objective, in float64.
 

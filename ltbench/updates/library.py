@@ -18,7 +18,8 @@ from ltbench.updates.plot import Plot
 class PlotStep:
     """One PLOT step for anybody's model and training loop.
 
-    The closure is called twice per step: for the climb and at the climbed weights. Example::
+    The closure is called twice per step, for the climb and at the climbed weights, and with
+    ``class_gradients="certified"`` once more a round. Example::
 
         step = PlotStep(model, optimizer, class_counts=counts, part=model.layer4, epochs=50)
         for epoch in range(200):

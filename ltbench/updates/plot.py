@@ -195,6 +195,7 @@ class Plot(Update):
             found = pareto.fast(task)
         else:
             found = pareto.certified(task, cfg.tolerance, cfg.rounds)
+        task.engine.forget()
         gradients = [*found.ordinary, *found.direction]
         for p, g in zip([*task.rest, *part], gradients, strict=True):
             p.grad = g.to(p.dtype)

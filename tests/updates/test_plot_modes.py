@@ -67,6 +67,22 @@ def test_absent_classes_in_the_shapes_change_nothing(limit, monkeypatch):
     assert 2 not in other["classes"]
 
 
+def test_no_graph_outlives_a_step():
+    """What is recorded for class gradients would otherwise hold the features of a whole pass."""
+    import gc
+    import weakref
+
+    method, run = ready("ce")
+    update = registries.UPDATES.get("plot")(validation.build_options("UPDATES", "plot", {}))
+    kept = []
+    handle = method.backbone.register_forward_hook(lambda m, i, o: kept.append(weakref.ref(o)))
+    update.step(run, [toys.batch()], toys.at())
+    handle.remove()
+    gc.collect()
+    assert len(kept) == 2
+    assert all(ref() is None for ref in kept)
+
+
 def test_a_solver_without_certificate_is_refused_with_the_recipe():
     words = ["stages.0.update.class_gradients=certified", "stages.0.update.solver=pcgrad"]
     with pytest.raises(UserError, match="cagrad with c > 0 or mgda"):
