@@ -6,6 +6,7 @@ import pytest
 import torch
 import toys
 from test_contract import ready
+from torch.nn import Conv2d
 
 from ltbench import UserError, get_recipe, registries, validation
 from ltbench.methods.base import Batch
@@ -70,17 +71,21 @@ def test_absent_classes_in_the_shapes_change_nothing(limit, monkeypatch):
 def test_no_graph_outlives_a_step():
     """What is recorded for class gradients would otherwise hold the features of a whole pass."""
     import gc
-    import weakref
+
+    from torch.multiprocessing.reductions import StorageWeakRef
 
     method, run = ready("ce")
     update = registries.UPDATES.get("plot")(validation.build_options("UPDATES", "plot", {}))
     kept = []
-    handle = method.backbone.register_forward_hook(lambda m, i, o: kept.append(weakref.ref(o)))
+    convolution = next(m for m in method.backbone.net.layer2.modules() if isinstance(m, Conv2d))
+    handle = convolution.register_forward_hook(
+        lambda module, inputs, output: kept.append(StorageWeakRef(output.untyped_storage()))
+    )
     update.step(run, [toys.batch()], toys.at())
     handle.remove()
     gc.collect()
     assert len(kept) == 2
-    assert all(ref() is None for ref in kept)
+    assert all(features.expired() for features in kept)
 
 
 def test_a_solver_without_certificate_is_refused_with_the_recipe():
