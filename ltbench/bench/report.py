@@ -110,22 +110,24 @@ def _steps(
     found = []
     kept = {k: options[k] for k in ("rounds", "device", "channels_last", "precision")}
     for case in cases:
-        table = _table(f"a step: {case.title}", "pipeline", "ms", "/ plain", "range")
+        console.print(f"a step: {case.title}")
+        table = _table("pipeline", "ms", "/ plain", "range")
         for t in steps.measure(case, options["pipelines"], **kept):
             spread = f"{t.spread[0]:.2f} - {t.spread[1]:.2f}"
             table.add_row(t.pipeline, f"{t.milliseconds:.0f}", f"{t.ratio:.2f}", spread)
             found.append({**asdict(case), **asdict(t)})
-        console.print(table)
+        console.print(table, "")
     return found
 
 
 def _solvers(console: Console) -> list[dict[str, Any]]:
-    table = _table("solvers, one core", "solver", "K", "ms", "relative gap")
+    console.print("solvers on captured Gram matrices, one core")
+    table = _table("solver", "K", "ms", "relative gap")
     found = solvers.measure()
     for s in found:
         gap = "-" if np.isnan(s.gap) else f"{s.gap:.1e}"
         table.add_row(s.solver, str(s.size), f"{s.milliseconds:.2f}", gap)
-    console.print(table)
+    console.print(table, "")
     return [asdict(s) for s in found]
 
 
@@ -134,26 +136,26 @@ def _memory(
 ) -> list[dict[str, Any]]:
     found = []
     for case in cases:
-        table = _table(f"peak memory of a step: {case.title}", "pipeline", "MiB", "/ plain")
+        console.print(f"peak memory of a step, beyond network and batch: {case.title}")
+        table = _table("pipeline", "MiB", "/ plain")
         rows = resources.memory(case, ["plain", *(p for p in options["pipelines"] if p != "plain")])
         for m in rows:
             table.add_row(
                 m.pipeline, f"{m.mebibytes:.0f}", f"{m.mebibytes / rows[0].mebibytes:.2f}"
             )
             found.append({**asdict(case), **asdict(m)})
-        console.print(table)
+        console.print(table, "")
     return found
 
 
 def _traffic(console: Console) -> list[dict[str, Any]]:
-    table = _table(
-        "MB a rank sums per step", "network", "part", "P", "K", "plain", "fast", "+ round", "exact"
-    )
+    console.print("MB that a rank sums per step, for the part, in single precision")
+    table = _table("network", "part", "P", "K", "plain", "fast", "+ round", "exact")
     found = [t for n, p in NETWORKS for t in resources.traffic(n, p, (10, 100, 1000))]
     for t in found:
         sizes = (f"{b / 1e6:.1f}" for b in (t.plain, t.fast, t.round, t.exact))
         table.add_row(t.backbone, t.part, f"{t.parameters:,}", str(t.objectives), *sizes)
-    console.print(table)
+    console.print(table, "")
     return [asdict(t) for t in found]
 
 
@@ -161,8 +163,8 @@ def _agreement(
     options: Mapping[str, Any], data: dict[str, Any], part: str, console: Console
 ) -> list[dict[str, Any]]:
     state = agreement.State.load(Path(options["model"]), data)
-    title = f"updates against exact ones: {state.recipe.name}, after epoch {state.epoch}"
-    table = _table(title, "mode", "cosine", "least", "length", "weights", "F - min F", "gap")
+    console.print(f"updates against exact ones: {state.recipe.name}, after epoch {state.epoch}")
+    table = _table("mode", "cosine", "least", "length", "weights", "F - min F", "gap")
     rows = agreement.measure(state, options["batches"], part)
     for r in rows:
         table.add_row(
@@ -174,7 +176,7 @@ def _agreement(
             f"{np.mean(r.excess):.1e}",
             f"{np.mean(r.gap):.1e}",
         )
-    console.print(table)
+    console.print(table, "")
     console.print(
         "weights: total variation between the solver's and the exact ones; F - min F and duality "
         "gap in units of c^2 |g_0|^2\n"
@@ -185,12 +187,12 @@ def _agreement(
     )
     for kind, values in layers.items():
         table.add_row(kind, *(f"{v:.3f}" for v in values))
-    console.print(table)
+    console.print(table, "")
     return [{"epoch": state.epoch, **asdict(r)} for r in rows]
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
     for i, name in enumerate(columns):
         table.add_column(name, justify="right" if i else "left")
     return table
