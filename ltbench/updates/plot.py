@@ -97,7 +97,7 @@ class Plot(Update):
         """Share of the climb left in the weights (the released code's perturb_radius)."""
         class_gradients: Literal["exact", "fast", "certified"]
         """How class gradients are found: one backward pass per class; one in all, with an error in
-        the solver's weights (mean cosine of the update with the exact one 0.997 to 0.999 on
+        the solver's weights (mean cosine of the update with the exact one 0.996 to 0.999 on
         CIFAR-LT states); or the same, corrected until the solution is certified."""
         rounds: int = Field(1, ge=1)
         """Corrections at most, of ``certified``."""
