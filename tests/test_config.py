@@ -74,7 +74,8 @@ def test_modes_of_plot_fill_in_what_they_imply():
         False,
         "class_weights",
     )
-    assert (paper.from_features, paper.mixed_labels, paper.preference) == (False, True, "equal")
+    assert (paper.from_features, paper.mixed_labels, paper.preference) == (True, True, "equal")
+    assert (official.class_gradients, paper.class_gradients) == ("exact", "fast")
     assert (official.collapse_divisor, paper.collapse_divisor) == ("official", "all")
 
 

@@ -50,7 +50,8 @@ class PlotStep:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        options = {"from_features": False, **options}
+        if options.get("mode", "paper") == "paper":  # there it is the same, only slower
+            options.setdefault("from_features", False)
         self.update = Plot(validation.build_options("UPDATES", "plot", options))
         if self.update.config.from_features:
             raise UserError(
