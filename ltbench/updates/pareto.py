@@ -98,11 +98,13 @@ class Found:
 def exact(task: Task) -> Found:
     """Solve with exact class gradients; one backward pass per class."""
     engine, passes = task.engine, task.passes
-    losses, _, classes, gram = task.numbers(engine.exact(passes, len(task.chosen)))
-    solution = task.solve(gram, losses, classes)
+    losses, counts, classes, gram = task.numbers(engine.exact(passes, len(task.chosen)))
+    present = np.flatnonzero(counts > 0)
+    gram = gram[np.ix_(present, present)]
+    solution = task.solve(gram, losses[present], classes[present])
     ordinary = engine.gradient(passes, _ordinary, task.rest) if task.rest else []
-    direction = _mixed(task, solution.coefficients)
-    return Found(ordinary, direction, classes, solution.weights, gram, solution.gap)
+    direction = _mixed(task, _spread(solution, present, len(counts)))
+    return Found(ordinary, direction, classes[present], solution.weights, gram, solution.gap)
 
 
 def fast(task: Task) -> Found:
@@ -112,9 +114,7 @@ def fast(task: Task) -> Found:
     present = np.flatnonzero(counts > 0)
     gram = _gram_of(present, products)
     solution = task.solve(gram, losses[present], classes[present])
-    coefficients = np.zeros(len(counts))
-    coefficients[present] = solution.coefficients
-    direction = _mixed(task, coefficients)
+    direction = _mixed(task, _spread(solution, present, len(counts)))
     ordinary = summing.wait()  # under way while the solver and the pass for the direction ran
     return Found(ordinary, direction, classes[present], solution.weights, gram, solution.gap)
 
@@ -156,6 +156,13 @@ def _gram_of(present: Index, products: Vector) -> Vector:
     of_none, of_sum = len(products) - 2, len(products) - 1
     used = np.concatenate([present, [of_none, of_sum]])
     return with_exact_sum(products[np.ix_(used, used)])[:-1, :-1]
+
+
+def _spread(solution: Solution, present: Index, size: int) -> Vector:
+    """Return the coefficients of all chosen classes [K]; absent ones have none."""
+    coefficients = np.zeros(size)
+    coefficients[present] = solution.coefficients
+    return coefficients
 
 
 def _mixed(task: Task, coefficients: Vector) -> Gradient:

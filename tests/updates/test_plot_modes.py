@@ -9,6 +9,7 @@ from test_contract import ready
 from torch.nn import Conv2d
 
 from ltbench import UserError, get_recipe, registries, validation
+from ltbench.class_gradients import Engine
 from ltbench.methods.base import Batch
 from ltbench.updates import plot
 
@@ -53,9 +54,12 @@ def test_certified_says_how_good_its_last_direction_is():
     assert 0 <= gaps[1] < gaps[0]
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("limit", [None, 3])
-def test_absent_classes_in_the_shapes_change_nothing(limit, monkeypatch):
-    """What a GPU does, to need no number from the device before the solver."""
+def test_absent_classes_in_the_shapes_change_nothing(limit, known, monkeypatch):
+    """What a GPU does, to need no number before the solver; also where layers are not known."""
+    if not known:
+        monkeypatch.setattr(Engine, "works", lambda engine, one: False)
     x, y = toys.images(24)
     keep = y != 2
     batch = Batch((x[keep],), y[keep], torch.arange(int(keep.sum())))
