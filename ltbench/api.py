@@ -13,7 +13,7 @@ from ltbench.evaluation import evaluate_split
 from ltbench.methods.base import Method
 from ltbench.metrics import Metrics
 from ltbench.runner import WEIGHTS, pick_device
-from ltbench.trainer import build_backbone
+from ltbench.trainer import build_method
 from ltbench.validation import build_recipe
 
 
@@ -69,7 +69,11 @@ def load_described(path: str | Path) -> tuple[Method, dict[str, Any]]:
     try:
         tree = facts["recipe"]
         info = DatasetInfo(
-            facts["dataset"], tuple(facts["class_counts"]), tuple(facts["class_names"])
+            facts["dataset"],
+            tuple(facts["class_counts"]),
+            tuple(facts["class_names"]),
+            tuple(facts["mean"]),
+            tuple(facts["std"]),
         )
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -77,10 +81,8 @@ def load_described(path: str | Path) -> tuple[Method, dict[str, Any]]:
         ) from error
     recipe = build_recipe({**tree, "backbone": {**tree["backbone"], **_NO_WEIGHTS}})
     method: Method | None = None
-    for stage in recipe.stages:
-        backbone = build_backbone(recipe) if method is None else method.backbone
-        cls = registries.METHODS.get(stage.method.name)
-        method = cls(stage.method.config, backbone, info, method)
+    for index in range(len(recipe.stages)):
+        method = build_method(recipe, index, info, method)
     if method is None:
         raise UserError(f"{file}: the recipe has no stage")
     checkpoint.load_strict(method, tensors, str(file))

@@ -134,6 +134,35 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
 
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Do what ``gather`` does, with a gradient: each rank's rows get the sum of all ranks' wishes.
+
+    So a loss that is summed over ranks has the gradient of the global batch, although each rank
+    differentiates its own rows only.
+    """
+    if world() == 1:
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.rows = slice(start := offset(tensor), start + len(tensor))
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        summed = sum_(grads[0].clone(memory_format=torch.contiguous_format))
+        own: Tensor = summed[ctx.rows]
+        return own
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return gather(tangents[0])
+
+
 def offset(tensor: Tensor) -> int:
     """Return how many rows of a gathered tensor belong to lower ranks."""
     return sum(_sizes(tensor)[: rank()]) if world() > 1 else 0

@@ -40,6 +40,9 @@ class Stage(Config):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     method: Annotated[Choice, Tagged("METHODS")]
+    start: Literal["previous", "fresh"] = "previous"
+    """Whether the backbone goes on from the stage before, or begins anew (the stage before then is
+    only the method's helper)."""
     epochs: int | None = Field(None, ge=1)
     """Passes over the sampler's order; none for a post-hoc method."""
     batch_size: int | None = Field(None, ge=1)

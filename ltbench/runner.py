@@ -221,4 +221,6 @@ def describe_model(recipe: Recipe, data: Data) -> dict[str, Any]:
         "dataset": data.info.name,
         "class_counts": list(data.info.class_counts),
         "class_names": list(data.info.class_names),
+        "mean": list(data.info.mean),
+        "std": list(data.info.std),
     }

@@ -1,28 +1,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ltbench import checkpoint, dist, registries
 from ltbench.backbones.base import create_backbone
-from ltbench.backbones.batchnorm import convert_sync_batchnorm, set_batchnorm_mode
+from ltbench.backbones.batchnorm import (
+    convert_sync_batchnorm,
+    running_statistics,
+    set_batchnorm_mode,
+)
 from ltbench.checkpoint import Position, Snapshot, Store
-from ltbench.data.base import Data
+from ltbench.data.base import Data, DatasetInfo, Split
 from ltbench.data.loader import Loaded, batches, steps_per_epoch
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
 from ltbench.methods.base import Batch, Method, Progress
 from ltbench.metrics import shot_groups
 from ltbench.optim import build_optimizer, set_lr
-from ltbench.recipe import Recipe, Stage
+from ltbench.recipe import Choice, Recipe, Stage
 from ltbench.seeding import derive
 from ltbench.updates.base import Log, StepRun, Update
 
@@ -115,12 +120,8 @@ class Trainer:
 
     def _build(self, index: int, previous: Method | None) -> Method:
         """Make the method of a stage on the backbone and head of the stage before."""
-        choice = self.recipe.stages[index].method
         torch.manual_seed(derive(self.recipe.seed, "init", index))
-        backbone = build_backbone(self.recipe) if previous is None else previous.backbone
-        method = registries.METHODS.get(choice.name)(
-            choice.config, backbone, self.data.info, previous
-        )
+        method = build_method(self.recipe, index, self.data.info, previous)
         if self.recipe.run.batchnorm == "sync":
             convert_sync_batchnorm(method)
         layout = torch.channels_last if self.recipe.run.channels_last else torch.contiguous_format
@@ -156,22 +157,12 @@ class Trainer:
             lr = set_lr(optimizer, stage.optim, stage.schedule.factor(epoch, stage.epochs))
             set_modes(method, stage, frozen)
             order = self._order(stage, index, epoch)
+            at = Progress(self.recipe.seed, index, epoch, stage.epochs, self.position.step, lr=lr)
+            if at.step == 0:
+                method.on_epoch(at)
             started, first = time.monotonic(), done
-            for micro in batches(
-                self.data.train,
-                order,
-                size,
-                key=derive(self.recipe.seed, "augment", index, epoch),
-                views=method.views,
-                rank=dist.rank(),
-                world=dist.world(),
-                accumulate=stage.accumulate,
-                start=self.position.step,
-                workers=run.workers,
-                last=stage.last_batch,
-                pin_memory=self.device.type == "cuda",
-            ):
-                at = Progress(self.recipe.seed, index, epoch, stage.epochs, self.position.step)
+            for micro in self._batches(method, stage, index, epoch, order):
+                at = replace(at, step=self.position.step)
                 log = self._step(step_run, update, micro, at, stats)
                 done += 1
                 images = min(size, len(order) - size * self.position.step)
@@ -187,23 +178,62 @@ class Trainer:
             if self.position.epoch < stage.epochs and done < total:
                 self._save(index, method, optimizer, stats)
 
+    def _batches(
+        self, method: Method, stage: Stage, index: int, epoch: int, order: np.ndarray
+    ) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each step left in an epoch, streams included."""
+
+        def read(split: Split, name: str, order: np.ndarray, views: int) -> Iterator[list[Loaded]]:
+            return batches(
+                split,
+                order,
+                stage.batch_size or 1,
+                key=derive(self.recipe.seed, name, index, epoch),
+                views=views,
+                rank=dist.rank(),
+                world=dist.world(),
+                accumulate=stage.accumulate,
+                start=self.position.step,
+                workers=self.recipe.run.workers,
+                last=stage.last_batch,
+                pin_memory=self.device.type == "cuda",
+            )
+
+        sources = [read(self.data.train, "augment", order, method.views)]
+        for name, stream in method.streams.items():
+            split = self.data.val if stream.split == "val" and self.data.val else self.data.train
+            seed = derive(self.recipe.seed, f"order of {name}", index)
+            sampler = Choice(stream.sampler, registries.SAMPLERS.get(stream.sampler).Config())
+            own = sample(sampler, split.labels, seed, stage, epoch)
+            sources.append(read(split, f"augment {name}", np.resize(own, len(order)), 1))
+        for step in zip(*sources, strict=True):
+            streams = [
+                dict(zip(method.streams, map(self._batch, parts), strict=True))
+                for parts in zip(*step[1:], strict=True)
+            ] or [{} for _ in step[0]]
+            yield [
+                replace(self._batch(main), streams=more)
+                for main, more in zip(step[0], streams, strict=True)
+            ]
+
     def _step(
-        self, run: StepRun, update: Update, loaded: list[Loaded], at: Progress, stats: EpochStats
+        self, run: StepRun, update: Update, micro: list[Batch], at: Progress, stats: EpochStats
     ) -> Log:
         # Layers that draw random numbers (dropout) draw the same ones after a resume.
         torch.manual_seed(derive(at.seed, "step", at.stage, at.epoch, at.step, dist.rank()))
-        micro = []
-        for i, part in enumerate(loaded):
-            batch = Batch(
-                tuple(self._to_device(view) for view in part.views),
-                part.labels.to(self.device, non_blocking=True),
-                part.index.to(self.device, non_blocking=True),
-            )
-            micro.append(run.method.prepare(batch, replace(at, micro=i)))
+        micro = [run.method.prepare(part, replace(at, micro=i)) for i, part in enumerate(micro)]
         log = update.step(run, micro, at)
-        dist.average_(run.method.buffers())
+        run.method.after_step(micro, at)
+        dist.average_(running_statistics(run.method))
         stats.add(log, micro)
         return log
+
+    def _batch(self, loaded: Loaded) -> Batch:
+        return Batch(
+            tuple(self._to_device(view) for view in loaded.views),
+            loaded.labels.to(self.device, non_blocking=True),
+            loaded.index.to(self.device, non_blocking=True),
+        )
 
     def _to_device(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.recipe.run.channels_last else torch.contiguous_format
@@ -214,15 +244,9 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def _order(self, stage: Stage, index: int, epoch: int) -> Any:
-        sampler = registries.SAMPLERS.get(stage.sampler.name)(stage.sampler.config)
-        return sampler.order(
-            self.data.train.labels,
-            seed=derive(self.recipe.seed, "order", index),
-            epoch=epoch,
-            epochs=stage.epochs or 1,
-            batch_size=stage.batch_size or 1,
-        )
+    def _order(self, stage: Stage, index: int, epoch: int) -> np.ndarray:
+        seed = derive(self.recipe.seed, "order", index)
+        return sample(stage.sampler, self.data.train.labels, seed, stage, epoch)
 
     def _end_epoch(
         self, index: int, method: Method, stats: EpochStats, lr: float, speed: float
@@ -333,6 +357,35 @@ def build_backbone(recipe: Recipe) -> Any:
     choice = recipe.backbone
     return create_backbone(
         choice.name, pretrained=choice.pretrained, weights=choice.weights, **choice.args
+    )
+
+
+def build_method(
+    recipe: Recipe, index: int, info: DatasetInfo, previous: Method | None = None
+) -> Method:
+    """Return the method of a stage, on the backbone of the stage before or on a new one.
+
+    Args:
+        recipe: all stages.
+        index: which stage.
+        info: of the training data.
+        previous: the method of the stage before; ``None`` in the first.
+    """
+    stage = recipe.stages[index]
+    new = previous is None or stage.start == "fresh"
+    backbone = build_backbone(recipe) if previous is None or new else previous.backbone
+    return registries.METHODS.get(stage.method.name)(stage.method.config, backbone, info, previous)
+
+
+def sample(choice: Choice, labels: np.ndarray, seed: int, stage: Stage, epoch: int) -> np.ndarray:
+    """Return the order in which an epoch of a stage visits labelled images."""
+    sampler = registries.SAMPLERS.get(choice.name)(choice.config)
+    return sampler.order(
+        labels,
+        seed=seed,
+        epoch=epoch,
+        epochs=stage.epochs or 1,
+        batch_size=stage.batch_size or 1,
     )
 
 

@@ -11,7 +11,7 @@ import toys
 from test_contract import UPDATES, make_update, ready
 
 from ltbench import dist
-from ltbench.backbones.batchnorm import convert_sync_batchnorm
+from ltbench.backbones.batchnorm import convert_sync_batchnorm, running_statistics
 from ltbench.methods.base import Batch
 
 CASES = [
@@ -54,12 +54,9 @@ def train(name: str, key: str, norm: str, micro: int = 1, steps: int = 3) -> lis
     x, y = x[order].double(), y[order]
     for step in range(steps):
         own = torch.tensor_split(torch.arange(22), dist.world())[dist.rank()]
-        parts = [
-            method.prepare(Batch((x[rows],), y[rows], rows), toys.at(step))
-            for rows in torch.tensor_split(own, micro)
-        ]
-        update.step(run, parts, toys.at(step))
-        dist.average_(method.buffers())
+        parts = [Batch((x[rows],), y[rows], rows) for rows in torch.tensor_split(own, micro)]
+        toys.step(update, run, parts, toys.at(step))
+        dist.average_(running_statistics(method))
     return [p.detach().clone() for p in method.parameters()]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,14 +12,33 @@ from torch import nn
 from ltbench import registries, validation
 from ltbench.backbones.base import Backbone
 from ltbench.data.base import DatasetInfo
-from ltbench.methods.base import Batch, Progress
+from ltbench.methods.base import Batch, Method, Progress
+from ltbench.updates.base import Log, StepRun, Update
 
 COUNTS = (60, 30, 12, 5)
 INFO = DatasetInfo("toy", COUNTS, ("a", "b", "c", "d"))
-STAGE1 = ["ce", "mixup", "ldam_drw", "balanced_softmax", "logit_adjustment"]
-STAGE2 = ["crt", "lws", "mislas", "plot_stage2"]
+STAGE1 = [
+    *("ce", "mixup", "ldam_drw", "balanced_softmax", "logit_adjustment"),
+    *("focal", "class_balanced", "vs", "lade", "gcl", "cc_sam"),
+    *("bbn", "reslt", "ride", "sade", "rsg", "paco", "bcl", "difficulty_net"),
+]
+STAGE2 = ["crt", "lws", "mislas", "plot_stage2", "gcl_stage2", "disalign", "m2m"]
 POSTHOC = ["tau_norm", "logit_adjustment_posthoc"]
-OPTIONS = {"mislas": {"smooth_head": 0.3, "smooth_tail": 0.0}, "ldam_drw": {"reweight_from": 0}}
+FRESH = ["m2m"]  # begin anew; the stage before is their helper
+ALONE = {"paco": "twin", "difficulty_net": "net"}  # what moves without being trained by the update
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mislas": {"smooth_head": 0.3, "smooth_tail": 0.0},
+    "ldam_drw": {"reweight_from": 0},
+    "class_balanced": {"reweight_from": 0},
+    "bbn": {"branch_at": "last"},
+    "ride": {"branch_at": "layer1", "reweight_from": 0},
+    "sade": {"branch_at": "layer1"},
+    "rsg": {"generate_from": 0, "reweight_from": 0, "centers": 3},
+    "m2m": {"generate_from": 0, "gamma": 0.3},
+    "paco": {"queue": 44, "dim": 8},
+    "bcl": {"dim": 8},
+    "difficulty_net": {"hidden": 8},
+}
 
 
 def images(n: int, seed: int = 0, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,6 +58,30 @@ def batch(n: int = 24, seed: int = 0) -> Batch:
     return Batch((x,), y, torch.arange(n))
 
 
+def dressed(plain: Batch, method: Method) -> Batch:
+    """The batch with the views and streams that a method needs, each a function of the batch."""
+    x = plain.views[0]
+    views = tuple(x * (1 - 0.2 * view) for view in range(method.views))
+    streams = {
+        name: Batch((x.flip(2) * (1 + 0.1 * i),), plain.labels, plain.index)
+        for i, name in enumerate(method.streams)
+    }
+    return replace(plain, views=views, streams=streams)
+
+
+def step(update: Update, run: StepRun, micro: list[Batch], at: Progress) -> Log:
+    """What the trainer does for one step."""
+    method = run.method
+    if at.step == 0:
+        method.on_epoch(at)
+    micro = [
+        method.prepare(dressed(part, method), replace(at, micro=i)) for i, part in enumerate(micro)
+    ]
+    log = update.step(run, micro, at)
+    method.after_step(micro, at)
+    return log
+
+
 def backbone(norm: bool = True, seed: int = 0) -> Backbone:
     """Three small stages; without normalisation, ranks agree exactly with one process."""
     torch.manual_seed(seed)
@@ -45,9 +91,10 @@ def backbone(norm: bool = True, seed: int = 0) -> Backbone:
         layers += [nn.BatchNorm2d(o)] if norm else []
         return nn.Sequential(*layers, nn.Tanh())
 
-    last = nn.Sequential(block(8, 12), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Backbone.from_stages(
-        {"stem": block(3, 6), "layer1": block(6, 8), "layer2": last}, num_features=12
+        {"stem": block(3, 6), "layer1": block(6, 8), "layer2": block(8, 12)},
+        num_features=12,
+        pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     )
 
 
@@ -61,8 +108,10 @@ def method(name: str, norm: bool = True, seed: int = 0):
     if name in STAGE2 + POSTHOC:
         ce = registries.METHODS.get("ce")
         previous = ce(validation.build_options("METHODS", "ce", {}), net, INFO)
+    if name in FRESH:
+        net = backbone(norm, seed + 7)
     return cls(options, net, INFO, previous)
 
 
 def at(step: int = 0, epoch: int = 0) -> Progress:
-    return Progress(seed=0, stage=0, epoch=epoch, epochs=5, step=step)
+    return Progress(seed=0, stage=0, epoch=epoch, epochs=5, step=step, lr=0.05)

@@ -10,7 +10,7 @@ import timm
 from torch import Tensor, nn
 
 from ltbench.backbones.loading import load_weights
-from ltbench.backbones.stages import Stage, stages_of, units, view
+from ltbench.backbones.stages import POOL, POOLING, Stage, stages_of, units, view
 from ltbench.errors import UserError, did_you_mean
 from ltbench.registries import BACKBONES
 
@@ -36,8 +36,13 @@ class StageChain(nn.Module):
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Run stages ``start`` to ``stop`` (exclusive) on what enters the first of them."""
         for stage in self._stages[start:stop]:
-            for step in stage.steps:
-                x = attrgetter(step)(self.net)(x)
+            x = self.do(stage.steps, x)
+        return x
+
+    def do(self, steps: tuple[str, ...], x: Tensor) -> Tensor:
+        """Run some steps of the network, one after the other."""
+        for step in steps:
+            x = attrgetter(step)(self.net)(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,20 +97,46 @@ class Backbone(StageChain):
         super().__init__(net, stages_of(net) if stages is None else stages)
         width: Any = getattr(net, "head_hidden_size", None) or getattr(net, "num_features", None)
         self.num_features: int = width if num_features is None else num_features
+        self.pretrained = False  # whether it started from given weights
         self._cached: tuple[int, FeatureCache] | None = None
 
     @classmethod
-    def from_stages(cls, stages: Mapping[str, nn.Module], num_features: int) -> Backbone:
+    def from_stages(
+        cls, stages: Mapping[str, nn.Module], num_features: int, pool: nn.Module | None = None
+    ) -> Backbone:
         """Make a backbone of any modules, run in order.
 
         Args:
-            stages: name to module; the last one returns [B, D].
+            stages: name to module; the last one returns [B, D], or maps where ``pool`` is given.
             num_features: D.
+            pool: from feature maps [B, D, H, W] to [B, D]; belongs to the last stage.
         """
-        if not stages or {"last", "whole"} & set(stages):
-            raise ValueError("stages need names, and `last` and `whole` have a meaning already")
-        cut = tuple(Stage(name, (name,)) for name in stages)
-        return cls(nn.Sequential(OrderedDict(stages)), num_features, cut)
+        if not stages or {"last", "whole", POOL} & set(stages):
+            raise ValueError("stages need names, and `last`, `whole` and `pool` have a meaning")
+        *cut, last = (Stage(name, (name,)) for name in stages)
+        modules = OrderedDict(stages)
+        if pool is not None:
+            modules[POOL], last = pool, Stage(last.name, (*last.steps, POOL))
+        return cls(nn.Sequential(modules), num_features, (*cut, last))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return the feature maps [B, D, H, W] that are pooled to features.
+
+        Raises:
+            UserError: the network has none.
+        """
+        *before, end = self._stages[-1].steps
+        x = self.do(tuple(before), self.run(images, 0, len(self._stages) - 1))
+        if end not in POOLING or x.dim() != 4:
+            raise UserError(
+                "this method needs the feature maps before pooling, which the backbone does not "
+                "have; take a ResNet"
+            )
+        return x
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Return the pooled features [B, D] of ``maps``."""
+        return self.do(self._stages[-1].steps[-1:], maps)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features [B, D]."""
@@ -220,6 +251,7 @@ def create_backbone(
     backbone = net if isinstance(net, Backbone) else Backbone(net)
     if weights is not None:
         load_weights(backbone.net, weights)
+    backbone.pretrained = pretrained or hub or weights is not None
     return backbone
 
 

@@ -34,6 +34,12 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
 
 
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Return the running means and variances in a module."""
+    kept = [(layer.running_mean, layer.running_var) for layer in _layers(module)]
+    return [t for pair in kept for t in pair if t is not None]
+
+
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation with the statistics of the global batch, on any device and backend.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ class CifarResNet(nn.Module):
         num_classes: classes C; 0 leaves the classifier out.
         in_chans: channels of the images.
         global_pool: timm's name of the pooling.
+        widths: channels of the three groups; experts of RIDE and SADE have 16, 24 and 48.
     """
 
     global_pool: nn.Module
@@ -68,18 +70,22 @@ class CifarResNet(nn.Module):
         num_classes: int = 10,
         in_chans: int = 3,
         global_pool: str = "avg",
+        widths: Sequence[int] = (16, 32, 64),
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"a CIFAR ResNet has depth 6 n + 2 (20, 32, 44, 56, ...), not {depth}")
         blocks = (depth - 2) // 6
-        self.num_features = self.head_hidden_size = 64
-        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        if len(widths) != 3 or any(b < a or (b - a) % 2 for a, b in pairwise(widths)):
+            raise UserError(f"`widths`: expected three even, rising numbers, found {list(widths)}")
+        first, second, third = widths
+        self.num_features = self.head_hidden_size = third
+        self.conv1 = nn.Conv2d(in_chans, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
         self.act1 = nn.ReLU()
-        self.layer1 = _group(blocks, 16, 16, stride=1)
-        self.layer2 = _group(blocks, 16, 32, stride=2)
-        self.layer3 = _group(blocks, 32, 64, stride=2)
+        self.layer1 = _group(blocks, first, first, stride=1)
+        self.layer2 = _group(blocks, first, second, stride=2)
+        self.layer3 = _group(blocks, second, third, stride=2)
         self.apply(_initialise)
         self.reset_classifier(num_classes, global_pool)
 

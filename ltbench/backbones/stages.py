@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import ResNet
@@ -12,7 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ltbench.backbones.cifar_resnet import CifarResNet
+from ltbench.errors import UserError
 
+POOL = "pool"
+POOLING = ("forward_head", POOL)  # steps that turn feature maps into features
 VIT_STAGES = 4  # transformer blocks come in quarters: the last one is what "last" means
 
 
@@ -54,6 +58,28 @@ def stages_of(net: nn.Module) -> tuple[Stage, ...]:
             [_vit_stem(net), *_quarters(len([*net.get_submodule("blocks").children()]))], "norm"
         )
     return (Stage("whole", ("forward",)),)
+
+
+def cut_before_last_block(net: nn.Module, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Return finer stages, of which the last is the last residual block and the pooling.
+
+    Raises:
+        UserError: the last stage is not a sequence of blocks.
+    """
+    last = stages[-1]
+    first, *after = last.steps
+    blocks = attrgetter(first)(net) if first != "forward" else None
+    if not isinstance(blocks, nn.Sequential) or len(blocks) < 2 or set(after) - set(POOLING):
+        raise UserError(
+            f"the backbone's stage `{last.name}` cannot be cut before its last block; name a stage "
+            f"instead: {', '.join(stage.name for stage in stages)}"
+        )
+    *before, block = (f"{first}.{name}" for name, _ in blocks.named_children())
+    return (
+        *stages[:-1],
+        Stage(last.name, tuple(before), last.owns),
+        Stage("last block", (block, *after)),
+    )
 
 
 def units(

@@ -19,11 +19,15 @@ class DatasetInfo:
         name: registered name of the data set.
         class_counts: training images of each class, in the data set's own label order [C].
         class_names: one name per class [C].
+        mean: what was subtracted from each channel of pixels in [0, 1] [3].
+        std: what each channel was divided by [3].
     """
 
     name: str
     class_counts: tuple[int, ...]
     class_names: tuple[str, ...]
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def num_classes(self) -> int:

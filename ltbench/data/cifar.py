@@ -69,6 +69,8 @@ class CIFARLT(DatasetConfig):
                 name=f"{self.dataset}_lt",
                 class_counts=tuple(counts.tolist()),
                 class_names=frozen.class_names,
+                mean=MEAN,
+                std=STD,
             ),
             train=MemorySplit(
                 train, frozen.train_labels[kept], mean=MEAN, std=STD, augment=self.augment

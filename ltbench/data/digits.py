@@ -77,7 +77,7 @@ class DigitsLT(DatasetConfig):
             )
 
         return Data(
-            info=DatasetInfo(name="digits_lt", class_counts=counts, class_names=NAMES),
+            info=DatasetInfo("digits_lt", counts, NAMES, MEAN, STD),
             train=split(train, self.augment),
             test=split(test, "none"),
             val=None,

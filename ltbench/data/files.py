@@ -16,7 +16,14 @@ from torch import Tensor
 
 from ltbench.data.base import DatasetConfig
 from ltbench.data.longtail import class_profile, subsample
-from ltbench.data.transforms import Augment, Transform, eval_transform, train_transform
+from ltbench.data.transforms import (
+    Augment,
+    Channels,
+    Transform,
+    eval_transform,
+    statistics,
+    train_transform,
+)
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_bits
 
@@ -168,6 +175,11 @@ class ImageOptions(DatasetConfig):
     )
     image_size: int = Field(64, ge=8, le=2048, description="side of the network's input in pixels")
     augment: Augment = Field("imagenet", description="name of the training pipeline")
+
+    @property
+    def statistics(self) -> tuple[Channels, Channels]:
+        """Mean and standard deviation per channel that images are normalised with."""
+        return statistics(self.augment)
 
     def files(self, paths: Sequence[str], labels: np.ndarray, root: Path) -> FileSplit:
         """Return a split with this data set's transforms."""

@@ -53,7 +53,7 @@ class Folder(ImageOptions, LongTail):
         train = train.take(self.thin(train.labels))
         counts = np.bincount(train.labels, minlength=len(names))
         return Data(
-            info=DatasetInfo("folder", tuple(counts.tolist()), names),
+            info=DatasetInfo("folder", tuple(counts.tolist()), names, *self.statistics),
             train=self.files(train.paths, train.labels, root),
             test=self.files(test.paths, test.labels, root),
             val=self.files(val.paths, val.labels, root) if val is not None else None,

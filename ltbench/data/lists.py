@@ -70,7 +70,7 @@ class ListOptions(ImageOptions):
         splits = {part: self.files(paths[part], labels[part], root) for part in listings}
         counts = np.bincount(labels["train"], minlength=num_classes)
         return Data(
-            info=DatasetInfo(name, tuple(counts.tolist()), names),
+            info=DatasetInfo(name, tuple(counts.tolist()), names, *self.statistics),
             train=splits["train"],
             test=splits["test"],
             val=splits.get("val"),

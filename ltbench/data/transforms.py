@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 Transform = Callable[[Image.Image], Tensor]
+Channels = tuple[float, float, float]
 Augment = Literal["imagenet", "inat", "inat_jitter", "plain"]
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -53,12 +54,17 @@ def eval_transform(augment: Augment, image_size: int) -> Transform:
     return _finish(_centre(image_size), augment)
 
 
+def statistics(augment: Augment) -> tuple[Channels, Channels]:
+    """Return mean and standard deviation per channel that go with a training pipeline."""
+    return INAT_STATS if augment.startswith("inat") else IMAGENET_STATS
+
+
 def _centre(image_size: int) -> list[torch.nn.Module]:
     return [v2.Resize(round(image_size * 256 / 224)), v2.CenterCrop(image_size)]
 
 
 def _finish(steps: list[torch.nn.Module], augment: Augment) -> Transform:
-    mean, std = INAT_STATS if augment.startswith("inat") else IMAGENET_STATS
+    mean, std = statistics(augment)
     ends = [
         v2.PILToTensor(),
         v2.ToDtype(torch.float32, scale=True),

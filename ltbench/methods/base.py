@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -23,6 +24,8 @@ class Batch:
         index: position of each image in the training split [B].
         partner: second label of a mixed image [B], or ``None``.
         lam: share of the first label in a mixed image, in [0, 1].
+        streams: further batches of the same step, by the name a method gave their stream.
+        extra: what ``prepare`` adds for ``loss``, e.g. noise that all passes share.
     """
 
     views: tuple[Tensor, ...]
@@ -30,6 +33,8 @@ class Batch:
     index: Tensor
     partner: Tensor | None = None
     lam: float = 1.0
+    streams: Mapping[str, Batch] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def unmixed(self) -> Batch:
         """Return the same images with the first label only (the released PLOT's second pass)."""
@@ -37,8 +42,22 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """A second source of images that a method sees beside the stage's own, one batch per step.
+
+    Args:
+        sampler: name of the sampler that orders it, with its default options.
+        split: where its images come from; ``val`` is the training split where there is no
+            validation split.
+    """
+
+    sampler: str
+    split: Literal["train", "val"] = "train"
+
+
+@dataclass(frozen=True)
 class Progress:
-    """Where training stands: counters only, from which all of a method's randomness derives."""
+    """Where training stands: plain numbers, from which all of a method's randomness derives."""
 
     seed: int
     stage: int
@@ -46,6 +65,7 @@ class Progress:
     epochs: int
     step: int  # 0-based within the epoch
     micro: int = 0  # 0-based micro-batch within the step
+    lr: float = 0.0  # base learning rate of this epoch
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a CPU generator that is the same on every rank for this step and purpose."""
@@ -79,10 +99,15 @@ class Rows:
     logits: Tensor | None = field(default=None, repr=False)
 
 
+Kind = Literal["loss", "sampler", "two-stage", "architecture", "contrastive", "meta", "post-hoc"]
+
+
 class Method(nn.Module):
     """Turns a batch into loss rows and images into logits.
 
-    A method knows nothing of epochs to loop over, optimizers, devices, ranks or data sets.
+    A method knows nothing of epochs to loop over, devices, ranks or data sets. What it must
+    remember from step to step is a parameter or a persistent buffer, so that one ``state_dict``
+    is all of it; what follows from class counts is a buffer that is not saved.
 
     Args:
         config: the method's own options.
@@ -94,7 +119,9 @@ class Method(nn.Module):
     class Config(schema.Config):
         """Options of the method."""
 
+    kind: ClassVar[Kind] = "loss"  # how the literature would file it
     views: ClassVar[int] = 1  # augmented views a batch must carry
+    streams: ClassVar[Mapping[str, Stream]] = {}  # further batches a step needs, by name
     trains: ClassVar[bool] = True  # False: post-hoc, `make_head` does all
     freeze: ClassVar[tuple[str, ...]] = ()  # parts that are not trained, e.g. ("backbone",)
     frozen_bn: ClassVar[Literal["train", "eval"]] = "train"  # mode of normalisation in frozen parts
@@ -122,13 +149,19 @@ class Method(nn.Module):
     def setup(self, previous: Method | None) -> None:
         """Make what else the method needs: losses from class counts, buffers, helpers."""
 
+    def on_epoch(self, at: Progress) -> None:
+        """Look back on the epoch before, once, when an epoch begins: class accuracies."""
+
     def prepare(self, batch: Batch, at: Progress) -> Batch:
-        """Change the batch once per step, before any pass: mixing, synthesis."""
+        """Change the batch once per step, before any pass: mixing, synthesis, a meta step."""
         return batch
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return the loss rows of a prepared batch; called once per pass of the update."""
         raise NotImplementedError
+
+    def after_step(self, batches: Sequence[Batch], at: Progress) -> None:
+        """Follow the step that was made on prepared micro-batches: queues, prototypes."""
 
     def predict(self, images: Tensor) -> Tensor:
         """Return logits [B, C] for images [B, 3, H, W]."""

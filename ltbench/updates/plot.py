@@ -25,7 +25,6 @@ from ltbench.seeding import derive
 from ltbench.updates import pareto
 from ltbench.updates.base import Log, StepRun, Update
 from ltbench.updates.objectives import ClassObjectives
-from ltbench.updates.plain import Plain
 from ltbench.updates.sam import check_window, climbed
 
 FIXED = 128  # classes up to which absent ones stay in the shapes of `fast`
@@ -125,6 +124,8 @@ class Plot(Update):
         max_classes: int | None = Field(None, ge=1)
         """At most so many objectives a step, drawn anew; the others add their ordinary gradient."""
         solver: Annotated[Choice, Tagged("SOLVERS")]
+        after: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
+        """The update of the epochs that follow, e.g. sam."""
 
         @classmethod
         def complete(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +137,8 @@ class Plot(Update):
     def __init__(self, config: schema.Config) -> None:
         super().__init__(config)
         self.solver = _solver(self.config.solver)
+        after = self.config.after
+        self.after: Update = registries.UPDATES.get(after.name)(after.config)
         self._engine: Engine | None = None
 
     @classmethod
@@ -153,7 +156,7 @@ class Plot(Update):
         """Do the step."""
         cfg = self.config
         if cfg.epochs is not None and at.epoch >= cfg.epochs:
-            return Plain(cfg).step(run, batches, at)
+            return self.after.step(run, batches, at)
         part = run.part(cfg.part)
         features: AbstractContextManager[FeatureCache | None] = nullcontext(None)
         if cfg.from_features and len(batches) == 1:  # of several, the graphs would be held at once

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -32,6 +33,8 @@ class SAM(Update):
 
         rho: float = Field(0.05, gt=0)
         """Radius of the perturbation."""
+        rho_from: dict[int, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+        """Other radii from 0-based epochs of the stage on, e.g. {5: 0.1, 60: 0.5}."""
         part: str | tuple[str, ...] = "whole"
         """Which parameters are perturbed: whole, backbone, head, last or a stage's name."""
         epochs: int | None = Field(None, ge=1)
@@ -44,13 +47,18 @@ class SAM(Update):
         """Refuse a window longer than the stage."""
         return check_window(config, epochs)
 
+    def radius(self, epoch: int) -> float:
+        """Return the radius in a 0-based epoch of the stage."""
+        begun = [start for start in self.config.rho_from if start <= epoch]
+        return self.config.rho_from[max(begun)] if begun else self.config.rho
+
     def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
         """Do the step."""
         if self.config.epochs is not None and at.epoch >= self.config.epochs:
             return Plain(self.config).step(run, batches, at)
         run.zero_grad()
         loss, rows = run.backward(batches, at)
-        with climbed(run.part(self.config.part), self.config.rho):
+        with climbed(run.part(self.config.part), self.radius(at.epoch)):
             run.zero_grad()
             with frozen_statistics(run.method):
                 run.backward(batches, at)

@@ -1,0 +1,102 @@
+"""A backbone whose end exists several times, one branch or expert each."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ltbench.backbones.base import Backbone, StageChain
+from ltbench.backbones.stages import Stage, cut_before_last_block, view
+
+
+class Branches(nn.Module):
+    """One trunk and several tails: images to the features of every branch [B, E, D].
+
+    Trunk and first tail are the backbone's own; the others start from weights of their own, or,
+    where the backbone was pretrained, from copies of its weights. Only the further tails are modules of this one,
+    so that a method holds each parameter once.
+
+    Args:
+        backbone: what is branched.
+        count: branches E, at least 1.
+        at: first stage of the tails: a stage's name, ``last``, or ``block`` for the last residual
+            block alone.
+
+    Raises:
+        UserError: there is no such stage, or the last stage has no blocks.
+    """
+
+    def __init__(self, backbone: Backbone, count: int, at: str = "last") -> None:
+        super().__init__()
+        before, self._own = cut(backbone, at)
+        self._trunk = tuple(step for stage in before for step in stage.steps)
+        stages, place = (*before, *self._own), range(len(before), len(before) + len(self._own))
+        tail = StageChain(view(backbone.net, stages, place), self._own)
+        self.copies = nn.ModuleList(copy.deepcopy(tail) for _ in range(count - 1))
+        if not backbone.pretrained:
+            redraw(self.copies)
+        self._backbone = (backbone,)  # in a tuple: not a module of this one
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone with trunk and first tail."""
+        return self._backbone[0]
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """Return what all tails start from."""
+        return self.backbone.do(self._trunk, images)
+
+    def tail(self, branch: int, x: Tensor) -> Tensor:
+        """Return the features [B, D] of one branch."""
+        if branch == 0:
+            return self.backbone.do(tuple(s for stage in self._own for s in stage.steps), x)
+        features: Tensor = self.copies[branch - 1](x)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features of all branches on the same images [B, E, D]."""
+        x = self.trunk(images)
+        return torch.stack([self.tail(e, x) for e in range(len(self.copies) + 1)], dim=1)
+
+    def standalone(self) -> Standalone:
+        """Return a module that does the same and holds the backbone too."""
+        return Standalone(self)
+
+
+class Standalone(nn.Module):
+    """``Branches`` with the backbone among its modules, to be published.
+
+    Args:
+        branches: what is wrapped.
+    """
+
+    def __init__(self, branches: Branches) -> None:
+        super().__init__()
+        self.backbone, self.branches = branches.backbone, branches
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features of all branches [B, E, D]."""
+        features: Tensor = self.branches(images)
+        return features
+
+
+def cut(backbone: Backbone, at: str) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
+    """Return a backbone's stages before and from ``at`` on; see ``Branches``."""
+    if at == "block":
+        stages = cut_before_last_block(backbone.net, backbone._stages)
+        return stages[:-1], stages[-1:]
+    start = backbone._range(at).start
+    return backbone._stages[:start], backbone._stages[start:]
+
+
+@torch.no_grad()
+def redraw(module: nn.Module) -> None:
+    """Draw the weights of untrained copies anew, with the spread they have.
+
+    Weights that are constant, as those of normalisations, stay.
+    """
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=float(parameter.std()))
