@@ -52,16 +52,25 @@ def run(words: tuple[str, ...]) -> None:
       ltbench run recipe=mislas_cifar100_if50 data.root=DIR data.download=true
       ltbench run recipe=ce_cifar10 data.root=DIR stages.0.epochs=20 stages.0.optim.lr=0.05
       ltbench run recipe=crt_mixup_plot data=folder data.root=MY_IMAGES
+      ltbench run recipe=ce_cifar10,mislas_cifar10 seed=0,1,2 data.root=DIR
+      ltbench run grid=FILE.yaml data.root=DIR
       torchrun --nproc-per-node=4 -m ltbench run recipe=mislas_plot_inat data.root=DIR
+
+    Several recipes or seeds make a grid: one table at the end; finished runs are skipped, broken
+    ones go on, and the same command in a second terminal takes over its share.
 
     \b
     Often used keys:
       seed=0               out=FOLDER            resume=auto|never
+      epochs=N             (the whole schedule, shortened to N epochs in its longest stage)
       data.root=DIR        data.imbalance_ratio=50
       stages.0.epochs=N    stages.0.batch_size=N stages.0.optim.lr=X
       stages.0.update=plot stages.0.update.solver=mgda
       run.device=cpu       run.precision=bf16    run.max_steps=20 (a smoke test)
     """  # noqa: D301
+    if several(words):
+        run_several(words)
+        return
     from ltbench.config import get_recipe
 
     name, rest = take(words, "recipe", required=True)
@@ -273,6 +282,61 @@ def take(words: Sequence[str], key: str, *, required: bool = False) -> tuple[str
         hint = did_you_mean(key, [w.partition("=")[0] for w in words])
         raise UserError(f"expected `{key}=...`, found {' '.join(words) or 'nothing'}{hint}")
     return (found[0] if found else ""), rest
+
+
+def several(words: Sequence[str]) -> bool:
+    """Whether the words of `run` ask for more than one run."""
+    lists = any(w.startswith(("recipe=", "seed=")) and "," in w for w in words)
+    return lists or any(w.startswith("grid=") for w in words)
+
+
+def run_several(words: Sequence[str]) -> None:
+    """Run a grid, print its table, and fail at the end if one of its runs failed.
+
+    Raises:
+        UserError: of every run that failed.
+    """
+    from ltbench import dist, grid, runner
+    from ltbench.report import Bar, Silent
+
+    file, rest = take(words, "grid")
+    names, rest = take(rest, "recipe", required=not file)
+    chosen, rest = take(rest, "seed")
+    recipes, seeds, shared = grid.read_grid(file) if file else ([], [0], [])
+    recipes += [n for n in names.split(",") if n]
+    seeds = grid.read_seeds(chosen.split(",")) if chosen else seeds
+    cells = grid.make_grid(recipes, seeds, [*shared, *rest])
+    main_rank = int(os.environ.get("RANK", "0")) == 0
+
+    def one(recipe: Any) -> Any:
+        reporter = Bar(console) if main_rank else Silent()
+        if main_rank:
+            console.print(f"{recipe.name}, seed {recipe.seed}")
+        try:
+            result = runner.run(recipe, reporter=reporter)
+        finally:
+            reporter.close()
+        return result.record, result.fresh
+
+    try:
+        done = grid.run_grid(cells, one)
+    except KeyboardInterrupt:
+        if main_rank:
+            click.echo("interrupted; the same command goes on where it stopped", err=True)
+        raise
+    finally:
+        dist.close()
+    if main_rank:
+        console.print(grid.table(done))
+        for outcome in ("done", "was done", "committed", "elsewhere", "failed"):
+            count = sum(c.outcome == outcome for c in done)
+            if count:
+                console.print(f"{count} {outcome}")
+    failed = [
+        f"{c.recipe.name}, seed {c.recipe.seed}: {c.problem}" for c in done if c.outcome == "failed"
+    ]
+    if failed:
+        raise UserError("\n".join(failed))
 
 
 def listing(kind: str, pattern: str) -> list[tuple[str, str]]:

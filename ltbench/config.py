@@ -71,7 +71,7 @@ def get_recipe(name: str, /, *words: str, **overrides: Any) -> Recipe:
         assign(tree, origins, key, value, "command line")
     for key, value in overrides.items():
         assign(tree, origins, key.replace("__", "."), value, "argument")
-    return build_recipe(tree, origins)
+    return _built(tree, origins)
 
 
 def describe(name: str, words: Sequence[str]) -> tuple[Recipe, list[tuple[str, Any, str]]]:
@@ -80,9 +80,20 @@ def describe(name: str, words: Sequence[str]) -> tuple[Recipe, list[tuple[str, A
     for word in words:
         key, value = parse_word(word)
         assign(tree, origins, key, value, "command line")
-    recipe = build_recipe(tree, origins)
+    recipe = _built(tree, origins)
     rows = [(path, value, origin_of(path, origins)) for path, value in leaves(recipe.tree())]
     return recipe, rows
+
+
+def _built(tree: Tree, origins: Origins) -> Recipe:
+    """Check a tree and shorten its schedule if it says `epochs`."""
+    epochs = tree.pop("epochs", None)
+    recipe = build_recipe(tree, origins)
+    if epochs is None:
+        return recipe
+    from ltbench.budget import with_epochs
+
+    return with_epochs(recipe, epochs)
 
 
 def parse_word(word: str) -> tuple[str, Any]:

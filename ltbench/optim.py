@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ltbench.errors import UserError
-from ltbench.schema import Config
+from ltbench.schema import EPOCHS, Config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,13 +37,13 @@ class Schedule(Config):
     """
 
     name: Literal["constant", "multistep", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(0, ge=0, json_schema_extra=EPOCHS)
     """Epochs of linear warm-up."""
     warmup_from: float = Field(0.0, ge=0, le=1)
     """Factor that the warm-up starts from."""
     warmup_shift: Literal[0, 1] = 1
     """1: the first epoch is one step above `warmup_from`; 0: it is at `warmup_from`."""
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[int, ...] = Field((), json_schema_extra=EPOCHS)
     """0-based epochs at which `gamma` is applied (multistep)."""
     gamma: float = Field(0.1, gt=0)
     shift: Literal[0, 1] = 0

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from ltbench.optim import Optim, Schedule
-from ltbench.schema import Config, Tagged
+from ltbench.schema import EPOCHS, Config, Tagged
 from ltbench.sealing import digest_of, file_sha256
 
 NO_DIGEST: dict[str, Any] = {"digest": False}  # fields that do not change what a run computes
@@ -43,7 +43,7 @@ class Stage(Config):
     start: Literal["previous", "fresh"] = "previous"
     """Whether the backbone goes on from the stage before, or begins anew (the stage before then is
     only the method's helper)."""
-    epochs: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1, json_schema_extra=EPOCHS)
     """Passes over the sampler's order; none for a post-hoc method."""
     batch_size: int | None = Field(None, ge=1)
     """Global batch: ranks and micro-batches share it."""

@@ -5,6 +5,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 
+EPOCHS: dict[str, Any] = {"unit": "epochs"}  # fields that count epochs: they follow a budget
+
+
 class Config(BaseModel):
     """Base of every set of options: unknown keys are errors, values are checked and frozen."""
 

@@ -29,7 +29,7 @@ class LDAMDRW(Method):
         """s: logits are s times the cosine."""
         beta: float = Field(0.9999, ge=0, lt=1)
         """Of the effective numbers; 0 gives equal weights."""
-        reweight_from: int | None = Field(160, ge=0)
+        reweight_from: int | None = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
         """First epoch of the stage, counted from 0, with class weights; null is never."""
 
     config: Config

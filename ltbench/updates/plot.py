@@ -86,7 +86,7 @@ class Plot(Update):
         model_config = ConfigDict(arbitrary_types_allowed=True)
 
         mode: Literal["paper", "official"] = "paper"
-        epochs: int | None = Field(None, ge=1)
+        epochs: int | None = Field(None, ge=1, json_schema_extra=schema.EPOCHS)
         """E: the first so many epochs of the stage; null is throughout (the naive use)."""
         part: str | tuple[str, ...] = "last"
         """Parameters under multi-objective control: last, a stage's name, backbone or whole."""

@@ -33,11 +33,13 @@ class SAM(Update):
 
         rho: float = Field(0.05, gt=0)
         """Radius of the perturbation."""
-        rho_from: dict[int, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+        rho_from: dict[int, Annotated[float, Field(gt=0)]] = Field(
+            default_factory=dict, json_schema_extra=schema.EPOCHS
+        )
         """Other radii from 0-based epochs of the stage on, e.g. {5: 0.1, 60: 0.5}."""
         part: str | tuple[str, ...] = "whole"
         """Which parameters are perturbed: whole, backbone, head, last or a stage's name."""
-        epochs: int | None = Field(None, ge=1)
+        epochs: int | None = Field(None, ge=1, json_schema_extra=schema.EPOCHS)
         """Only in the first so many epochs of the stage; null is throughout."""
 
     config: Config

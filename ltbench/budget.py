@@ -1,0 +1,62 @@
+"""Shorter schedules of the same shape."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ltbench.errors import UserError
+from ltbench.schema import EPOCHS, Config
+
+if TYPE_CHECKING:
+    from ltbench.recipe import Recipe
+
+
+def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
+    """Return a recipe whose longest stage has so many epochs, all that is counted in epochs alike.
+
+    Warm-ups, milestones, windows of updates and beginnings of phases keep their share of the
+    schedule, rounded, and last one epoch at least. The record marks such a run as shortened.
+
+    Args:
+        recipe: the full schedule.
+        epochs: of the longest stage, at least 1.
+
+    Raises:
+        UserError: ``epochs`` is not a positive number, or the schedule has no epochs.
+    """
+    from ltbench.validation import build_recipe
+
+    longest = max((stage.epochs or 0 for stage in recipe.stages), default=0)
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"`epochs`: expected a number of epochs, at least 1, found {epochs!r}")
+    if longest == 0:
+        raise UserError(f"recipe `{recipe.name}` does not train: leave `epochs` out")
+    return build_recipe(_scaled(recipe, epochs / longest))
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    """Return plain data in which every number of epochs is multiplied."""
+    from ltbench.recipe import Choice
+
+    if isinstance(value, Choice):
+        return {"name": value.name, **_scaled(value.config, factor)}
+    if isinstance(value, Config):
+        plain = {}
+        for name, field in type(value).model_fields.items():
+            extra, own = field.json_schema_extra, getattr(value, name)
+            counted = isinstance(extra, dict) and extra.get("unit") == EPOCHS["unit"]
+            plain[name] = _epochs(own, factor) if counted else _scaled(own, factor)
+        return plain
+    if isinstance(value, dict):
+        return {k: _scaled(v, factor) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_scaled(v, factor) for v in value]
+    return value
+
+
+def _epochs(value: Any, factor: float) -> Any:
+    if isinstance(value, dict):  # by epoch
+        return {_epochs(k, factor): v for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_epochs(v, factor) for v in value]
+    return max(1, round(value * factor)) if value else value

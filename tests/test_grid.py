@@ -1,0 +1,108 @@
+"""Grids of recipes and seeds, and shortened schedules."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from ltbench import cli, get_recipe, grid
+from ltbench.errors import UserError
+
+FAST = ["epochs=1", "backbone=resnet20_cifar", "run.max_steps=2", "run.device=cpu"]
+
+
+def test_a_budget_scales_all_that_counts_epochs():
+    full = get_recipe("ldam_drw_plot_cifar10")
+    short = get_recipe("ldam_drw_plot_cifar10", "epochs=20")
+    stage, before = short.stages[0], full.stages[0]
+    assert (before.epochs, stage.epochs) == (200, 20)
+    assert before.schedule.milestones == (160, 180)
+    assert stage.schedule.milestones == (16, 18)
+    assert (before.method.config.reweight_from, stage.method.config.reweight_from) == (160, 16)
+    assert (before.update.config.epochs, stage.update.config.epochs) == (50, 5)
+    assert stage.schedule.warmup == 1  # never rounded away
+    assert stage.optim == before.optim
+    assert short.digest != full.digest
+    assert get_recipe("ldam_drw_plot_cifar10", "epochs=200").digest == full.digest
+
+
+@pytest.mark.parametrize("word", ["epochs=0", "epochs=x", "epochs=1.5", "epochs=true"])
+def test_a_wrong_budget_is_one_line(word):
+    with pytest.raises(UserError, match="`epochs`: expected a number of epochs") as caught:
+        get_recipe("ce_cifar10", word)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_grid_runs_skips_and_averages(tmp_path):
+    words = ["recipe=quickstart,ce", "seed=0,1", "data=digits_lt", *FAST, f"out={tmp_path}"]
+    first = CliRunner().invoke(cli.cli, ["run", *words])
+    assert first.exit_code == 0, first.output
+    assert "4 done" in first.output
+    records = sorted(tmp_path.glob("*/seed*/record.json"))
+    assert len(records) == 4
+    stamps = [p.stat().st_mtime_ns for p in records]
+    again = CliRunner().invoke(cli.cli, ["run", *words])
+    assert "4 was done" in again.output
+    assert [p.stat().st_mtime_ns for p in records] == stamps
+    assert again.output.count("±") >= 2  # mean and standard deviation of each recipe's two seeds
+
+
+def test_mistakes_are_found_before_anything_runs(tmp_path):
+    with pytest.raises(UserError) as caught:
+        grid.make_grid(["quickstart", "quikstart", "ce"], [0], ["stages.0.epoch=3"])
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["quickstart", "quikstart", "ce"]
+    assert all("\n" not in line for line in lines)
+
+
+def test_a_failing_run_does_not_stop_the_others(tmp_path):
+    from ltbench.record import Record
+
+    cells = grid.make_grid(["ce", "mislas"], [0, 1], ["data=digits_lt"])
+
+    def run(recipe):
+        if recipe.name == "ce":
+            raise UserError("another process is running in x" if recipe.seed else "lr too high")
+        return Record.model_construct(), True
+
+    done = grid.run_grid(cells, run)
+    assert [c.outcome for c in done] == ["failed", "elsewhere", "done", "done"]
+    assert done[0].problem == "lr too high"
+
+
+def test_grid_files(tmp_path):
+    file = tmp_path / "grid.yaml"
+    file.write_text("recipes: [ce, mislas]\nseeds: [0, 3]\nset: {epochs: 4, data: digits_lt}\n")
+    recipes, seeds, words = grid.read_grid(str(file))
+    cells = grid.make_grid(recipes, seeds, words)
+    assert [(c.recipe.name, c.recipe.seed) for c in cells] == [
+        *(("ce", 0), ("ce", 3)),
+        *(("mislas", 0), ("mislas", 3)),
+    ]
+    assert {c.recipe.stages[0].epochs for c in cells} == {4}
+    for content in ("recipes: []", "recipe: [ce]", "recipes: [ce]\nseed: [1]", "a: ["):
+        file.write_text(content)
+        with pytest.raises(UserError, match="grid.yaml"):
+            grid.read_grid(str(file))
+    with pytest.raises(UserError, match="`seed`: expected whole numbers"):
+        grid.read_seeds(["0", "x"])
+
+
+def test_a_killed_grid_goes_on(tmp_path):
+    words = ["recipe=quickstart", "seed=0,1", *FAST, f"out={tmp_path}"]
+    command = [sys.executable, "-m", "ltbench", "run", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/seed0/record.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "was done" in done.stdout
+    assert len(list(tmp_path.glob("*/seed*/record.json"))) == 2
