@@ -101,21 +101,30 @@ def run(words: tuple[str, ...]) -> None:
 @cli.command("list")
 @click.argument("kind", default="recipes", type=click.Choice(KINDS))
 @click.argument("pattern", default="*")
-def list_(kind: str, pattern: str) -> None:
+@click.option("--long", "in_full", is_flag=True, help="All there is to know (methods only).")
+def list_(kind: str, pattern: str, in_full: bool) -> None:
     """List what exists, by name, with an optional shell pattern.
 
     \b
     Examples:
       ltbench list recipes "*plot*inat*"
       ltbench list methods
+      ltbench list methods "*cr*" --long    paper, kind, departures, recipes, results
       ltbench list backbones "resnext*"     timm's names too, when ours do not match
     """  # noqa: D301
+    if in_full and kind != "methods":
+        raise UserError(f"`--long` is for methods, found {kind}; leave it out")
     rows = listing(kind, pattern)
     if not rows:
         raise UserError(f"no {kind} match `{pattern}`; `ltbench list {kind}` shows all")
+    if in_full:
+        show_catalogue(pattern)
+        return
     width = max(len(name) for name, _ in rows)
     for name, summary in rows:  # one line each, however narrow the terminal: made for grep
         console.print(f"{name:<{width}}  [dim]{escape(summary)}[/dim]", soft_wrap=True)
+    if pattern == "*":
+        click.echo(f"{len(rows)} {kind}", err=True)
 
 
 @cli.command()
@@ -282,6 +291,23 @@ def take(words: Sequence[str], key: str, *, required: bool = False) -> tuple[str
         hint = did_you_mean(key, [w.partition("=")[0] for w in words])
         raise UserError(f"expected `{key}=...`, found {' '.join(words) or 'nothing'}{hint}")
     return (found[0] if found else ""), rest
+
+
+def show_catalogue(pattern: str) -> None:
+    """Print all there is to know of some methods."""
+    from rich.padding import Padding
+
+    from ltbench.catalogue import catalogue, describe
+
+    for entry in catalogue(pattern):
+        year = f" ({entry.year})" if entry.year else ""
+        console.print(f"[bold]{entry.name}[/bold]{year}  {escape(entry.summary)}", soft_wrap=True)
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(style="dim", width=10)
+        grid.add_column(overflow="fold")
+        for label, text in describe(entry):
+            grid.add_row(label, escape(text))
+        console.print(Padding(grid, (0, 0, 1, 2)))
 
 
 def several(words: Sequence[str]) -> bool:

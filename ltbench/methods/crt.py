@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import nn
 
 from ltbench.heads import LinearHead
-from ltbench.methods.base import Method
+from ltbench.methods.base import Kind, Method
 from ltbench.methods.ce import CE
 from ltbench.methods.previous import require_previous
 
@@ -22,6 +22,7 @@ class CRT(CE):
         a stage's ``frozen_bn: eval`` keeps them.
     """
 
+    kind: ClassVar[Kind] = "two-stage"
     freeze: ClassVar[tuple[str, ...]] = ("backbone",)
 
     def make_head(self, previous: Method | None) -> nn.Module:

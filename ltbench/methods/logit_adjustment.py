@@ -9,7 +9,7 @@ from torch import nn
 from ltbench import schema
 from ltbench.heads import ShiftedHead
 from ltbench.losses import LogitAdjustedLoss, logit_adjustment_offset
-from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
 
 
@@ -48,6 +48,7 @@ class LogitAdjustmentPosthoc(Method):
     Departures: the prior has the public code's floor, log(pi^tau + 1e-12).
     """
 
+    kind: ClassVar[Kind] = "post-hoc"
     trains: ClassVar[bool] = False
 
     class Config(schema.Config):

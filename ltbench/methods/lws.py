@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import nn
 
 from ltbench.heads import ScaledHead
-from ltbench.methods.base import Method
+from ltbench.methods.base import Kind, Method
 from ltbench.methods.ce import CE
 from ltbench.methods.previous import require_previous
 
@@ -21,6 +21,7 @@ class LWS(CE):
         decay pulls scales to 0, and running statistics of the frozen backbone drift.
     """
 
+    kind: ClassVar[Kind] = "two-stage"
     freeze: ClassVar[tuple[str, ...]] = ("backbone", "head.head")
 
     def make_head(self, previous: Method | None) -> nn.Module:

@@ -9,7 +9,7 @@ from ltbench import schema
 from ltbench.heads import ScaledHead
 from ltbench.losses import LabelAwareSmoothingLoss
 from ltbench.losses.class_counts import Smoothing
-from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
 
 
@@ -26,6 +26,7 @@ class MiSLAS(Method):
         learning rate is ``optim.lr_factors: {head.head: ...}`` of the stage.
     """
 
+    kind: ClassVar[Kind] = "two-stage"
     freeze: ClassVar[tuple[str, ...]] = ("backbone",)
 
     class Config(schema.Config):

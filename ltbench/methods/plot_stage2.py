@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ltbench import dist, schema
 from ltbench.losses import cross_entropy_rows, plot_class_weights
-from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
 
 
@@ -28,6 +28,7 @@ class PlotStage2(Method):
         starts from the best epoch on the test set, ltbench from the last.
     """
 
+    kind: ClassVar[Kind] = "two-stage"
     freeze: ClassVar[tuple[str, ...]] = ("backbone",)
 
     class Config(schema.Config):

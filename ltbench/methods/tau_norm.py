@@ -8,7 +8,7 @@ from torch import nn
 from ltbench import schema
 from ltbench.errors import UserError
 from ltbench.heads import NormalizedHead
-from ltbench.methods.base import Method
+from ltbench.methods.base import Kind, Method
 from ltbench.methods.previous import require_previous
 
 
@@ -21,6 +21,7 @@ class TauNorm(Method):
         split it is given. The bias is dropped, as in their code.
     """
 
+    kind: ClassVar[Kind] = "post-hoc"
     trains: ClassVar[bool] = False
 
     class Config(schema.Config):
