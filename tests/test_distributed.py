@@ -14,32 +14,25 @@ from ltbench import dist
 from ltbench.backbones.batchnorm import convert_sync_batchnorm, running_statistics
 from ltbench.methods.base import Batch
 
+TRAINED = toys.STAGE1 + toys.STAGE2
 CASES = [
-    ("ce", "plain"),
-    ("ce", "sam"),
-    ("ce", "plot-cagrad"),
+    *((name, key) for name in TRAINED for key in ("plain", "sam", "plot-cagrad")),
     ("ce", "plot-mgda"),
     ("ce", "plot-official"),
     ("ce", "plot-sampled"),
     ("ce", "plot-exact"),
     ("ce", "plot-certified"),
-    ("mixup", "plain"),
-    ("mixup", "plot-cagrad"),
     ("mixup", "plot-official"),
-    ("ldam_drw", "plain"),
-    ("ldam_drw", "sam"),
-    ("ldam_drw", "plot-cagrad"),
     ("balanced_softmax", "plot-epo"),
-    ("logit_adjustment", "plain"),
-    ("crt", "plain"),
-    ("lws", "plain"),
-    ("mislas", "plot-cagrad"),
-    ("plot_stage2", "plain"),
 ]
 
 
-# Mixing and the norms of stage 2 go over the ranks of a micro-batch, not over micro-batches.
-LOCAL = [(name, key) for name, key in CASES if name not in ("mixup", "plot_stage2")]
+# These go over the images of all ranks, but over one micro-batch at a time.
+COUPLED = {
+    *("mixup", "plot_stage2", "gcl", "gcl_stage2", "cc_sam", "lade", "paco", "bcl", "rsg"),
+    *("m2m", "difficulty_net", "reslt", "ride"),
+}
+LOCAL = [(name, key) for name, key in CASES if name not in COUPLED]
 
 
 def train(name: str, key: str, norm: str, micro: int = 1, steps: int = 3) -> list[torch.Tensor]:
