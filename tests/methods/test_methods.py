@@ -503,19 +503,8 @@ def test_directions_survive_a_vanishing_gradient():
 # The guide -----------------------------------------------------------------------------------
 
 
-def test_the_guide_lists_every_method_and_its_example_trains():
-    guide = (Path(ltbench.__file__).parent / "methods" / "README.md").read_text()
-    rows = set(re.findall(r"^\| `(\w+)` \|", guide, re.MULTILINE))
-    assert rows == set(registries.METHODS.names())
-    code = re.search(r"```python\n(.*?)```", guide, re.DOTALL).group(1)
-    names: dict = {"__name__": "guide"}
-    exec(compile(code, "guide", "exec", dont_inherit=True), names)
-    part = names["Focal"]
-    method = part(part.Config(), toys.backbone(), toys.INFO)
-    rows_ = method.loss(toys.batch(), toys.at()).rows
-    plain = CE.loss(method, toys.batch(), toys.at()).rows
-    assert ((rows_ > 0) & (rows_ < plain)).all()
-    zero = part(part.Config(gamma=0), toys.backbone(), toys.INFO)
-    assert torch.allclose(
-        zero.loss(toys.batch(), toys.at()).rows, CE.loss(zero, toys.batch(), toys.at()).rows
-    )
+def test_the_guide_points_to_files_that_exist():
+    folder = Path(ltbench.__file__).parent / "methods"
+    links = re.findall(r"\]\(([^)#]+)\)", (folder / "README.md").read_text())
+    assert "focal.py" in links
+    assert [link for link in links if not (folder / link).exists()] == []

@@ -1,0 +1,66 @@
+"""Every method's recipe trains through the real trainer: broken off, resumed, loaded, exported."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ltbench
+from ltbench import get_recipe, list_recipes, registries, run
+from ltbench.report import Silent
+
+# The digits inside scikit-learn, a small network, four steps in two epochs of each stage.
+TINY = (
+    *("data=digits_lt", "data.imbalance_ratio=5", "backbone=resnet20_cifar", "epochs=2"),
+    *("run.device=cpu", "run.threads=2", "run.save_steps=1", "run.max_steps=4"),
+)
+NAMES = [n for n in registries.METHODS.names() if n not in ("gcl_stage2", "plot_stage2")]
+SMALL = {
+    "m2m": ("stages.1.method.gamma=0.2",),
+    "paco": ("stages.0.method.queue=96",),
+    "bcl": ("stages.0.method.dim=16",),
+}
+
+
+class Breaks(Silent):
+    """Stops a run as Ctrl-C would, after some steps."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def step(self, *args, **kw) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def tiny(name: str, out):
+    recipe = next(r for r in (f"{name}_cifar10", f"{name}_cifar100") if r in list_recipes())
+    stages = len(get_recipe(recipe).stages)
+    images = 574  # of the long tail: two steps an epoch
+    sizes = [
+        f"stages.{i}.batch_size={images // 2}"
+        for i in range(stages)
+        if get_recipe(recipe).stages[i].batch_size
+    ]
+    return get_recipe(recipe, *TINY, *sizes, *SMALL.get(name, ()), f"out={out}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains_resumes_loads_and_exports(name, tmp_path):
+    whole = run(tiny(name, tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(name, tmp_path / "broken"), reporter=Breaks(after=3))
+    again = run(tiny(name, tmp_path / "broken"))
+    ours, theirs = (load_file(r.folder / "model.safetensors") for r in (again, whole))
+    assert ours.keys() == theirs.keys()
+    assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
+    assert again.metrics == whole.metrics
+    method = ltbench.load(whole.folder)
+    x = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        logits = method(x)
+        assert torch.equal(method.export().eval()(x), logits)
+    assert torch.isfinite(logits).all()
