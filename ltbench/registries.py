@@ -78,6 +78,7 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
         "reversed": "ltbench.data.samplers:Reversed",
         "progressive": "ltbench.data.samplers:Progressive",
         "effective": "ltbench.data.samplers:Effective",
+        "deferred": "ltbench.data.samplers:Deferred",
     },
 )
 

@@ -14,28 +14,33 @@ from ltbench.backbones.stages import Stage, cut_before_last_block, view
 class Branches(nn.Module):
     """One trunk and several tails: images to the features of every branch [B, E, D].
 
-    Trunk and first tail are the backbone's own; the others start from weights of their own, or,
-    where the backbone was pretrained, from copies of its weights. Only the further tails are modules of this one,
-    so that a method holds each parameter once.
+    Trunk and first tail are the backbone's own. The others start from weights of their own or,
+    where the backbone is trained already, from copies of its weights. Only the further tails are
+    modules of this one, so that a method holds each parameter once.
 
     Args:
         backbone: what is branched.
         count: branches E, at least 1.
         at: first stage of the tails: a stage's name, ``last``, or ``block`` for the last residual
             block alone.
+        trained: whether an earlier stage trained the backbone; given weights count as training.
 
     Raises:
         UserError: there is no such stage, or the last stage has no blocks.
     """
 
-    def __init__(self, backbone: Backbone, count: int, at: str = "last") -> None:
+    def __init__(
+        self, backbone: Backbone, count: int, at: str = "last", trained: bool = False
+    ) -> None:
         super().__init__()
+        if count < 1:
+            raise ValueError(f"`count` must be at least 1, found {count}")
         before, self._own = cut(backbone, at)
         self._trunk = tuple(step for stage in before for step in stage.steps)
         stages, place = (*before, *self._own), range(len(before), len(before) + len(self._own))
         tail = StageChain(view(backbone.net, stages, place), self._own)
         self.copies = nn.ModuleList(copy.deepcopy(tail) for _ in range(count - 1))
-        if not backbone.pretrained:
+        if not (trained or backbone.pretrained):
             redraw(self.copies)
         self._backbone = (backbone,)  # in a tuple: not a module of this one
 
@@ -51,7 +56,7 @@ class Branches(nn.Module):
     def tail(self, branch: int, x: Tensor) -> Tensor:
         """Return the features [B, D] of one branch."""
         if branch == 0:
-            return self.backbone.do(tuple(s for stage in self._own for s in stage.steps), x)
+            return self.backbone.do(tuple(step for stage in self._own for step in stage.steps), x)
         features: Tensor = self.copies[branch - 1](x)
         return features
 
@@ -99,4 +104,4 @@ def redraw(module: nn.Module) -> None:
     """
     for parameter in module.parameters():
         if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=float(parameter.std()))
+            nn.init.normal_(parameter, std=float(parameter.std(correction=0)))

@@ -36,7 +36,7 @@ def image_weights(
     Args:
         class_counts: training images of each class [C]; classes without images get weight 0.
         name: ``"instance"``, ``"class_aware"``, ``"square_root"``, ``"reversed"``,
-            ``"progressive"`` or ``"effective"``.
+            ``"progressive"``, ``"effective"`` or ``"deferred"`` (after its first phase).
         beta: of the effective number, in [0, 1]: 0 is instance sampling, 1 inverse counts;
             ``"class_based"`` is GCL's rule.
         progress: of progressive sampling, in [0, 1]: 0 is instance, 1 class-balanced sampling.
@@ -60,7 +60,7 @@ def image_weights(
         weights = n.max() / n**2
     elif name == "progressive":
         weights = (1 - progress) / n.sum() + progress / (len(n) * n)
-    elif name == "effective":
+    elif name in ("effective", "deferred"):
         weights = _effective(n, beta)
     else:
         raise UserError(

@@ -186,6 +186,34 @@ class Effective(Sampler):
         return _draw(labels, p, seed, epoch)
 
 
+class Deferred(Sampler):
+    """Every image once per epoch at first, later draws balanced over classes with replacement.
+
+    Reference: Cao et al., NeurIPS 2019, arXiv:1906.07413 (deferred re-sampling); Kim et al.,
+        M2m, CVPR 2020, arXiv:2004.00431 (from epoch 160 of 200).
+    Departures: none known.
+    """
+
+    class Config(schema.Config):
+        """Options of deferred re-sampling."""
+
+        start: int = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
+        """First epoch of the stage, counted from 0, that is re-sampled."""
+        beta: float = Field(1.0, ge=0, le=1)
+        """Of the effective numbers that divide: 1 is class-balanced, 0 instance-balanced."""
+
+    config: Config
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return a permutation of all images, or N independent draws; see ``Sampler.order``."""
+        if epoch < self.config.start:
+            return Instance().order(labels, seed, epoch, epochs, batch_size)
+        p = class_probabilities(np.bincount(labels), "effective", beta=self.config.beta)
+        return _draw(labels, p, seed, epoch)
+
+
 class TorchSampler(torch.utils.data.Sampler[int]):
     """Any sampler of ltbench as the ``sampler=`` of anyone's own ``DataLoader``.
 

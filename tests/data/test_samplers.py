@@ -12,6 +12,7 @@ from scipy.stats import chi2
 from ltbench import registries
 from ltbench.data.samplers import (
     ClassAware,
+    Deferred,
     Effective,
     Instance,
     Progressive,
@@ -193,3 +194,18 @@ def test_torch_sampler_in_a_plain_loader():
     assert [len(h) for h in halves] == [327, 327]
     woven = [i for pair in zip(*halves, strict=True) for i in pair]
     assert woven == order[:654]
+
+
+def test_deferred_is_instance_sampling_then_balanced():
+    """The change comes at the start epoch, and each phase is that of the sampler it stands for."""
+    arguments = {"seed": 3, "epochs": 10, "batch_size": 8}
+    sampler = Deferred(Deferred.Config(start=4))
+    balanced = Effective(Effective.Config(beta=1.0))
+    for epoch in (0, 3, 4, 9):
+        other = Instance() if epoch < 4 else balanced
+        found = sampler.order(LABELS, epoch=epoch, **arguments)
+        np.testing.assert_array_equal(found, other.order(LABELS, epoch=epoch, **arguments))
+    counts = np.bincount(LABELS[sampler.order(LABELS, epoch=4, **arguments)], minlength=4)
+    assert chi2.sf(((counts - counts.mean()) ** 2 / counts.mean()).sum(), 3) > 1e-4
+    with pytest.raises(ValidationError):
+        Deferred.Config(beta=1.5)

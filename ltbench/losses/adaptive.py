@@ -1,0 +1,216 @@
+"""What M2m, Difficulty-Net and CC-SAM compute, apart from any training loop.
+
+Half precision is raised to single; double precision stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ltbench.losses.class_counts import Counts, checked_counts
+from ltbench.losses.rows import _full, cross_entropy_rows
+
+Logits = Callable[[Tensor], Tensor]
+
+
+def seed_acceptance(
+    class_counts: Counts, targets: Tensor, seeds: Tensor, beta: float = 0.999
+) -> Tensor:
+    """Return how likely an image of one class may become one of a rarer class.
+
+    Reference: Kim et al., M2m: Imbalanced Classification via Major-to-minor Translation,
+        CVPR 2020, arXiv:2004.00431, Eqn 4.
+    Departures: none known.
+
+    Args:
+        class_counts: training images of each class [C].
+        targets: classes wanted [T].
+        seeds: classes of the images to start from [N].
+        beta: in [0, 1); towards 1, only far larger classes are accepted.
+
+    Returns:
+        1 - beta^max(n_seed - n_target, 0), float64 [T, N].
+
+    Raises:
+        ValueError: ``beta`` is out of range.
+        UserError: a count is not positive.
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"`beta` must be in [0, 1), found {beta}")
+    counts = checked_counts(class_counts)
+    surplus = (counts[seeds][None, :] - counts[targets][:, None]).clamp(min=0)
+    return 1 - counts.new_tensor(beta) ** surplus
+
+
+def translate(
+    start: Tensor,
+    targets: Tensor,
+    seeds: Tensor,
+    helper: Logits,
+    model: Logits,
+    *,
+    lam: float = 0.5,
+    steps: int = 10,
+    step_size: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """Move images until a trained helper sees another class in them, and the model forgets theirs.
+
+    Reference: Kim et al., M2m: Imbalanced Classification via Major-to-minor Translation,
+        CVPR 2020, arXiv:2004.00431, Eqn 1 and Algorithm 1.
+    Departures: none known from the authors' code.
+
+    Args:
+        start: pixels in [0, 1] [B, ...].
+        targets: classes wanted [B].
+        seeds: classes of the images [B].
+        helper: gives the logits [B, C] that shall favour ``targets``; rows independent.
+        model: gives the logits [B, C] of which those of ``seeds`` shall fall; rows independent.
+        lam: weight of the second wish, >= 0.
+        steps: steps along the normalised gradient.
+        step_size: length of a step.
+
+    Returns:
+        Pixels of the same shape, and the helper's probability of ``targets`` [B].
+    """
+    x = start.detach()
+    for _ in range(steps):
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            kept = _full(model(x)).gather(1, seeds[:, None]).sum()
+            energy = cross_entropy_rows(helper(x), targets).sum() + lam * kept
+            (gradient,) = torch.autograd.grad(energy, x)
+        x = (x.detach() - step_size * gradient / _lengths(gradient)).clamp(0, 1)
+    with torch.no_grad():
+        confidence = _full(helper(x)).softmax(dim=1).gather(1, targets[:, None])[:, 0]
+    return x, confidence
+
+
+def bounded_noise(uniform: Tensor, length: float) -> Tensor:
+    """Return noise in [-0.5, 0.5], each image shortened to an L2 norm of at most ``length``.
+
+    Args:
+        uniform: numbers in [0, 1) [B, ...].
+        length: >= 0.
+    """
+    noise = uniform - 0.5
+    return noise * (length / _lengths(noise)).clamp(max=1)
+
+
+def difficulty_weights(difficulty: Tensor) -> Tensor:
+    """Return class weights [C] in proportion to difficulties [C] > 0, of mean 1.
+
+    Reference: Sinha and Ohashi, Difficulty-Net: Learning to Predict Difficulty for Long-Tailed
+        Recognition, WACV 2023, arXiv:2209.02960.
+    Departures: none known.
+    """
+    difficulty = _full(difficulty)
+    return len(difficulty) * difficulty / difficulty.sum()
+
+
+def difficulty_target(accuracy: Tensor) -> Tensor:
+    """Return what the driver loss pulls difficulties to: 1 - a_k / sum(a), or 1 where all are 0.
+
+    Reference: as ``difficulty_weights``.
+    Departures: none known.
+
+    Args:
+        accuracy: of each class, in [0, 1] [C].
+    """
+    accuracy = _full(accuracy)
+    return 1 - accuracy / (accuracy.sum() + 1e-12)
+
+
+def driver_loss(difficulty: Tensor, accuracy: Tensor) -> Tensor:
+    """Return the mean squared distance of difficulties [C] from ``difficulty_target``."""
+    return ((_full(difficulty) - difficulty_target(accuracy)) ** 2).mean()
+
+
+def class_perturbed_logits(
+    logits: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    anchors: tuple[Tensor, Tensor, Tensor],
+    radii: Tensor,
+    scalars: int,
+    bias: bool = True,
+) -> Tensor:
+    """Return the logits that a linear classifier would give if it were perturbed for each class.
+
+    Class k's perturbation of the weight, and that of the bias, goes along the gradient g of the
+    mean loss of its anchors and is ``radii[k] * sqrt(scalars / |g|)`` long. The gradient of row
+    j is the outer product of its residual and its feature, so inner products of these are all
+    that is needed: no gradient of a class is ever formed.
+
+    Reference: Zhou et al., Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
+        Recognition, CVPR 2023, section 3.2.
+    Departures: none known from the authors' code, except that a vanishing gradient perturbs
+        nothing.
+
+    Args:
+        logits: [B, C].
+        features: that they come from [B, D].
+        labels: class by which each row is perturbed [B].
+        anchors: labels [N], features [N, D] and residuals [N, C] (gradients of the losses by the
+            logits) of all rows that make the gradients; constants.
+        radii: of each class, before division by the root of the gradient's norm [C].
+        scalars: number of entries of weight and bias together.
+        bias: whether there is one to perturb.
+
+    Returns:
+        Logits [B, C]; gradients flow through ``logits`` and ``features``.
+    """
+    logits, features = _full(logits), _full(features)
+    owners, inputs, residuals = anchors
+    inputs, residuals = inputs.to(features), residuals.to(features)
+    factor = radii.to(features) * scalars**0.5
+    number = factor.new_zeros(len(factor)).index_add(0, owners, factor.new_ones(len(owners)))
+    number = number.clamp(min=1)
+    same = owners[:, None] == owners[None, :]
+    agreement = (residuals @ residuals.T) * same  # inner products of bias gradients
+    own = (labels[:, None] == owners[None, :]) / number[owners]  # [B, N]
+
+    def shift(inner: Tensor, size: Tensor) -> Tensor:
+        squares = factor.new_zeros(len(factor)).index_add(0, owners, size.sum(dim=1))
+        norms = squares.clamp(min=0).sqrt() / number
+        scale = factor / norms.clamp(min=1e-12) ** 1.5
+        moved: Tensor = scale[labels][:, None] * ((own * inner) @ residuals)
+        return moved
+
+    out = logits + shift(features @ inputs.T, agreement * (inputs @ inputs.T))
+    if bias:
+        out = out + shift(torch.ones_like(own), agreement)
+    return out
+
+
+def class_radii(class_counts: Counts, size: Tensor, scalars: int, noise: float) -> Tensor:
+    """Return CC-SAM's radius of each class, apart from its gradient.
+
+    Reference: Zhou et al., Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
+        Recognition, CVPR 2023, section 3.2, with the constants of the authors' code.
+    Departures: a class with one image, for which the authors divide by zero, has the radius of
+        one with two.
+
+    Args:
+        class_counts: training images of each class [C].
+        size: L2 norm of the classifier's parameters, a scalar; taken as constant.
+        scalars: number of these parameters P.
+        noise: >= 0.
+
+    Returns:
+        noise sqrt(size) / (sqrt(2) (n_k - 1)^(1/4) P^(1/4)), [C].
+
+    Raises:
+        UserError: a count is not positive.
+    """
+    rest = (checked_counts(class_counts) - 1).clamp(min=1).to(size.device)
+    return noise * size.detach().double().sqrt() / (2**0.5 * (rest * scalars) ** 0.25)
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Return the L2 norm of each row, above zero, in a shape that divides the rows."""
+    norms = torch.linalg.vector_norm(x.flatten(1), dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+    return norms.view(-1, *(1,) * (x.dim() - 1))

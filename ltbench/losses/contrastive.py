@@ -1,0 +1,154 @@
+"""Supervised contrastive losses for long tails, one value per anchor.
+
+Features are of unit length and of any floating type; half precision is raised to single, and
+products are taken in full precision under autocast too. Labels are int64. The anchors may be some
+of the features only, which lets each rank differentiate its own anchors against those of all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ltbench.losses.class_counts import Counts, checked_counts
+
+CENTRE_FLOOR = 1e-9  # keeps the log of a class's share finite; as in PaCo's code
+
+
+def paco_offset(class_counts: Counts) -> Tensor:
+    """Return log(pi_k + 1e-9), which PaCo adds to the scores of its class centres.
+
+    Reference: Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028; the
+        prior is in the authors' code.
+    Departures: none known.
+
+    Args:
+        class_counts: training images of each class [C].
+
+    Returns:
+        Offset [C].
+
+    Raises:
+        UserError: a count is not positive.
+    """
+    counts = checked_counts(class_counts)
+    return (counts / counts.sum() + CENTRE_FLOOR).log()
+
+
+def paco_rows(
+    scores: Tensor,
+    anchors: Tensor,
+    labels: Tensor,
+    others: Tensor,
+    other_labels: Tensor,
+    *,
+    start: int = 0,
+    alpha: float = 0.05,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 0.2,
+) -> Tensor:
+    """Return the parametric contrastive loss of each anchor.
+
+    An anchor is drawn to its class centre with weight ``beta`` and to each other feature of its
+    class with weight ``alpha``, against all centres and, ``gamma`` times, all other features.
+
+    Reference: Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028, Eqn 4-5.
+    Departures: gamma is in the authors' code only.
+
+    Args:
+        scores: of the class centres, prior included [N, C].
+        anchors: [N, d].
+        labels: of the anchors [N].
+        others: features compared with, the anchors themselves among them [M, d].
+        other_labels: [M]; a negative label belongs to no class.
+        start: place of the first anchor in ``others``; the rest follow it.
+        alpha: weight of features as positives, >= 0.
+        beta: weight of the centre as a positive, > 0.
+        gamma: weight of features in the denominator, >= 0.
+        temperature: > 0.
+
+    Returns:
+        Losses [N].
+
+    Raises:
+        ValueError: a weight or the temperature is out of range.
+    """
+    if not (alpha >= 0 and beta > 0 and gamma >= 0 and temperature > 0):
+        raise ValueError(
+            "expected `alpha`, `gamma` >= 0 and `beta`, `temperature` > 0, found "
+            f"{alpha}, {gamma}, {beta}, {temperature}"
+        )
+    scores = _full(scores)
+    similar, itself = _similarities(anchors, others, start, temperature)
+    positive = (labels[:, None] == other_labels) & ~itself
+    weight = scores.new_tensor(gamma).log()  # minus infinity takes features out
+    spread = torch.cat([scores, similar.masked_fill(itself, -torch.inf) + weight], dim=1)
+    drawn = beta * scores.gather(1, labels[:, None])[:, 0]
+    drawn = drawn + alpha * (similar * positive).sum(dim=1)
+    return spread.logsumexp(dim=1) - drawn / (beta + alpha * positive.sum(dim=1))
+
+
+def balanced_contrastive_rows(
+    anchors: Tensor,
+    labels: Tensor,
+    features: Tensor,
+    feature_labels: Tensor,
+    prototypes: Tensor,
+    *,
+    start: int = 0,
+    temperature: float = 0.07,
+) -> Tensor:
+    """Return the balanced contrastive loss of each anchor.
+
+    Each class enters the denominator as the mean over its members, and every class has its
+    prototype as a member.
+
+    Reference: Zhu et al., Balanced Contrastive Learning for Long-Tailed Visual Recognition,
+        CVPR 2022, arXiv:2207.09052, Eqn 5-7.
+    Departures: none known.
+
+    Args:
+        anchors: [N, d].
+        labels: of the anchors [N].
+        features: of the batch, the anchors themselves among them [M, d].
+        feature_labels: [M].
+        prototypes: one per class [C, d].
+        start: place of the first anchor in ``features``; the rest follow it.
+        temperature: > 0.
+
+    Returns:
+        Losses [N].
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be > 0, found {temperature}")
+    members = torch.cat([features, prototypes.to(features)])  # [M + C, d]
+    classes = torch.arange(len(prototypes), device=labels.device)
+    member_labels = torch.cat([feature_labels, classes])
+    similar, itself = _similarities(anchors, members, start, temperature)
+    sizes = torch.bincount(member_labels, minlength=len(prototypes)).to(similar)  # [C]
+    positive = (labels[:, None] == member_labels) & ~itself
+    # The anchor itself is left out of its class, so that one has a member less.
+    log_size = torch.where(
+        positive, (sizes - 1).clamp(min=1).log()[labels][:, None], sizes.log()[member_labels]
+    )
+    spread = (similar - log_size).masked_fill(itself, -torch.inf).logsumexp(dim=1)
+    return spread - (similar * positive).sum(dim=1) / positive.sum(dim=1)
+
+
+def _similarities(
+    anchors: Tensor, others: Tensor, start: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return scaled inner products [N, M], and where an anchor meets itself."""
+    with torch.autocast(anchors.device.type, enabled=False):
+        similar = _full(anchors) @ _full(others).T / temperature
+    itself = torch.zeros_like(similar, dtype=torch.bool)
+    itself.diagonal(offset=start).fill_(True)
+    return similar, itself
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,360 @@
+"""Losses of networks with several branches or experts.
+
+Logits of E experts are [B, E, C] of any floating type; half precision is raised to single. Labels
+are [B], int64. What follows from class counts is float64 or bool [C].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltbench.losses.class_counts import Counts, checked_counts
+from ltbench.losses.rows import cross_entropy_rows, ldam_rows, logit_adjusted_rows
+
+RESLT_FLOOR = 1e-7  # added to probabilities; as in ResLT's code
+SADE_FLOOR = 1e-9  # added to priors; as in SADE's code
+
+
+def bbn_alpha(epoch: int, epochs: int) -> float:
+    """Return alpha, the share of BBN's conventional branch: 1 at first, falling as a parabola.
+
+    Reference: Zhou et al., BBN: Bilateral-Branch Network with Cumulative Learning for Long-Tailed
+        Visual Recognition, CVPR 2020, arXiv:1912.02413, Eqn 5.
+    Departures: the first epoch has alpha 1, as in the authors' code; the paper does not say from
+        where epochs count.
+
+    Args:
+        epoch: counted from 1.
+        epochs: T_max >= ``epoch``.
+
+    Returns:
+        Number in (0, 1].
+
+    Raises:
+        ValueError: the epoch is out of range.
+    """
+    if not 1 <= epoch <= epochs:
+        raise ValueError(f"expected 1 <= `epoch` <= `epochs`, found {epoch} and {epochs}")
+    return 1 - float((epoch - 1) / epochs) ** 2
+
+
+def bbn_features(conventional: Tensor, balanced: Tensor, alpha: float) -> Tensor:
+    """Return the features [B, 2D] that BBN classifies: both branches', weighted 2a and 2(1-a).
+
+    Reference: Zhou et al., BBN: Bilateral-Branch Network with Cumulative Learning for Long-Tailed
+        Visual Recognition, CVPR 2020, arXiv:1912.02413, Eqn 1.
+    Departures: twice the paper's weights, as in the authors' code, so that they are 1 halfway.
+
+    Args:
+        conventional: features of uniformly drawn images [B, D].
+        balanced: features of images drawn by the reversed sampler [B, D].
+        alpha: share of the first, in [0, 1].
+    """
+    return torch.cat([2 * alpha * conventional, 2 * (1 - alpha) * balanced], dim=1)
+
+
+def rarest_classes(class_counts: Counts, number: int) -> Tensor:
+    """Return which classes are the ``number`` rarest ones [C]; of equals, lower indices first.
+
+    Args:
+        class_counts: training images of each class [C].
+        number: in [0, C].
+
+    Raises:
+        ValueError: there are fewer classes.
+        UserError: a count is not positive.
+    """
+    counts = checked_counts(class_counts)
+    if not 0 <= number <= len(counts):
+        raise ValueError(f"expected 0 <= `number` <= {len(counts)} classes, found {number}")
+    chosen = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
+    chosen[counts.argsort(stable=True)[:number]] = True
+    return chosen
+
+
+def floored_cross_entropy_rows(logits: Tensor, labels: Tensor, floor: float) -> Tensor:
+    """Return -log(p + floor) of each row, p the probability of its label.
+
+    Args:
+        logits: [B, C].
+        labels: [B].
+        floor: added to p, >= 0.
+
+    Returns:
+        Losses [B].
+    """
+    p = _full(logits).softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    return -(p + floor).log()
+
+
+def reslt_rows(
+    logits: Tensor,
+    labels: Tensor,
+    medium_and_tail: Tensor,
+    tail: Tensor,
+    beta: float,
+    contributions: Tensor | float | None = None,
+) -> Tensor:
+    """Return ResLT's loss of each image; their mean over images is the loss of the batch.
+
+    A row is ``beta`` times the independent losses of the branches that know the image's class,
+    over the mean number of such branches per image, plus ``1 - beta`` times the fused loss.
+
+    Reference: Cui et al., ResLT: Residual Learning for Long-Tailed Recognition, TPAMI 2022,
+        arXiv:2101.10633.
+    Departures: the fused loss is cross-entropy without the floor 1e-7 of the independent ones,
+        as in the authors' CIFAR code.
+
+    Args:
+        logits: of the branches for all, medium and tail, and tail classes [B, 3, C].
+        labels: [B].
+        medium_and_tail: whether a class belongs to the second branch, bool [C].
+        tail: whether it belongs to the third, bool [C].
+        beta: share of the independent losses, in [0, 1].
+        contributions: branch losses per image, ``1 + (#M + #T) / B``; those of a larger batch
+            when this is a piece of it. Counted in ``labels`` by default.
+
+    Returns:
+        Losses [B].
+
+    Raises:
+        ValueError: ``beta`` is out of range.
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"`beta` must be in [0, 1], found {beta}")
+    logits = _full(logits)
+    sees = torch.stack([torch.ones_like(tail), medium_and_tail, tail], dim=1)[labels]  # [B, 3]
+    if contributions is None:
+        contributions = sees.to(logits).sum() / max(len(labels), 1)
+    rows = floored_cross_entropy_rows(
+        logits.flatten(0, 1), labels.repeat_interleave(3), RESLT_FLOOR
+    )
+    independent = (rows.view(-1, 3) * sees).sum(dim=1)
+    fused = cross_entropy_rows(logits.sum(dim=1), labels)
+    return beta * independent / contributions + (1 - beta) * fused
+
+
+def reslt_normalised_logits(features: Tensor, weight: Tensor, gamma: float) -> Tensor:
+    """Return the branches' summed logits under weights w_k / |w_k|^gamma and without bias.
+
+    Reference: Cui et al., ResLT: Residual Learning for Long-Tailed Recognition, TPAMI 2022,
+        arXiv:2101.10633; the normalisation is in the authors' code.
+    Departures: none known; a row of zeros stays zero.
+
+    Args:
+        features: of the branches [B, E, D].
+        weight: of the shared classifier [C, D].
+        gamma: 0 keeps the norms, 1 removes them.
+
+    Returns:
+        Logits [B, C].
+    """
+    norms = weight.norm(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    return F.linear(features, weight / norms**gamma).sum(dim=1)
+
+
+def ride_temperatures(class_counts: Counts, factor: float) -> Tensor:
+    """Return the temperature of each class in RIDE's diversity: 1 for the largest, less for rarer.
+
+    Reference: Wang et al., Long-Tailed Recognition by Routing Diverse Distribution-Aware Experts,
+        ICLR 2021, arXiv:2010.01809, section 3.
+    Departures: none known.
+
+    Args:
+        class_counts: training images of each class [C].
+        factor: in [0, 1]; 0 gives equal temperatures.
+
+    Returns:
+        Temperatures [C].
+
+    Raises:
+        ValueError: ``factor`` is out of range.
+        UserError: a count is not positive.
+    """
+    if not 0 <= factor <= 1:
+        raise ValueError(f"`factor` must be in [0, 1], found {factor}")
+    counts = checked_counts(class_counts)
+    t = factor * len(counts) * counts / counts.sum() + 1 - factor
+    return t / t.max()
+
+
+def diversity_rows(logits: Tensor, temperatures: Tensor) -> Tensor:
+    """Return how far the experts are from their mean: Tbar^2 sum_e KL(mean || e) of each row.
+
+    Reference: Wang et al., Long-Tailed Recognition by Routing Diverse Distribution-Aware Experts,
+        ICLR 2021, arXiv:2010.01809, Eqn 3.
+    Departures: against the mean of the experts, which is a constant for the gradient, as in the
+        authors' code, where the paper has the other experts.
+
+    Args:
+        logits: of the experts [B, E, C].
+        temperatures: of each class [C], see ``ride_temperatures``.
+
+    Returns:
+        Rows [B], >= 0.
+    """
+    logits = _full(logits)
+    t = temperatures.to(logits)
+    mean = (logits.detach().mean(dim=1, keepdim=True) / t).log_softmax(dim=2)  # [B, 1, C]
+    own = (logits / t).log_softmax(dim=2)
+    return t.mean() ** 2 * (mean.exp() * (mean - own)).sum(dim=(1, 2))
+
+
+def expert_ldam_rows(
+    logits: Tensor, labels: Tensor, margins: Tensor, scale: float = 30.0
+) -> Tensor:
+    """Return the LDAM losses of each row, summed over experts.
+
+    Args:
+        logits: scale times cosine, of the experts [B, E, C].
+        labels: [B].
+        margins: of each class, in units of the cosine [C], see ``ldam_margins``.
+        scale: that of the logits, > 0.
+
+    Returns:
+        Losses [B].
+    """
+    experts = logits.shape[1]
+    each = labels.repeat_interleave(experts)
+    rows = ldam_rows(logits.flatten(0, 1), each, margins, scale)
+    return rows.view(-1, experts).sum(dim=1)
+
+
+def sade_inverse_prior(class_counts: Counts) -> Tensor:
+    """Return the prior with ranks reversed: the k-th largest class has the k-th smallest share.
+
+    Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
+        Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249.
+    Departures: none known.
+
+    Args:
+        class_counts: training images of each class [C].
+
+    Returns:
+        Shares [C], which sum to 1.
+
+    Raises:
+        UserError: a count is not positive.
+    """
+    counts = checked_counts(class_counts)
+    order = counts.argsort(descending=True, stable=True)
+    return torch.empty_like(counts).scatter(0, order, counts.sort().values) / counts.sum()
+
+
+def sade_offsets(class_counts: Counts, tau: float = 2.0) -> Tensor:
+    """Return what SADE adds to the logits of its three experts: 0, o, and o - tau * o_reversed.
+
+    Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
+        Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249, Eqns 2-4.
+    Departures: logarithms of priors have the floor 1e-9, as in the authors' code.
+
+    Args:
+        class_counts: training images of each class [C].
+        tau: strength of the reversed prior, >= 0; 0 makes the last two experts alike.
+
+    Returns:
+        Offsets [3, C].
+
+    Raises:
+        ValueError: ``tau`` is negative.
+        UserError: a count is not positive.
+    """
+    if not tau >= 0:
+        raise ValueError(f"`tau` must be >= 0, found {tau}")
+    counts = checked_counts(class_counts)
+    prior = (counts / counts.sum() + SADE_FLOOR).log()
+    inverse = (sade_inverse_prior(counts) + SADE_FLOOR).log()
+    return torch.stack([torch.zeros_like(prior), prior, prior - tau * inverse])
+
+
+def sade_rows(logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
+    """Return the experts' cross-entropies of each row, each under its own offset, summed.
+
+    Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
+        Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249, Eqns 2-4.
+    Departures: none known.
+
+    Args:
+        logits: of the experts [B, E, C].
+        labels: [B].
+        offsets: of each expert [E, C], see ``sade_offsets``.
+
+    Returns:
+        Losses [B].
+    """
+    pairs = zip(logits.unbind(dim=1), offsets, strict=True)
+    return torch.stack([logit_adjusted_rows(z, labels, o) for z, o in pairs]).sum(dim=0)
+
+
+def sade_test_time_similarity(first: Tensor, second: Tensor, raw_weights: Tensor) -> Tensor:
+    """Return how alike the weighted experts judge two views: mean cosine of their probabilities.
+
+    Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
+        Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249, Eqn 5.
+    Departures: cosine for the paper's inner product, as in the authors' code.
+
+    Args:
+        first: the experts' logits on one view of the images [B, E, C].
+        second: on another view [B, E, C].
+        raw_weights: of the experts, before their softmax [E].
+
+    Returns:
+        Scalar in [0, 1].
+    """
+    weights = raw_weights.softmax(dim=0)[:, None]
+    one, other = ((weights * _full(z)).sum(dim=1).softmax(dim=1) for z in (first, second))
+    return F.cosine_similarity(one, other, dim=1).mean()
+
+
+def sade_expert_weights(
+    first: Tensor,
+    second: Tensor,
+    *,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    epochs: int = 5,
+    batch_size: int = 128,
+    least: float = 0.05,
+) -> Tensor:
+    """Learn the weights of experts from unlabelled images, so that two views are judged alike.
+
+    Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
+        Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249, section 5.
+    Departures: images come in the given order, not shuffled, and views are drawn once, by the
+        caller. It ends after an epoch in which a weight fell below ``least``; the authors round
+        to two decimals before that comparison.
+
+    Args:
+        first: the experts' logits on one view of the images [N, E, C].
+        second: on another view [N, E, C].
+        lr: learning rate of SGD with Nesterov momentum.
+        momentum: of SGD.
+        weight_decay: on the weights before their softmax.
+        epochs: passes over the images.
+        batch_size: images per step.
+        least: weight at which learning ends.
+
+    Returns:
+        Weights [E], positive and of sum 1; equal ones where there are no images.
+    """
+    first, second = _full(first).detach(), _full(second).detach()
+    experts = first.shape[1]
+    raw = first.new_full((experts,), 1 / experts).requires_grad_()
+    optimizer = torch.optim.SGD([raw], lr, momentum, 0.0, weight_decay, nesterov=True)
+    for _ in range(epochs if len(first) else 0):
+        for one, other in zip(first.split(batch_size), second.split(batch_size), strict=True):
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                loss = -sade_test_time_similarity(one, other, raw)
+            (raw.grad,) = torch.autograd.grad(loss, raw)
+            optimizer.step()
+        if raw.detach().softmax(dim=0).min() < least:
+            break
+    return raw.detach().softmax(dim=0)
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,293 @@
+"""Losses that reweight, rescale or perturb logits by class, and LADE's regulariser.
+
+Logits are [B, C] of any floating type; half precision is raised to single. Labels are [B], int64.
+What follows from class counts is float64 [C].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltbench.losses.class_counts import Counts, checked_counts
+
+LADE_FLOOR = 1e-9  # inside the logarithms of priors; as in the authors' code
+LADE_COUNT_FLOOR = 1e-8  # added to the images of a class in the batch; as in the authors' code
+
+
+def focal_rows(logits: Tensor, labels: Tensor, gamma: float = 2.0, detach: bool = False) -> Tensor:
+    """Return (1 - p)^gamma times the cross-entropy of each row, p the probability of its label.
+
+    Reference: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, arXiv:1708.02002,
+        Eqn 4.
+    Departures: p is that of a softmax over classes, where the paper has one sigmoid per class.
+
+    Args:
+        logits: [B, C].
+        labels: [B].
+        gamma: focus, >= 0; 0 is cross-entropy.
+        detach: whether the factor is a constant for the gradient.
+
+    Returns:
+        Losses [B].
+
+    Raises:
+        ValueError: ``gamma`` is negative.
+    """
+    if not gamma >= 0:
+        raise ValueError(f"`gamma` must be >= 0, found {gamma}")
+    rows = F.cross_entropy(_full(logits), labels, reduction="none")
+    miss = -torch.expm1(-(rows.detach() if detach else rows))  # 1 - p, no cancellation
+    return miss.clamp(min=torch.finfo(rows.dtype).tiny) ** gamma * rows
+
+
+def vs_scale(class_counts: Counts, gamma: float) -> Tensor:
+    """Return (n_k / n_max)^gamma, what the VS loss multiplies logits by.
+
+    Reference: Kini et al., Label-Imbalanced and Group-Sensitive Classification under
+        Overparameterization, NeurIPS 2021, arXiv:2103.01550.
+    Departures: none known.
+
+    Args:
+        class_counts: training images of each class [C].
+        gamma: >= 0; 0 leaves logits as they are.
+
+    Returns:
+        Factors [C] in (0, 1], 1 for the largest class.
+
+    Raises:
+        ValueError: ``gamma`` is negative.
+        UserError: a count is not positive.
+    """
+    if not gamma >= 0:
+        raise ValueError(f"`gamma` must be >= 0, found {gamma}")
+    counts = checked_counts(class_counts)
+    return (counts / counts.max()) ** gamma
+
+
+def vs_offset(class_counts: Counts, tau: float) -> Tensor:
+    """Return tau log pi_k, what the VS loss adds to logits; pi is the training prior.
+
+    Reference: Kini et al., Label-Imbalanced and Group-Sensitive Classification under
+        Overparameterization, NeurIPS 2021, arXiv:2103.01550.
+    Departures: none known.
+
+    Args:
+        class_counts: training images of each class [C].
+        tau: >= 0; 0 adds nothing.
+
+    Returns:
+        Offsets [C], at most 0.
+
+    Raises:
+        ValueError: ``tau`` is negative.
+        UserError: a count is not positive.
+    """
+    if not tau >= 0:
+        raise ValueError(f"`tau` must be >= 0, found {tau}")
+    counts = checked_counts(class_counts)
+    return tau * (counts / counts.sum()).log()
+
+
+def vs_rows(logits: Tensor, labels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """Return the cross-entropy of each row after scaling and shifting its logits by class.
+
+    Reference: Kini et al., Label-Imbalanced and Group-Sensitive Classification under
+        Overparameterization, NeurIPS 2021, arXiv:2103.01550 (the VS loss).
+    Departures: none known.
+
+    Args:
+        logits: [B, C].
+        labels: [B].
+        scale: [C], see ``vs_scale``.
+        offset: [C], see ``vs_offset``.
+
+    Returns:
+        Losses [B].
+    """
+    logits = _full(logits)
+    adjusted = logits * scale.to(logits) + offset.to(logits)
+    return F.cross_entropy(adjusted, labels, reduction="none")
+
+
+def lade_offset(class_counts: Counts) -> Tensor:
+    """Return log(pi_k + 1e-9), with pi the training prior.
+
+    Reference: Hong et al., Disentangling Label Distribution for Long-Tailed Visual Recognition,
+        CVPR 2021, arXiv:2012.00321.
+    Departures: the floor is that of the authors' code.
+
+    Args:
+        class_counts: training images of each class [C].
+
+    Returns:
+        Offsets [C].
+
+    Raises:
+        UserError: a count is not positive.
+    """
+    counts = checked_counts(class_counts)
+    return (counts / counts.sum() + LADE_FLOOR).log()
+
+
+def lade_regulariser(
+    logits: Tensor, labels: Tensor, class_counts: Counts, lam: float = 0.01
+) -> Tensor:
+    """Return LADE's regulariser of a batch, summed over classes with the prior as weights.
+
+    Reference: Hong et al., Disentangling Label Distribution for Long-Tailed Visual Recognition,
+        CVPR 2021, arXiv:2012.00321 (regularised Donsker-Varadhan bound).
+    Departures: a class without images in the batch has no first term but keeps its second, and
+        counts and priors have small floors, as in the authors' code.
+
+    Args:
+        logits: of the whole batch [B, C]; without rows the result is 0.
+        labels: [B].
+        class_counts: training images of each class [C].
+        lam: weight of the squared second term, >= 0.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: ``lam`` is negative.
+        UserError: a count is not positive.
+    """
+    if not lam >= 0:
+        raise ValueError(f"`lam` must be >= 0, found {lam}")
+    logits = _full(logits)
+    images, num_classes = logits.shape
+    if images == 0:
+        return logits.sum()
+    counts = checked_counts(class_counts)
+    prior = (counts / counts.sum()).to(logits)
+    own = logits.gather(1, labels[:, None])[:, 0]  # z_i of the label
+    zeros = logits.new_zeros(num_classes)
+    present = zeros.index_add(0, labels, torch.ones_like(own))
+    first = zeros.index_add(0, labels, own) / (present + LADE_COUNT_FLOOR)
+    shift = math.log(1 / num_classes + LADE_FLOOR) - lade_offset(class_counts).to(logits)
+    second = (logits + shift).logsumexp(dim=0) - math.log(images)
+    return -(prior * (first - second - lam * second**2)).sum()
+
+
+def cloud_sizes(class_counts: Counts) -> Tensor:
+    """Return d_k in [0, 1], how far GCL's noise reaches: log(n_max / n_k), scaled to at most 1.
+
+    Reference: Li et al., Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment,
+        CVPR 2022, arXiv:2305.11733.
+    Departures: with equal counts, which the formula leaves undefined, there is no noise.
+
+    Args:
+        class_counts: training images of each class [C].
+
+    Returns:
+        Sizes [C], 0 for the largest class and 1 for the smallest.
+
+    Raises:
+        UserError: a count is not positive.
+    """
+    counts = checked_counts(class_counts)
+    sizes = (counts.max() / counts).log()
+    return sizes / sizes.max().clamp(min=torch.finfo(sizes.dtype).tiny)
+
+
+def gcl_rows(
+    logits: Tensor,
+    labels: Tensor,
+    noise: Tensor,
+    scale: float = 30.0,
+    margin: float = 0.0,
+    focus: float = 0.0,
+) -> Tensor:
+    """Return the cross-entropy of cosines that noise lowers for every class.
+
+    Reference: Li et al., Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment,
+        CVPR 2022, arXiv:2305.11733.
+    Departures: takes logits that carry the scale already, where the authors' code scales inside.
+
+    Args:
+        logits: scale times cosine [B, C].
+        labels: [B].
+        noise: what each cosine is lowered by [B, C], >= 0: eta |e_ik| d_k.
+        scale: that of the logits, > 0.
+        margin: lowers the label's cosine further, >= 0.
+        focus: exponent of the constant factor (1 - p), >= 0; 0 leaves it out.
+
+    Returns:
+        Losses [B].
+
+    Raises:
+        ValueError: ``scale`` is not positive, or ``margin`` or ``focus`` is negative.
+    """
+    if not scale > 0:
+        raise ValueError(f"`scale` must be > 0, found {scale}")
+    if not margin >= 0:
+        raise ValueError(f"`margin` must be >= 0, found {margin}")
+    if not focus >= 0:
+        raise ValueError(f"`focus` must be >= 0, found {focus}")
+    logits = _full(logits)
+    lowered = logits - scale * noise.to(logits)
+    own = torch.full_like(lowered[:, :1], -scale * margin)
+    lowered = lowered.scatter_add(1, labels[:, None], own)
+    return focal_rows(lowered, labels, focus, detach=True)
+
+
+def disalign_logits(
+    logits: Tensor, confidence: Tensor, scale: Tensor, bias: Tensor, form: str = "code"
+) -> Tensor:
+    """Return DisAlign's calibrated logits.
+
+    Reference: Zhang et al., Distribution Alignment: A Unified Framework for Long-Tail Visual
+        Recognition, CVPR 2021, arXiv:2103.16370.
+    Departures: none known; both published forms are here.
+
+    Args:
+        logits: z [B, C].
+        confidence: c of each row, in [0, 1] [B, 1].
+        scale: a of each class [C].
+        bias: b of each class [C].
+        form: ``paper`` is c (a z + b) + (1 - c) z, ``code`` is (1 + c a) z + c b.
+
+    Returns:
+        Logits [B, C].
+
+    Raises:
+        ValueError: ``form`` is unknown.
+    """
+    if form == "paper":
+        return confidence * (scale * logits + bias) + (1 - confidence) * logits
+    if form == "code":
+        return (1 + confidence * scale) * logits + confidence * bias
+    raise ValueError(f"`form`: expected paper or code, found {form}")
+
+
+def generalised_weights(class_counts: Counts, rho: float = 1.2) -> Tensor:
+    """Return class weights pi_k^(-rho), scaled to sum to C.
+
+    Reference: Zhang et al., Distribution Alignment: A Unified Framework for Long-Tail Visual
+        Recognition, CVPR 2021, arXiv:2103.16370 (generalised re-weighting).
+    Departures: none known.
+
+    Args:
+        class_counts: training images of each class [C].
+        rho: >= 0; 0 gives equal weights, 1 inverse counts.
+
+    Returns:
+        Weights [C].
+
+    Raises:
+        ValueError: ``rho`` is negative.
+        UserError: a count is not positive.
+    """
+    if not rho >= 0:
+        raise ValueError(f"`rho` must be >= 0, found {rho}")
+    counts = checked_counts(class_counts)
+    weights = (counts.min() / counts) ** rho
+    return len(counts) * weights / weights.sum()
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

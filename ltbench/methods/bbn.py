@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ltbench import schema
+from ltbench.backbones.branches import Branches
+from ltbench.heads import LinearHead
+from ltbench.losses.experts import bbn_alpha, bbn_features
+from ltbench.losses.rows import cross_entropy_rows
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows, Stream
+
+
+class BBN(Method):
+    """Two branches, for images as they come and for images of rare classes, mixed by a schedule.
+
+    Reference: Zhou et al., BBN: Bilateral-Branch Network with Cumulative Learning for Long-Tailed
+        Visual Recognition, CVPR 2020, arXiv:1912.02413, Eqns 1-5.
+    Departures: mixed features have twice the paper's weights, and the features of an image to be
+        classified weight 1 instead of 1/2, as in the authors' code. A pair of images is two rows,
+        each term of the loss with its own image's class. In the first epoch the second branch
+        has weight 0, as in the authors' code. A classifier of the stage before is replaced. The
+        authors' large backbones repeat the last block for each branch; here each branch has the
+        backbone's own.
+    """
+
+    kind: ClassVar[Kind] = "architecture"
+    streams: ClassVar[Mapping[str, Stream]] = {"reversed": Stream("reversed")}
+
+    class Config(schema.Config):
+        """Options of BBN."""
+
+        branch_at: str = "block"
+        """What each branch has for itself: the last residual `block`, or all from a stage on."""
+
+    config: Config
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return a new linear classifier on the features of both branches."""
+        return LinearHead(2 * self.backbone.num_features, self.info.num_classes)
+
+    def setup(self, previous: Method | None) -> None:
+        """Make the second branch."""
+        at, trained = self.config.branch_at, previous is not None
+        self.branches = Branches(self.backbone, 2, at, trained=trained)
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return two rows per pair: one of each image's class."""
+        other, alpha = batch.streams["reversed"], bbn_alpha(at.epoch + 1, at.epochs)
+        conventional, balanced = (
+            self.branches.tail(branch, self.branches.trunk(part.views[0]))
+            for branch, part in enumerate((batch, other))
+        )
+        logits = self.head(bbn_features(conventional, balanced, alpha))
+        rows = [cross_entropy_rows(logits, part.labels) for part in (batch, other)]
+        weights = [torch.full_like(rows[0], alpha), torch.full_like(rows[1], 1 - alpha)]
+        return Rows(
+            torch.cat(rows),
+            torch.cat([batch.labels, other.labels]),
+            images=len(batch.labels),
+            weight=torch.cat(weights).detach(),
+            logits=logits.detach(),
+        )
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits [B, C] from both branches on the same images, with equal weights."""
+        logits: Tensor = self.head(self.branches(images).flatten(1))
+        return logits
+
+    def export(self) -> nn.Module:
+        """Return backbone, second branch and classifier as a plain module."""
+        return nn.Sequential(self.branches.standalone(), nn.Flatten(), self.head)

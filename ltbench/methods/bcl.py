@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltbench import dist, schema
+from ltbench.backbones.batchnorm import SyncBatchNorm2d
+from ltbench.heads import CosineHead
+from ltbench.losses import logit_adjusted_rows, logit_adjustment_offset
+from ltbench.losses.contrastive import balanced_contrastive_rows
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+
+
+class BCL(Method):
+    """Logit adjustment on a cosine classifier, with class-balanced contrast of two more views.
+
+    The first view is classified; the second and third are contrasted with each other and with a
+    prototype of every class, made of the classifier's weights.
+
+    Reference: Zhu et al., Balanced Contrastive Learning for Long-Tailed Visual Recognition,
+        CVPR 2022, arXiv:2207.09052, Eqn 5-8.
+    Departures: contrast and the projection's normalisation are over the images of all ranks.
+        Layers before a normalisation have no bias, which would cancel, and the prototypes'
+        normalisation keeps no running statistics, which nothing uses. A row of the contrast is
+        of its anchor's class. With gradient accumulation each micro-batch is contrasted within
+        itself. A cosine classifier of the stage before is continued, any other is replaced.
+    """
+
+    kind: ClassVar[Kind] = "contrastive"
+    views: ClassVar[int] = 3
+
+    class Config(schema.Config):
+        """Options of BCL."""
+
+        lam: float = Field(1.0, ge=0)
+        """Weight of the classification loss."""
+        mu: float = Field(0.35, ge=0)
+        """Weight of the contrastive loss."""
+        temperature: float = Field(0.07, gt=0)
+        """Divides the inner products of features."""
+        dim: int = Field(1024, ge=1)
+        """Numbers of a projected feature."""
+        scale: float = Field(30.0, gt=0)
+        """s: logits are s times the cosine."""
+
+    config: Config
+    offset: Tensor
+
+    def setup(self, previous: Method | None) -> None:
+        """Make both projections, and the prior from the class counts."""
+        width, dim = self.backbone.num_features, self.config.dim
+        self.projection = projection(width, dim, SyncBatchNorm2d(width))
+        norm = nn.BatchNorm1d(width, track_running_stats=False)  # over classes, alike on all ranks
+        self.prototypes = projection(width, dim, norm)
+        offset = logit_adjustment_offset(self.info.class_counts)
+        self.register_buffer("offset", offset, persistent=False)
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return the previous classifier if it is the same kind of cosine, else a new one."""
+        scale = self.config.scale
+        head = None if previous is None else previous.head
+        if isinstance(head, CosineHead) and head.scale == scale:
+            return head
+        return CosineHead(self.backbone.num_features, self.info.num_classes, scale)
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image for its class, and one per contrasted view."""
+        config, labels, count = self.config, batch.labels, len(batch.labels)
+        assert isinstance(self.head, CosineHead)
+        features = self.backbone(torch.cat(batch.views))  # [3B, D]
+        logits = self.head(features[:count])
+        anchors = unit(self.projection(features))[count:]  # [2B, d]
+        anchor_labels = labels.repeat(2)
+        contrast = balanced_contrastive_rows(
+            anchors,
+            anchor_labels,
+            dist.gather_with_gradient(anchors),
+            dist.gather(anchor_labels),
+            unit(self.prototypes(self.head.weight.T)),
+            start=dist.offset(anchors),
+            temperature=config.temperature,
+        )
+        rows = torch.cat([logit_adjusted_rows(logits, labels, self.offset).to(contrast), contrast])
+        weight = torch.full_like(rows, config.mu / 2)
+        weight[:count] = config.lam
+        return Rows(
+            rows,
+            labels.repeat(3),
+            images=count,
+            weight=weight,
+            logits=logits.detach(),
+        )
+
+
+def projection(width: int, dim: int, norm: nn.Module) -> nn.Sequential:
+    """Return a perceptron from features [B, width] to [B, dim], normalised in between."""
+    return nn.Sequential(
+        nn.Linear(width, width, bias=False), norm, nn.ReLU(), nn.Linear(width, dim)
+    )
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return rows of unit length, at least in single precision."""
+    return F.normalize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=1)

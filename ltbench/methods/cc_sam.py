@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltbench import dist
+from ltbench.heads import LinearHead
+from ltbench.losses import cross_entropy_rows, mixup_rows
+from ltbench.losses.adaptive import class_perturbed_logits, class_radii
+from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.methods.mixup import Mixup
+
+
+class CCSAM(Mixup):
+    """Stage 1 of CC-SAM: mixup under a classifier that is perturbed against each class in turn.
+
+    Stage 2 is the method `plot_stage2`.
+
+    Reference: Zhou et al., Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
+        Recognition, CVPR 2023, section 3.2; the radius is that of the authors' code.
+    Departures: as in the code, only the classifier is perturbed, and the perturbed loss takes the
+        first label of a mixed image alone. A class with one training image, for which the code
+        divides by zero, has the radius of one with two; a gradient of zero perturbs nothing.
+        Gradients are means over the global batch (each micro-batch with gradient accumulation).
+        A mixed image is one row of its first label's class. A classifier of the stage before
+        that is not linear is replaced.
+    """
+
+    class Config(Mixup.Config):
+        """Options of CC-SAM, stage 1."""
+
+        alpha: float = Field(1.0, ge=0)
+        """Lambda ~ Beta(alpha, alpha) of mixup; 0 mixes nothing."""
+        flat: float = Field(0.5, ge=0, le=1)
+        """Share of the loss under the perturbed classifier."""
+        noise: float = Field(1e-6, ge=0)
+        """Scale of the perturbations."""
+
+    config: Config
+    head: nn.Linear
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return the previous classifier if it is linear, else a new one."""
+        if previous is not None and isinstance(previous.head, nn.Linear):
+            return previous.head
+        return LinearHead(self.backbone.num_features, self.info.num_classes)
+
+    def prepare(self, batch: Batch, at: Progress) -> Batch:
+        """Mix the batch, unless ``alpha`` is 0."""
+        return super().prepare(batch, at) if self.config.alpha > 0 else batch
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image: (1 - flat) of its loss plus flat of its perturbed loss."""
+        features = self.backbone(batch.views[0])
+        logits = self.head(features)
+        if batch.partner is None:
+            plain = cross_entropy_rows(logits, batch.labels)
+        else:
+            plain = mixup_rows(logits, batch.labels, batch.partner, batch.lam)
+        perturbed = self.perturbed(features, logits, batch)
+        flat = self.config.flat
+        rows = (1 - flat) * plain + flat * cross_entropy_rows(perturbed, batch.labels)
+        return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())
+
+    def perturbed(self, features: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+        """Return each row's logits [B, C] under the classifier perturbed for its class."""
+        known = features.detach(), logits.detach()
+        inputs, outputs = (x.float() if x.dtype.itemsize < 4 else x for x in known)
+        residuals = outputs.softmax(dim=1) - batch.lam * one_hot(batch.labels, outputs)
+        if batch.partner is not None:
+            residuals = residuals - (1 - batch.lam) * one_hot(batch.partner, outputs)
+        parameters = list(self.head.parameters())
+        scalars = sum(p.numel() for p in parameters)
+        size = sum((p.detach() ** 2).sum() for p in parameters) ** 0.5
+        return class_perturbed_logits(
+            logits,
+            features,
+            batch.labels,
+            anchors=(dist.gather(batch.labels), dist.gather(inputs), dist.gather(residuals)),
+            radii=class_radii(self.info.class_counts, size, scalars, self.config.noise),
+            scalars=scalars,
+            bias=self.head.bias is not None,
+        )
+
+
+def one_hot(labels: Tensor, like: Tensor) -> Tensor:
+    """Return labels [B] as rows of zeros and a one, of the shape and type of ``like`` [B, C]."""
+    return F.one_hot(labels, like.shape[1]).to(like)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ltbench import schema
+from ltbench.losses import effective_number_weights
+from ltbench.losses.logits import focal_rows
+from ltbench.methods.base import Batch, Method, Progress, Rows
+
+
+class ClassBalanced(Method):
+    """Cross-entropy or focal loss, weighted by the inverse effective number of each class.
+
+    With a later `reweight_from` and `divide: weight` this is cross-entropy with deferred
+    re-weighting (CE-DRW).
+
+    Reference: Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019,
+        arXiv:1901.05555, Eqn 10; Cao et al., Learning Imbalanced Datasets with
+        Label-Distribution-Aware Margin Loss, NeurIPS 2019, arXiv:1906.07413 (deferral).
+    Departures: softmax form only; the paper's best results come from its sigmoid focal form.
+        The weights sum to C and the loss is a mean over images, as in the paper; CE-DRW in the
+        code of LDAM is a weighted mean, which is `divide: weight`.
+    """
+
+    class Config(schema.Config):
+        """Options of the class-balanced loss."""
+
+        beta: float = Field(0.9999, ge=0, lt=1)
+        """Of the effective numbers; 0 gives equal weights."""
+        gamma: float = Field(0.0, ge=0)
+        """Focus of the focal loss; 0 is cross-entropy."""
+        reweight_from: int | None = Field(0, ge=0, json_schema_extra=schema.EPOCHS)
+        """First epoch of the stage, counted from 0, with class weights; null is never."""
+        divide: Literal["images", "weight"] = "images"
+        """What the weighted losses are divided by: number of images, or sum of weights."""
+
+    config: Config
+    class_weights: Tensor
+
+    def setup(self, previous: Method | None) -> None:
+        """Make the class weights from the class counts."""
+        weights = effective_number_weights(self.info.class_counts, self.config.beta)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image, weighted by class once re-weighting has begun."""
+        logits = self.predict(batch.views[0])
+        rows = focal_rows(logits, batch.labels, self.config.gamma)
+        start = self.config.reweight_from
+        weighted = start is not None and at.epoch >= start
+        return Rows(
+            rows,
+            batch.labels,
+            images=len(rows),
+            weight=self.class_weights.to(rows)[batch.labels] if weighted else None,
+            divide=self.config.divide,
+            logits=logits.detach(),
+        )

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ltbench import dist
+from ltbench.errors import UserError
+from ltbench.heads import CosineHead
+from ltbench.losses.logits import cloud_sizes, gcl_rows
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+from ltbench.methods.mixup import Mixup
+from ltbench.methods.previous import require_previous
+
+SPREAD = 1 / 3  # standard deviation of the noise, which is cut at 1
+
+
+class GCL(Mixup):
+    """Cosine classifier whose logits one-sided Gaussian noise lowers, most for rare classes.
+
+    Reference: Li et al., Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment,
+        CVPR 2022, arXiv:2305.11733.
+    Departures: the scale belongs to the classifier, not to the loss, so that confidences are
+        those of the trained model. Noise is drawn once per step, so that all passes of an update
+        (SAM, PLOT) see the same; each label of a mixed image has its own draw, as in the authors'
+        code. A mixed image is one row of its first label's class. Losses on held-out images have
+        no noise, unlike the authors'. A cosine classifier of the stage before is continued, any
+        other is replaced.
+    """
+
+    class Config(Mixup.Config):
+        """Options of GCL."""
+
+        alpha: float = Field(1.0, ge=0)
+        """Of mixup: lambda ~ Beta(alpha, alpha); 0 mixes nothing."""
+        scale: float = Field(30.0, gt=0)
+        """s: logits are s times the cosine."""
+        noise: float = Field(0.5, ge=0)
+        """Largest noise of the rarest class, in units of the cosine."""
+        margin: float = Field(0.0, ge=0)
+        """Taken from the label's cosine."""
+        focus: float = Field(0.0, ge=0)
+        """Exponent of the constant factor (1 - p) of each loss; 0 leaves it out."""
+
+    config: Config
+    sizes: Tensor
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return a cosine classifier that goes on from a previous one, under its own scale."""
+        features, classes = self.backbone.num_features, self.info.num_classes
+        head = CosineHead(features, classes, self.config.scale)
+        before = None if previous is None else previous.head
+        if isinstance(before, CosineHead):
+            if before.weight.shape != head.weight.shape:
+                raise UserError(
+                    f"GCL continues a cosine classifier of {features} features and {classes} "
+                    f"classes, found one of {' and '.join(map(str, before.weight.shape))}; use the "
+                    "backbone and the data of the stage before"
+                )
+            head.weight = before.weight
+        return head
+
+    def setup(self, previous: Method | None) -> None:
+        """Make the reach of each class's noise from the class counts."""
+        self.register_buffer("sizes", cloud_sizes(self.info.class_counts), persistent=False)
+
+    def prepare(self, batch: Batch, at: Progress) -> Batch:
+        """Mix the batch and draw the noise of both labels, the same on every rank."""
+        if self.config.alpha > 0:
+            batch = super().prepare(batch, at)
+        start, images = dist.offset(batch.labels), len(dist.gather(batch.labels))
+        shape = (2, images, self.info.num_classes)
+        drawn = SPREAD * torch.randn(shape, generator=at.generator("gcl"))
+        own = drawn.abs().clamp(max=1)[:, start : start + len(batch.labels)]
+        first, second = own.to(batch.labels.device)
+        return replace(batch, extra={**batch.extra, "noise": first, "partner_noise": second})
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image, labelled by its first label."""
+        logits = self.predict(batch.views[0])
+        rows = self._rows(logits, batch.labels, batch.extra["noise"])
+        if batch.partner is not None:
+            other = self._rows(logits, batch.partner, batch.extra["partner_noise"])
+            rows = batch.lam * rows + (1 - batch.lam) * other
+        return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())
+
+    def _rows(self, logits: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
+        cfg = self.config
+        lowered = cfg.noise * noise.to(self.sizes) * self.sizes  # [B, C]
+        return gcl_rows(logits, labels, lowered, cfg.scale, cfg.margin, cfg.focus)
+
+
+class GCLStage2(GCL):
+    """Stage 2 of GCL: the cosine classifier goes on, with a margin and focus on hard images.
+
+    Meant for the `effective` or `class_aware` sampler after a `gcl` stage.
+
+    Reference: Li et al., Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment,
+        CVPR 2022, arXiv:2305.11733; the margin and the focal factor are in the authors' code.
+    Departures: as for `gcl`. The weights of a previous cosine classifier go on under this
+        stage's own scale; a classifier of another kind, e.g. that of a `ce` stage, is replaced
+        by a new cosine one.
+    """
+
+    kind: ClassVar[Kind] = "two-stage"
+    freeze: ClassVar[tuple[str, ...]] = ("backbone",)
+    frozen_bn: ClassVar[Literal["train", "eval"]] = "eval"
+
+    class Config(GCL.Config):
+        """Options of GCL, stage 2."""
+
+        scale: float = Field(20.0, gt=0)
+        """s: logits are s times the cosine."""
+        margin: float = Field(0.1, ge=0)
+        """Taken from the label's cosine."""
+        focus: float = Field(1.0, ge=0)
+        """Exponent of the constant factor (1 - p) of each loss; 0 leaves it out."""
+
+    config: Config
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return the previous cosine classifier under this stage's scale, or a new one."""
+        return super().make_head(require_previous("gcl_stage2", previous))

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ltbench import dist, schema
+from ltbench.errors import UserError
+from ltbench.heads import LinearHead
+from ltbench.losses import cross_entropy_rows
+from ltbench.losses.adaptive import bounded_noise, seed_acceptance, translate
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+from ltbench.methods.inner import evaluating
+from ltbench.methods.previous import require_previous
+
+
+class M2m(Method):
+    """Images of frequent classes, moved until a trained helper sees a rarer class in them.
+
+    A stage with ``start: fresh``; the trained method of the stage before is the helper. Meant
+    for the sampler `deferred`, whose ``start`` is ``generate_from`` here.
+
+    Reference: Kim et al., M2m: Imbalanced Classification via Major-to-minor Translation,
+        CVPR 2020, arXiv:2004.00431, Algorithm 1.
+    Departures: the noise that a search starts from is shortened for each image; the authors'
+        code shortens each channel over the whole batch. Images that their Bernoulli draw rejects
+        are not searched for. Seeds come from the global batch (from each micro-batch with
+        gradient accumulation). A generated image is a row of the class it was made for.
+    """
+
+    kind: ClassVar[Kind] = "sampler"
+    freeze: ClassVar[tuple[str, ...]] = ("helper",)
+    frozen_bn: ClassVar[Literal["train", "eval"]] = "eval"
+
+    class Config(schema.Config):
+        """Options of M2m."""
+
+        generate_from: int = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
+        """First epoch of the stage, counted from 0, with generated images."""
+        beta: float = Field(0.999, ge=0, lt=1)
+        """Nearer to 1, only seeds of far more frequent classes are accepted."""
+        lam: float = Field(0.5, ge=0)
+        """Weight of lowering the seed class's logit in the trained model."""
+        gamma: float = Field(0.9, ge=0, le=1)
+        """Least confidence of the helper in the class wanted."""
+        steps: int = Field(10, ge=1)
+        """Gradient steps of a search."""
+        step_size: float = Field(0.1, gt=0)
+        """Length of a step, with pixels in [0, 1]."""
+        noise: float = Field(0.5, ge=0)
+        """Largest L2 norm of the noise that a search starts from."""
+
+    config: Config
+    counts: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return a new linear classifier."""
+        return LinearHead(self.backbone.num_features, self.info.num_classes)
+
+    def setup(self, previous: Method | None) -> None:
+        """Keep the method of the stage before as helper.
+
+        Raises:
+            UserError: there is none, or it shares its backbone with this one.
+        """
+        self.helper = require_previous("m2m", previous)
+        if self.helper.backbone is self.backbone:
+            raise UserError(
+                "method `m2m` needs a helper that is not trained on, found its backbone shared "
+                "with the stage before; set `start: fresh` in the stage of `m2m`"
+            )
+        info = self.info
+        for name, values in {"mean": info.mean, "std": info.std}.items():
+            buffer = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+        counts = torch.tensor(info.class_counts, dtype=torch.float64)
+        self.register_buffer("counts", counts, persistent=False)
+
+    def train(self, mode: bool = True) -> M2m:
+        """Set the mode of all but the helper, which stays in evaluation mode."""
+        super().train(mode)
+        self.helper.eval()
+        return self
+
+    def prepare(self, batch: Batch, at: Progress) -> Batch:
+        """Replace images by generated ones of the same label; every rank draws the same."""
+        if at.epoch < self.config.generate_from:
+            return batch
+        generator = at.generator("m2m")
+        labels = dist.gather(batch.labels)
+        places, seeds = self.draw(labels.cpu(), generator)
+        if not len(places):  # on every rank
+            return batch
+        images = batch.views[0]
+        uniform = torch.rand((len(places), *images.shape[1:]), generator=generator)
+        everyone = dist.gather(images)
+        first = dist.offset(batch.labels)
+        own = (places >= first) & (places < first + len(images))
+        if not own.any():
+            return batch
+        own_places, own_seeds = places[own].to(labels.device), seeds[own].to(labels.device)
+        generated, confidence = self.generate(
+            everyone[own_seeds], labels[own_places], labels[own_seeds], uniform[own].to(images)
+        )
+        accepted = confidence >= self.config.gamma
+        changed = images.clone()
+        changed[(own_places - first)[accepted]] = generated[accepted]
+        return replace(batch, views=(changed, *batch.views[1:]))
+
+    def draw(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return which places of a batch to fill anew, and the place of each one's seed image.
+
+        Args:
+            labels: of the global batch [B], on the CPU.
+            generator: of all draws.
+        """
+        counts = self.counts.cpu()
+        kept, lucky = torch.rand((2, len(labels)), generator=generator, dtype=torch.float64)
+        places = (kept >= counts[labels] / counts.max()).nonzero()[:, 0]
+        chances = seed_acceptance(counts, labels[places], labels, self.config.beta)
+        possible = chances.sum(dim=1) > 0
+        places, chances = places[possible], chances[possible]
+        if not len(places):
+            return places, places
+        seeds = torch.multinomial(chances, 1, generator=generator)
+        accepted = lucky[places] < chances.gather(1, seeds)[:, 0]
+        return places[accepted], seeds[accepted, 0]
+
+    def generate(
+        self, images: Tensor, targets: Tensor, seeds: Tensor, uniform: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return images moved from class ``seeds`` to ``targets``, and the helper's confidence.
+
+        Args:
+            images: normalised [B, 3, H, W].
+            targets: classes wanted [B].
+            seeds: classes of the images [B].
+            uniform: numbers in [0, 1) of the shape of ``images``, for the noise.
+        """
+        cfg = self.config
+        mean, std = self.mean.to(images), self.std.to(images)
+        start = (images * std + mean + bounded_noise(uniform, cfg.noise)).clamp(0, 1)
+        with evaluating(self):
+            pixels, confidence = translate(
+                start,
+                targets,
+                seeds,
+                helper=lambda x: self.helper.predict((x - mean) / std),
+                model=lambda x: self.predict((x - mean) / std),
+                lam=cfg.lam,
+                steps=cfg.steps,
+                step_size=cfg.step_size,
+            )
+        return (pixels - mean) / std, confidence
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image."""
+        logits = self.predict(batch.views[0])
+        rows = cross_entropy_rows(logits, batch.labels)
+        return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())

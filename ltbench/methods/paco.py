@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltbench import dist, schema
+from ltbench.losses.contrastive import paco_offset, paco_rows
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+
+
+class PaCo(Method):
+    """Supervised contrast with a queue of momentum features, and the classes' centres among them.
+
+    The centres are the linear classifier on pooled features, with the log of the training prior;
+    predictions carry no prior. The first view gives the anchors, the second the keys.
+
+    Reference: Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028, Eqn 4-5;
+        the momentum encoder and queue are those of He et al., Momentum Contrast for Unsupervised
+        Visual Representation Learning, CVPR 2020, arXiv:1911.05722.
+    Departures: the queue starts with unit vectors that belong to no class, where the authors'
+        code has random labels and normalises along the other axis. It may have any length, and
+        holds what came last. Keys are not shuffled between ranks for the sake of batch
+        normalisation; take `batchnorm: sync` on several. An anchor's row is of its own class.
+        With gradient accumulation each micro-batch is contrasted with itself and the queue, which
+        moves on once per step. A recipe that sets `freeze` names `twin` too.
+    """
+
+    kind: ClassVar[Kind] = "contrastive"
+    views: ClassVar[int] = 2
+    freeze: ClassVar[tuple[str, ...]] = ("twin",)
+
+    class Config(schema.Config):
+        """Options of PaCo."""
+
+        queue: int = Field(8192, ge=1)
+        """Keys of earlier steps that are kept."""
+        dim: int = Field(128, ge=1)
+        """Numbers of a projected feature."""
+        temperature: float = Field(0.2, gt=0)
+        """Divides the inner products of features."""
+        alpha: float = Field(0.05, ge=0)
+        """Weight of each other feature of an anchor's class as a positive."""
+        beta: float = Field(1.0, gt=0)
+        """Weight of its class's centre as a positive."""
+        gamma: float = Field(1.0, ge=0)
+        """Weight of features beside centres in the denominator."""
+        momentum: float = Field(0.999, ge=0, le=1)
+        """Share of its weights that the momentum encoder keeps in a step."""
+
+    config: Config
+    offset: Tensor
+    queue: Tensor
+    queue_labels: Tensor
+    queue_next: Tensor
+
+    def setup(self, previous: Method | None) -> None:
+        """Make the projection, the momentum encoder as a copy, and a queue of no class."""
+        size, dim, width = self.config.queue, self.config.dim, self.backbone.num_features
+        self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+        parts = {"backbone": self.backbone, "projection": self.projection}
+        self.twin = copy.deepcopy(nn.ModuleDict(parts)).requires_grad_(False)
+        self.register_buffer("offset", paco_offset(self.info.class_counts), persistent=False)
+        self.register_buffer("queue", F.normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("queue_labels", torch.full((size,), -1))
+        self.register_buffer("queue_next", torch.tensor(0))  # where the next key goes
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch, at: Progress) -> Batch:
+        """Move the momentum encoder, once per step, and make the global batch's keys."""
+        if at.micro == 0:
+            for mine, own in self._pairs():
+                mine.lerp_(own.to(mine), 1 - self.config.momentum)
+        features = self.twin["projection"](self.twin["backbone"](batch.views[1]))
+        keys = dist.gather(F.normalize(features, dim=1))
+        extra = {**batch.extra, "keys": keys, "key_labels": dist.gather(batch.labels)}
+        return replace(batch, extra=extra)
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per anchor, against the anchors and keys of all ranks and the queue."""
+        config, keys, labels = self.config, batch.extra["keys"], batch.extra["key_labels"]
+        features = self.backbone(batch.views[0])
+        logits = self.head(features)
+        anchors = F.normalize(self.projection(features).to(keys), dim=1)
+        rows = paco_rows(
+            logits + self.offset.to(logits),
+            anchors,
+            batch.labels,
+            torch.cat([dist.gather_with_gradient(anchors), keys, self.queue]),
+            torch.cat([labels, labels, self.queue_labels]),
+            start=dist.offset(anchors),
+            alpha=config.alpha,
+            beta=config.beta,
+            gamma=config.gamma,
+            temperature=config.temperature,
+        )
+        return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())
+
+    @torch.no_grad()
+    def after_step(self, batches: Sequence[Batch], at: Progress) -> None:
+        """Put the step's keys in the place of the oldest."""
+        size = self.config.queue
+        keys = torch.cat([batch.extra["keys"] for batch in batches])
+        labels = torch.cat([batch.extra["key_labels"] for batch in batches])
+        end = self.queue_next + len(keys)
+        kept = min(len(keys), size)
+        places = (end - kept + torch.arange(kept, device=keys.device)) % size
+        self.queue[places] = keys[len(keys) - kept :].to(self.queue)
+        self.queue_labels[places] = labels[len(labels) - kept :]
+        self.queue_next.copy_(end % size)
+
+    def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        current = [*self.backbone.parameters(), *self.projection.parameters()]
+        return list(zip(self.twin.parameters(), current, strict=True))

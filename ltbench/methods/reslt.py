@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ltbench import dist, schema
+from ltbench.backbones.base import Backbone
+from ltbench.errors import UserError
+from ltbench.heads import LinearHead
+from ltbench.losses.experts import rarest_classes, reslt_normalised_logits, reslt_rows
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+
+Block = Literal["bn", "conv1x1"]
+BRANCHES = 3  # for all classes, medium and tail, tail
+
+
+class ResLTHead(nn.Module):
+    """Three residual branches with one classifier: features of each branch to its logits.
+
+    Args:
+        num_features: channels of the maps, and features D of each branch.
+        num_classes: classes C.
+        block: what a branch is: a normalisation of its own, or its part of a 1x1 convolution.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, block: Block) -> None:
+        super().__init__()
+        self.block: nn.Module
+        if block == "bn":
+            self.block = nn.ModuleList(nn.BatchNorm2d(num_features) for _ in range(BRANCHES))
+        else:
+            width = BRANCHES * num_features
+            self.block = nn.Sequential(
+                nn.Conv2d(num_features, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+            )
+        self.classifier = LinearHead(num_features, num_classes)
+
+    def split(self, maps: Tensor) -> Tensor:
+        """Return the maps of the branches [B, 3, D, H, W] from those of the backbone."""
+        if isinstance(self.block, nn.ModuleList):
+            return torch.stack([norm(maps) for norm in self.block], dim=1)
+        both: Tensor = self.block(maps)
+        return both.unflatten(1, (BRANCHES, -1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits [B, 3, C] for features [B, 3, D]."""
+        logits: Tensor = self.classifier(features)
+        return logits
+
+
+class ResLTNetwork(nn.Module):
+    """Backbone and branches as a plain module: images to the branches' summed logits [B, C].
+
+    Args:
+        backbone: the feature extractor.
+        head: the branches.
+        gamma: normalises the classifier, which then has no bias; ``None`` leaves it as trained.
+        after_pooling: whether branches see pooled features.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: ResLTHead, gamma: float | None, after_pooling: bool
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.gamma, self.after_pooling = gamma, after_pooling
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the summed logits."""
+        features = branch_features(self.backbone, self.head, images, self.after_pooling)
+        if self.gamma is not None:
+            weight = self.head.classifier.weight
+            return reslt_normalised_logits(features, weight, self.gamma)
+        logits: Tensor = self.head(features).sum(dim=1)
+        return logits
+
+
+class ResLT(Method):
+    """Residual branches for all, for medium and tail, and for tail classes; their logits add up.
+
+    Reference: Cui et al., ResLT: Residual Learning for Long-Tailed Recognition, TPAMI 2022,
+        arXiv:2101.10633.
+    Departures: evaluation runs the branches before pooling, as training does; the authors' large
+        models run them after pooling, which is ``eval_after_pooling``. Groups are numbers of
+        rarest classes, so labels need no order. The fused loss is plain cross-entropy, as in the
+        authors' CIFAR code; their other code adds 1e-7 to its probabilities. An image is one
+        row; the number of branch losses they are divided by is that of the global batch (of each
+        micro-batch with gradient accumulation). A classifier of the stage before is replaced.
+    """
+
+    kind: ClassVar[Kind] = "architecture"
+
+    class Config(schema.Config):
+        """Options of ResLT."""
+
+        medium_and_tail: int | None = Field(None, ge=0)
+        """Rarest classes that the second branch learns; null is 65 % of the classes."""
+        tail: int | None = Field(None, ge=0)
+        """Rarest classes that the third branch learns, at most `medium_and_tail`; null is 30 % of
+        the classes."""
+        beta: float = Field(0.995, ge=0, le=1)
+        """Share of the branches' own losses; the rest is that of their sum."""
+        block: Block = "bn"
+        """What a branch is: a batch normalisation (CIFAR), or a third of a 1x1 convolution."""
+        gamma: float | None = Field(None, ge=0)
+        """Evaluate with weights w / |w|^gamma and no bias; null evaluates as trained."""
+        eval_after_pooling: bool = False
+        """Evaluate the branches on pooled features."""
+
+        @model_validator(mode="after")
+        def _nested(self) -> ResLT.Config:
+            both = self.medium_and_tail, self.tail
+            if None not in both and self.group_sizes(0)[1] > self.group_sizes(0)[0]:
+                raise ValueError("tail must be at most medium_and_tail")
+            return self
+
+        def group_sizes(self, num_classes: int) -> tuple[int, int]:
+            """Return how many rarest classes the second and third branch learn."""
+            medium, tail = self.medium_and_tail, self.tail
+            if medium is None:
+                medium = max(round(0.65 * num_classes), tail or 0)
+            return medium, min(round(0.3 * num_classes), medium) if tail is None else tail
+
+    config: Config
+    head: ResLTHead
+    medium_and_tail: Tensor
+    tail: Tensor
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return new branches and their classifier."""
+        return ResLTHead(self.backbone.num_features, self.info.num_classes, self.config.block)
+
+    def setup(self, previous: Method | None) -> None:
+        """Find the groups of classes.
+
+        Raises:
+            UserError: a group is larger than the number of classes.
+        """
+        classes = self.info.num_classes
+        sizes = self.config.group_sizes(classes)
+        if max(sizes) > classes:
+            raise UserError(
+                f"reslt: medium_and_tail and tail must be at most the number of classes "
+                f"{classes}, found {max(sizes)}; lower them"
+            )
+        for name, size in zip(("medium_and_tail", "tail"), sizes, strict=True):
+            members = rarest_classes(self.info.class_counts, size)
+            self.register_buffer(name, members, persistent=False)
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image."""
+        labels, groups = batch.labels, self.medium_and_tail.long() + self.tail.long() + 1
+        logits = self.head(branch_features(self.backbone, self.head, batch.views[0]))
+        table = torch.stack([groups[labels].sum(), groups.new_tensor(len(labels))])
+        losses, images = dist.sum_(table).to(logits).double()
+        rows = reslt_rows(
+            logits,
+            labels,
+            self.medium_and_tail,
+            self.tail,
+            self.config.beta,
+            contributions=losses / images,
+        )
+        return Rows(rows, labels, images=len(rows), logits=logits.detach().sum(dim=1))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the branches' summed logits [B, C]."""
+        logits: Tensor = self.export()(images)
+        return logits
+
+    def export(self) -> nn.Module:
+        """Return backbone and branches as a plain module."""
+        cfg = self.config
+        network = ResLTNetwork(self.backbone, self.head, cfg.gamma, cfg.eval_after_pooling)
+        return network.train(self.training)
+
+
+def branch_features(
+    backbone: Backbone, head: ResLTHead, images: Tensor, after_pooling: bool = False
+) -> Tensor:
+    """Return the pooled features of the branches [B, 3, D]."""
+    maps = backbone.maps(images)
+    if after_pooling:
+        return head.split(backbone.pool(maps)[:, :, None, None]).flatten(2)
+    return backbone.pool(head.split(maps).flatten(0, 1)).unflatten(0, (-1, BRANCHES))

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ltbench import dist, schema
+from ltbench.backbones.branches import Branches
+from ltbench.heads import CosineHead
+from ltbench.losses import effective_number_weights, ldam_margins
+from ltbench.losses.experts import diversity_rows, expert_ldam_rows, ride_temperatures
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+
+
+class ExpertHead(nn.Module):
+    """One cosine classifier for each expert: features [B, E, D] to logits [B, E, C].
+
+    Args:
+        experts: E.
+        num_features: features D.
+        num_classes: classes C.
+        scale: s > 0, multiplies the cosine.
+    """
+
+    def __init__(self, experts: int, num_features: int, num_classes: int, scale: float) -> None:
+        super().__init__()
+        heads = [CosineHead(num_features, num_classes, scale) for _ in range(experts)]
+        self.experts = nn.ModuleList(heads)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits of every expert."""
+        pairs = zip(self.experts, features.unbind(dim=1), strict=True)
+        return torch.stack([head(own) for head, own in pairs], dim=1)
+
+
+class ExpertMean(nn.Module):
+    """The mean of an expert head's logits, to be published: images to logits [B, C].
+
+    Args:
+        features: module from images to the features of every expert [B, E, D].
+        head: module from these to the logits of every expert [B, E, C].
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.features, self.head = features, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the mean logits."""
+        logits: Tensor = self.head(self.features(images)).mean(dim=1)
+        return logits
+
+
+class Experts(Method):
+    """Experts with a common trunk, own later stages and own cosine classifiers."""
+
+    kind: ClassVar[Kind] = "architecture"
+
+    class Config(schema.Config):
+        """Options of all methods with experts."""
+
+        experts: int = Field(3, ge=2)
+        """E: how many."""
+        branch_at: str = "layer2"
+        """First stage that each expert has for itself, e.g. layer3 of a ResNet-50."""
+        scale: float = Field(30.0, gt=0)
+        """s: an expert's logits are s times the cosine."""
+
+    config: Config
+
+    def make_head(self, previous: Method | None) -> nn.Module:
+        """Return new cosine classifiers."""
+        cfg = self.config
+        return ExpertHead(cfg.experts, self.backbone.num_features, self.info.num_classes, cfg.scale)
+
+    def setup(self, previous: Method | None) -> None:
+        """Make the stages of the further experts."""
+        cfg, trained = self.config, previous is not None
+        self.branches = Branches(self.backbone, cfg.experts, cfg.branch_at, trained=trained)
+
+    def expert_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of every expert [B, E, C] for images [B, 3, H, W]."""
+        logits: Tensor = self.head(self.branches(images))
+        return logits
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the mean logits of the experts [B, C]."""
+        return self.expert_logits(images).mean(dim=1)
+
+    def export(self) -> nn.Module:
+        """Return backbone, experts and classifiers as a plain module."""
+        return ExpertMean(self.branches.standalone(), self.head)
+
+
+class RIDE(Experts):
+    """Experts trained on their own with LDAM and pushed apart, most for rare classes.
+
+    Reference: Wang et al., Long-Tailed Recognition by Routing Diverse Distribution-Aware Experts,
+        ICLR 2021, arXiv:2010.01809, Eqns 2-4.
+    Departures: the first stage of training only, without the routing of images to fewer experts
+        and without distillation. Experts have the backbone's width, where the authors' are
+        narrower. Experts are compared with their mean, and there are class temperatures only
+        from ``reweight_from`` on, as in the authors' code. An image is one row: the losses of
+        all experts, as the weighted mean's share of it, and their diversity. With gradient
+        accumulation the weighted mean is that of each micro-batch. A classifier of the stage
+        before is replaced.
+    """
+
+    class Config(Experts.Config):
+        """Options of RIDE."""
+
+        max_margin: float = Field(0.5, ge=0)
+        """Margin of the rarest class, in units of the cosine."""
+        diversity: float = -0.2
+        """kappa: weight of the experts' divergence from their mean; negative pushes them apart."""
+        temperature_factor: float = Field(0.05, ge=0, le=1)
+        """r: how much lower the temperatures of rarer classes are; 0 makes them equal."""
+        beta: float = Field(0.9999, ge=0, lt=1)
+        """Of the effective numbers; 0 gives equal weights."""
+        reweight_from: int | None = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
+        """First epoch of the stage, counted from 0, with class weights and temperatures; null is
+        never."""
+
+    config: Config
+    margins: Tensor
+    class_weights: Tensor
+    temperatures: Tensor
+
+    def setup(self, previous: Method | None) -> None:
+        """Make the experts, and margins, weights and temperatures from the class counts."""
+        super().setup(previous)
+        cfg, counts = self.config, self.info.class_counts
+        for name, values in (
+            ("margins", ldam_margins(counts, cfg.max_margin)),
+            ("class_weights", effective_number_weights(counts, cfg.beta)),
+            ("temperatures", ride_temperatures(counts, cfg.temperature_factor)),
+        ):
+            self.register_buffer(name, values, persistent=False)
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image: the losses of all experts and their diversity."""
+        cfg, labels = self.config, batch.labels
+        logits = self.expert_logits(batch.views[0])
+        rows = expert_ldam_rows(logits, labels, self.margins, cfg.scale)
+        temperatures = torch.ones_like(self.temperatures)
+        if cfg.reweight_from is not None and at.epoch >= cfg.reweight_from:
+            temperatures = self.temperatures
+            rows = rows * mean_share(self.class_weights, labels).to(rows)
+        rows = rows + cfg.diversity * diversity_rows(logits, temperatures)
+        return Rows(rows, labels, images=len(rows), logits=logits.detach().mean(dim=1))
+
+
+def mean_share(class_weights: Tensor, labels: Tensor) -> Tensor:
+    """Return what makes a weighted mean of a plain one: each row's weight over the mean weight.
+
+    Args:
+        class_weights: [C].
+        labels: of this rank's rows [B]; the mean goes over all ranks.
+    """
+    weights = class_weights[labels]
+    total, images = dist.sum_(torch.stack([weights.sum(), weights.new_tensor(len(labels))]))
+    return weights * images / total
