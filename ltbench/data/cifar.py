@@ -47,7 +47,14 @@ class CIFARLT(DatasetConfig):
         "seed0", description="which frozen draw; seed0 is the subset most papers use"
     )
     augment: Augment = Field(
-        "standard", description="none, crop and flip, or with AutoAugment and Cutout"
+        "standard",
+        description="none, standard (crop and flip), strong (with AutoAugment and Cutout), or sim "
+        "(as in contrastive learning)",
+    )
+    augment_views: tuple[Augment, ...] = Field(
+        (),
+        description="augment of the second, third, ... view of methods that have several; the last "
+        "goes on, none: all like the first",
     )
 
     def load(self) -> Data:
@@ -73,7 +80,12 @@ class CIFARLT(DatasetConfig):
                 std=STD,
             ),
             train=MemorySplit(
-                train, frozen.train_labels[kept], mean=MEAN, std=STD, augment=self.augment
+                train,
+                frozen.train_labels[kept],
+                mean=MEAN,
+                std=STD,
+                augment=self.augment,
+                augment_views=self.augment_views,
             ),
             test=MemorySplit(test, frozen.test_labels, mean=MEAN, std=STD, augment="none"),
             val=None,

@@ -41,6 +41,8 @@ class FileSplit:
         root: folder of the images.
         train_transform: PIL image to tensor [3, H, W], drawing from torch's CPU generator.
         eval_transform: PIL image to tensor [3, H, W], without randomness.
+        view_transforms: ``train_transform`` of the second, third, ... view; the last one goes
+            on. Empty: all views are like the first.
     """
 
     in_memory = False
@@ -52,12 +54,14 @@ class FileSplit:
         root: str | Path,
         train_transform: Transform,
         eval_transform: Transform,
+        view_transforms: Sequence[Transform] = (),
     ) -> None:
         self.labels = np.asarray(labels, dtype=np.int64)
         self.root = str(root)
         self._paths = np.array([os.fsencode(path) for path in paths])  # one block, shared on fork
         self._train_transform = train_transform
         self._eval_transform = eval_transform
+        self._view_transforms = (train_transform, *view_transforms)
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -82,13 +86,15 @@ class FileSplit:
             images = [self._eval_transform(self._read(index)) for index in indices]
             return (torch.stack(images),) * views
         augmented: list[list[Tensor]] = [[] for _ in range(views)]
+        last = len(self._view_transforms) - 1
+        transforms = [self._view_transforms[min(view, last)] for view in range(views)]
         seeds = [keyed_bits(derive(key, "view", view), positions) >> 1 for view in range(views)]
         with torch.random.fork_rng(devices=[]):
             for row, index in enumerate(indices):
                 image = self._read(index)
                 for view in range(views):
                     torch.default_generator.manual_seed(int(seeds[view][row]))  # CPU only
-                    augmented[view].append(self._train_transform(image))
+                    augmented[view].append(transforms[view](image))
         return tuple(torch.stack(view) for view in augmented)
 
     def fingerprint(self) -> str:
@@ -175,6 +181,11 @@ class ImageOptions(DatasetConfig):
     )
     image_size: int = Field(64, ge=8, le=2048, description="side of the network's input in pixels")
     augment: Augment = Field("imagenet", description="name of the training pipeline")
+    augment_views: tuple[Augment, ...] = Field(
+        (),
+        description="pipelines of the second, third, ... view of methods that have several, "
+        "normalised as in augment; the last goes on, none: all like the first",
+    )
 
     @property
     def statistics(self) -> tuple[Channels, Channels]:
@@ -189,6 +200,7 @@ class ImageOptions(DatasetConfig):
             root,
             train_transform(self.augment, self.image_size),
             eval_transform(self.augment, self.image_size),
+            [train_transform(view, self.image_size, self.augment) for view in self.augment_views],
         )
 
 

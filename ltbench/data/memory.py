@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_bits, keyed_uniform
 
-Augment = Literal["none", "standard", "strong"]
+Augment = Literal["none", "standard", "strong", "sim"]
 CUTOUT = 16  # side of the square that the strong augmentation blanks
 _SLOTS = 8  # random numbers reserved for one view of one image
 _ROW, _COLUMN, _FLIP, _POLICY, _HOLE_ROW, _HOLE_COLUMN = range(6)
@@ -26,13 +26,18 @@ class MemorySplit:
 
     The transforms are torchvision's, for a whole batch at once: crop from a black border of
     ``pad`` pixels, horizontal flip, for ``"strong"`` AutoAugment and Cutout, scale to [0, 1],
-    normalise. The random numbers of an image depend on (key, position, view) only, so cutting
-    the data into other batches gives the same pixels, bit by bit.
+    normalise. ``"sim"`` is what contrastive learning does to small images: a crop of 0.2 to 1 of
+    the area, resized, flip, colour jitter (0.4, 0.4, 0.4, hue 0.1) with probability 0.8, grey
+    with probability 0.2. The random numbers of an image depend on (key, position, view) only, so
+    cutting the data into other batches gives the same pixels, bit by bit.
 
     Reference:
         Cubuk et al., AutoAugment: Learning Augmentation Policies from Data, CVPR 2019,
         arXiv:1805.09501, CIFAR-10 policy; DeVries and Taylor, Improved Regularization of
-        Convolutional Neural Networks with Cutout, 2017, arXiv:1708.04552.
+        Convolutional Neural Networks with Cutout, 2017, arXiv:1708.04552; Chen et al., A Simple
+        Framework for Contrastive Learning of Visual Representations, ICML 2020,
+        arXiv:2002.05709 (``"sim"``, with the strengths of Cui et al., Parametric Contrastive
+        Learning, ICCV 2021, arXiv:2107.12028).
 
     Departures:
         AutoAugment is torchvision's, on tensors; the long-tail codes use a PIL version whose
@@ -43,10 +48,12 @@ class MemorySplit:
         labels: class of each image [N].
         mean: mean per channel of pixels in [0, 1] [3].
         std: standard deviation per channel [3].
-        augment: ``"none"``, ``"standard"`` (crop and flip) or ``"strong"``.
+        augment: ``"none"``, ``"standard"`` (crop and flip), ``"strong"`` or ``"sim"``.
         pad: black border in pixels that a crop may reach into.
         flip: whether mirrored images are of the same class.
         image_size: upsample to this side first, bilinearly; ``None`` keeps the size.
+        augment_views: ``augment`` of the second, third, ... view; the last one goes on. Empty:
+            all views are like the first.
 
     Raises:
         UserError: images or labels of another type or shape.
@@ -63,6 +70,7 @@ class MemorySplit:
         pad: int = 4,
         flip: bool = True,
         image_size: int | None = None,
+        augment_views: Sequence[Augment] = (),
     ) -> None:
         pixels = np.asarray(images)
         self.labels = np.asarray(labels).astype(np.int64)
@@ -79,8 +87,9 @@ class MemorySplit:
         if image_size is not None:
             pixels = upsample(pixels, image_size)
         self.augment = augment
+        self.augment_views = tuple(augment_views)
         self.flip = flip
-        self.pad = 0 if augment == "none" else pad
+        self.pad = 0 if {augment, *augment_views} <= {"none", "sim"} else pad
         border = (self.pad, self.pad)
         self._padded = np.pad(pixels, ((0, 0), border, border, (0, 0)))
         self._size = pixels.shape[1], pixels.shape[2]
@@ -108,11 +117,12 @@ class MemorySplit:
         """Return normalised images, one float tensor [B, 3, H, W] per view; see ``Split.load``."""
         keys = [None if key is None else derive(key, "view", v) for v in range(views)]
         return tuple(
-            self._normalise(self.load_bytes(indices, key=k, positions=positions)) for k in keys
+            self._normalise(self.load_bytes(indices, key=k, positions=positions, view=v))
+            for v, k in enumerate(keys)
         )
 
     def load_bytes(
-        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray
+        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, view: int = 0
     ) -> np.ndarray:
         """Return one augmented view before normalisation, uint8 [B, H, W, 3].
 
@@ -120,11 +130,16 @@ class MemorySplit:
             indices: which images, int64 [B].
             key: seed of this view's augmentation; ``None`` for none.
             positions: place of each image in the epoch's order, int64 [B].
+            view: which view's pipeline is used, from 0.
         """
-        if key is None or self.augment == "none":
-            middle = np.full(len(indices), self.pad)
-            return self._crop(indices, middle, middle)
+        augment = (self.augment, *self.augment_views)[min(view, len(self.augment_views))]
         at = np.asarray(positions, dtype=np.int64) * _SLOTS
+        if key is None or augment in ("none", "sim"):
+            middle = np.full(len(indices), self.pad)
+            batch = self._crop(indices, middle, middle)
+            if key is not None and augment == "sim":
+                _each(_sim(*self._size, self.flip), batch, keyed_bits(key, at + _POLICY))
+            return batch
         top = (keyed_uniform(key, at + _ROW) * (2 * self.pad + 1)).astype(np.int64)
         left = (keyed_uniform(key, at + _COLUMN) * (2 * self.pad + 1)).astype(np.int64)
         batch = self._crop(indices, top, left)
@@ -132,8 +147,8 @@ class MemorySplit:
             mirrored = keyed_uniform(key, at + _FLIP) < 0.5
             whole = batch.view("V3")[..., 0]  # a pixel is one item: reversing them is fast
             whole[mirrored] = whole[mirrored][:, :, ::-1]
-        if self.augment == "strong":
-            _auto_augment(batch, keyed_bits(key, at + _POLICY))
+        if augment == "strong":
+            _each(_policy(), batch, keyed_bits(key, at + _POLICY))
             height, width = self._size
             _cutout(
                 batch,
@@ -206,13 +221,25 @@ def _policy() -> v2.AutoAugment:
     return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
 
 
-def _auto_augment(batch: np.ndarray, seeds: np.ndarray) -> None:
-    """Apply the CIFAR-10 policy to each image in place, each with its own seed."""
-    policy = _policy()
+@lru_cache(maxsize=8)
+def _sim(height: int, width: int, flip: bool) -> v2.Compose:
+    mirror = [v2.RandomHorizontalFlip()] if flip else []
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop((height, width), scale=(0.2, 1.0)),
+            *mirror,
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(0.2),
+        ]
+    )
+
+
+def _each(pipeline: v2.Transform | v2.Compose, batch: np.ndarray, seeds: np.ndarray) -> None:
+    """Apply a pipeline to each image in place, each with its own seed."""
     with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global CPU generator
         for image, seed in zip(batch, seeds.tolist(), strict=True):
             torch.default_generator.manual_seed(seed >> 1)
-            changed = policy(torch.from_numpy(image).permute(2, 0, 1))
+            changed = pipeline(torch.from_numpy(image).permute(2, 0, 1))
             image[:] = changed.permute(1, 2, 0).numpy()
 
 

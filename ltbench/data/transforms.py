@@ -6,27 +6,48 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import v2
 
 Transform = Callable[[Image.Image], Tensor]
 Channels = tuple[float, float, float]
-Augment = Literal["imagenet", "inat", "inat_jitter", "plain"]
+Augment = Literal["imagenet", "inat", "inat_jitter", "plain", "rand", "inat_rand", "sim", "sim_hue"]
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 INAT_STATS = ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
+GREY = [124, 116, 104]  # ImageNet's mean colour fills what a shift or rotation uncovers
 
 
-def train_transform(augment: Augment, image_size: int) -> Transform:
+def train_transform(
+    augment: Augment, image_size: int, normalise_as: Augment | None = None
+) -> Transform:
     """Return the training pipeline called ``augment``; it draws from torch's CPU generator only.
+
+    ``"rand"`` and the two ``"sim"`` pipelines are those of contrastive learning on long tails:
+    random resized crop and flip, then for ``"rand"`` colour jitter 0.4 without hue and
+    RandAugment(2, 10); for ``"sim"`` the same jitter, grey with probability 0.2 and Gaussian blur
+    with probability 0.5; for ``"sim_hue"`` jitter with hue 0.1 and probability 0.8, and grey.
+
+    Reference:
+        Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028 (``"rand"``,
+        ``"sim"``); Zhu et al., Balanced Contrastive Learning for Long-Tailed Visual Recognition,
+        CVPR 2022, arXiv:2207.09052 (``"rand"``, ``"sim_hue"``); Cubuk et al., RandAugment, NeurIPS
+        2020, arXiv:1909.13719.
+
+    Departures:
+        RandAugment is torchvision's, at the end of its range and with each operation left out
+        half the time, as the authors' is; theirs also jitters the magnitude and knows two more
+        operations.
 
     Args:
         augment: ``"imagenet"`` (random resized crop, flip, colour jitter 0.4 without hue; also
             used on Places-LT), ``"inat"`` (random resized crop, flip), ``"inat_jitter"`` (the same
-            with the colour jitter, as MiSLAS, RSG and ResLT do) or ``"plain"`` (whole image,
-            centre crop, flip).
+            with the colour jitter, as MiSLAS, RSG and ResLT do), ``"plain"`` (whole image,
+            centre crop, flip), ``"rand"``, ``"inat_rand"`` (the same), ``"sim"`` or
+            ``"sim_hue"``.
         image_size: side of the output in pixels.
+        normalise_as: pipeline whose normalisation is used; ``None`` is ``augment``'s own.
 
     Returns:
         a function from a PIL image to a float tensor [3, image_size, image_size].
@@ -36,9 +57,35 @@ def train_transform(augment: Augment, image_size: int) -> Transform:
         steps = [*_centre(image_size), v2.RandomHorizontalFlip()]
     else:
         steps = [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
-    if augment in ("imagenet", "inat_jitter"):
+    if augment in ("imagenet", "inat_jitter", "rand", "inat_rand", "sim"):
         steps.append(v2.ColorJitter(0.4, 0.4, 0.4, 0.0))
-    return _finish(steps, augment)
+    if augment in ("rand", "inat_rand"):
+        steps += [_rand_augment(), _rand_augment()]
+    if augment == "sim_hue":
+        steps.append(v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8))
+    if augment in ("sim", "sim_hue"):
+        steps.append(v2.RandomGrayscale(0.2))
+    if augment == "sim":
+        steps.append(v2.RandomApply([GaussianBlur(0.1, 2.0)], p=0.5))
+    return _finish(steps, normalise_as or augment)
+
+
+class GaussianBlur(torch.nn.Module):
+    """Pillow's Gaussian blur of a PIL image, with a radius drawn uniformly.
+
+    Args:
+        low: smallest radius (standard deviation) in pixels, >= 0.
+        high: largest radius in pixels.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the blurred image."""
+        radius = self.low + (self.high - self.low) * float(torch.rand(()))
+        return image.filter(ImageFilter.GaussianBlur(radius))
 
 
 def eval_transform(augment: Augment, image_size: int) -> Transform:
@@ -57,6 +104,14 @@ def eval_transform(augment: Augment, image_size: int) -> Transform:
 def statistics(augment: Augment) -> tuple[Channels, Channels]:
     """Return mean and standard deviation per channel that go with a training pipeline."""
     return INAT_STATS if augment.startswith("inat") else IMAGENET_STATS
+
+
+def _rand_augment() -> torch.nn.Module:
+    """Return one operation of RandAugment at magnitude 10 of 10, done half the time."""
+    bilinear = v2.InterpolationMode.BILINEAR
+    one = v2.RandAugment(1, 10, num_magnitude_bins=11, interpolation=bilinear, fill=GREY)
+    half: torch.nn.Module = v2.RandomApply([one], p=0.5)
+    return half
 
 
 def _centre(image_size: int) -> list[torch.nn.Module]:

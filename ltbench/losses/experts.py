@@ -6,6 +6,8 @@ are [B], int64. What follows from class counts is float64 or bool [C].
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,6 +40,15 @@ def bbn_alpha(epoch: int, epochs: int) -> float:
     if not 1 <= epoch <= epochs:
         raise ValueError(f"expected 1 <= `epoch` <= `epochs`, found {epoch} and {epochs}")
     return 1 - float((epoch - 1) / epochs) ** 2
+
+
+def bbn_horizon(epochs: int) -> int:
+    """Return the T_max of BBN's released code: the number of epochs in whole hundreds, rounded up.
+
+    Args:
+        epochs: of the training, >= 1.
+    """
+    return 100 * math.ceil(epochs / 100)
 
 
 def bbn_features(conventional: Tensor, balanced: Tensor, alpha: float) -> Tensor:
@@ -345,7 +356,8 @@ def sade_expert_weights(
     raw = first.new_full((experts,), 1 / experts).requires_grad_()
     optimizer = torch.optim.SGD([raw], lr, momentum, 0.0, weight_decay, nesterov=True)
     for _ in range(epochs if len(first) else 0):
-        for one, other in zip(first.split(batch_size), second.split(batch_size), strict=True):
+        for start in range(0, len(first), batch_size):
+            one, other = (z[start : start + batch_size] for z in (first, second))
             optimizer.zero_grad()
             with torch.enable_grad():
                 loss = -sade_test_time_similarity(one, other, raw)

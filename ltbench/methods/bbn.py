@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ltbench import schema
 from ltbench.backbones.branches import Branches
 from ltbench.heads import LinearHead
-from ltbench.losses.experts import bbn_alpha, bbn_features
+from ltbench.losses.experts import bbn_alpha, bbn_features, bbn_horizon
 from ltbench.losses.rows import cross_entropy_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows, Stream
 
@@ -22,9 +22,9 @@ class BBN(Method):
     Departures: mixed features have twice the paper's weights, and the features of an image to be
         classified weight 1 instead of 1/2, as in the authors' code. A pair of images is two rows,
         each term of the loss with its own image's class. In the first epoch the second branch
-        has weight 0, as in the authors' code. A classifier of the stage before is replaced. The
-        authors' large backbones repeat the last block for each branch; here each branch has the
-        backbone's own.
+        has weight 0, as in the authors' code. Their code also rounds T_max up to whole hundreds,
+        which shows with 180 epochs: ``horizon: hundreds``. A classifier of the stage before is
+        replaced.
     """
 
     kind: ClassVar[Kind] = "architecture"
@@ -35,6 +35,8 @@ class BBN(Method):
 
         branch_at: str = "block"
         """What each branch has for itself: the last residual `block`, or all from a stage on."""
+        horizon: Literal["stage", "hundreds"] = "stage"
+        """T_max of the schedule: the stage's epochs, or these rounded up to whole hundreds."""
 
     config: Config
 
@@ -49,7 +51,9 @@ class BBN(Method):
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return two rows per pair: one of each image's class."""
-        other, alpha = batch.streams["reversed"], bbn_alpha(at.epoch + 1, at.epochs)
+        other = batch.streams["reversed"]
+        horizon = at.epochs if self.config.horizon == "stage" else bbn_horizon(at.epochs)
+        alpha = bbn_alpha(at.epoch + 1, horizon)
         conventional, balanced = (
             self.branches.tail(branch, self.branches.trunk(part.views[0]))
             for branch, part in enumerate((batch, other))

@@ -89,7 +89,7 @@ class PaCo(Method):
         logits = self.head(features)
         anchors = F.normalize(self.projection(features).to(keys), dim=1)
         rows = paco_rows(
-            logits + self.offset.to(logits),
+            logits.to(keys) + self.offset.to(keys),
             anchors,
             batch.labels,
             torch.cat([dist.gather_with_gradient(anchors), keys, self.queue]),

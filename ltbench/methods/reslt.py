@@ -42,8 +42,8 @@ class ResLTHead(nn.Module):
         """Return the maps of the branches [B, 3, D, H, W] from those of the backbone."""
         if isinstance(self.block, nn.ModuleList):
             return torch.stack([norm(maps) for norm in self.block], dim=1)
-        both: Tensor = self.block(maps)
-        return both.unflatten(1, (BRANCHES, -1))
+        joint: Tensor = self.block(maps)
+        return joint.view(len(maps), BRANCHES, *maps.shape[1:])
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, 3, C] for features [B, 3, D]."""
@@ -152,10 +152,11 @@ class ResLT(Method):
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one row per image."""
-        labels, groups = batch.labels, self.medium_and_tail.long() + self.tail.long() + 1
+        labels = batch.labels
         logits = self.head(branch_features(self.backbone, self.head, batch.views[0]))
-        table = torch.stack([groups[labels].sum(), groups.new_tensor(len(labels))])
-        losses, images = dist.sum_(table).to(logits).double()
+        learners = (1 + self.medium_and_tail.double() + self.tail)[labels]  # [B]
+        totals = torch.stack([learners.sum(), learners.new_tensor(len(labels))])
+        losses, images = dist.sum_(totals).unbind()
         rows = reslt_rows(
             logits,
             labels,
@@ -168,14 +169,13 @@ class ResLT(Method):
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the branches' summed logits [B, C]."""
-        logits: Tensor = self.export()(images)
+        logits: Tensor = self.export()(images)  # a shell around the method's own modules
         return logits
 
     def export(self) -> nn.Module:
         """Return backbone and branches as a plain module."""
         cfg = self.config
-        network = ResLTNetwork(self.backbone, self.head, cfg.gamma, cfg.eval_after_pooling)
-        return network.train(self.training)
+        return ResLTNetwork(self.backbone, self.head, cfg.gamma, cfg.eval_after_pooling)
 
 
 def branch_features(
@@ -185,4 +185,5 @@ def branch_features(
     maps = backbone.maps(images)
     if after_pooling:
         return head.split(backbone.pool(maps)[:, :, None, None]).flatten(2)
-    return backbone.pool(head.split(maps).flatten(0, 1)).unflatten(0, (-1, BRANCHES))
+    pooled = backbone.pool(head.split(maps).flatten(0, 1))
+    return pooled.view(len(maps), BRANCHES, maps.shape[1])

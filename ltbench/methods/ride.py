@@ -160,5 +160,6 @@ def mean_share(class_weights: Tensor, labels: Tensor) -> Tensor:
         labels: of this rank's rows [B]; the mean goes over all ranks.
     """
     weights = class_weights[labels]
-    total, images = dist.sum_(torch.stack([weights.sum(), weights.new_tensor(len(labels))]))
-    return weights * images / total
+    sums = torch.stack([weights.sum(), weights.new_tensor(float(len(labels)))])
+    total, images = dist.sum_(sums).unbind()
+    return weights * (images / total)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import functional_call
+
+from ltbench import dist, schema
+from ltbench.backbones.base import Backbone
+from ltbench.errors import UserError
+from ltbench.losses import cross_entropy_rows
+from ltbench.losses.rsg import (
+    PairClassifier,
+    VariationTransfer,
+    VectorOrder,
+    head_classes,
+    head_tail_pairs,
+    same_class_loss,
+    variation_rows,
+)
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+from ltbench.methods.ldam_drw import LDAMDRW
+
+PROBE = 32  # side of the image that shows how many channels enter the last stage
+
+
+class RSG(LDAMDRW):
+    """LDAM-DRW with further tail samples: tail maps that got the variation of head samples.
+
+    The maps are those that enter the backbone's last stage. A generated sample is one row of its
+    tail image's class.
+
+    Reference: Wang et al., RSG: A Simple but Effective Module for Learning Imbalanced Datasets,
+        CVPR 2021, arXiv:2106.09859.
+    Departures: maps are paired within the global batch, where the release pairs on each device;
+        the generated ones are shared out evenly over ranks. Head classes follow the counts. What
+        a vector of the variation loss is follows the release (`vectors`). Once samples are
+        generated the pair classifier has no gradient, as in the release, but momentum and weight
+        decay still act on it, and weight decay acts on the transformation before its first use.
+    """
+
+    kind: ClassVar[Kind] = "architecture"
+
+    class Config(LDAMDRW.Config):
+        """Options of RSG beside those of LDAM-DRW."""
+
+        generate_from: int = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
+        """First epoch of the stage, counted from 0, with generated samples; before it the pair
+        classifier is trained."""
+        centers: int = Field(15, ge=1)
+        """Centers of each class."""
+        strength: float = Field(1.0, gt=0, le=1)
+        """Share of the larger of the head and tail groups of a batch that is paired."""
+        head_share: float = Field(0.2, gt=0, lt=1)
+        """Share of the classes, the most frequent ones, that give their variation."""
+        vectors: VectorOrder = "memory"
+        """What the variation loss compares: numbers that follow in memory, as released, or the
+        channels of each position, as in the paper."""
+        center_weight: float = Field(0.1, ge=0)
+        """Weight of the center loss, the pair classifier's included."""
+        variation_weight: float = Field(0.01, ge=0)
+        """Weight of the variation loss."""
+
+    config: Config
+    is_head: Tensor
+
+    def setup(self, previous: Method | None) -> None:
+        """Make the loss, the class weights, the centers and the pair classifier."""
+        super().setup(previous)
+        cfg, counts = self.config, self.info.class_counts
+        channels = entering_channels(self.backbone)
+        self.transfer = VariationTransfer(len(counts), channels, cfg.centers)
+        self.pairs = PairClassifier(channels)
+        self.register_buffer("is_head", head_classes(counts, cfg.head_share), persistent=False)
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image and one per generated sample of this rank's share."""
+        cfg, last = self.config, len(self.backbone.stages) - 1
+        maps = self.backbone.run(batch.views[0], 0, last)
+        seen, classes = dist.gather(maps.detach()), dist.gather(batch.labels)
+        shared = self.transfer.center_rows(seen, classes).mean()
+        if at.epoch < cfg.generate_from:
+            shared = cfg.center_weight * (shared + same_class_loss(self.pairs, seen, classes))
+            labels = batch.labels
+        else:
+            new, tails, loss = self.generate(seen, classes)
+            shared = cfg.center_weight * shared + cfg.variation_weight * loss
+            own = torch.tensor_split(torch.arange(len(new)), dist.world())[dist.rank()]
+            maps = torch.cat([maps, new[own].to(maps)])
+            labels = torch.cat([batch.labels, tails[own]])
+        logits = self.head(self.backbone.run(maps, last))
+        rows = self.criterion(logits, labels)
+        deferred = cfg.reweight_from is not None and at.epoch >= cfg.reweight_from
+        images = len(batch.labels)
+        return Rows(
+            rows,
+            labels,
+            images=images,
+            weight=self.class_weights.to(rows)[labels] if deferred else torch.ones_like(rows),
+            divide="weight",
+            shared=shared,
+            logits=logits[:images].detach(),
+        )
+
+    def generate(self, maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return new tail maps [P, D, H, W], their classes [P] and the variation loss.
+
+        Args:
+            maps: constant maps of the global batch [B, D, H, W].
+            labels: [B].
+        """
+        heads, tails = head_tail_pairs(self.is_head[labels], self.config.strength)
+        variation = self.transfer.variation(maps[heads], labels[heads])
+        moved = self.transfer.transform(variation)
+        own = self.transfer.variation(maps[tails], labels[tails])
+        frozen = {name: p.detach() for name, p in self.pairs.named_parameters()}
+        logits = functional_call(self.pairs, frozen, (maps[heads], moved.to(maps)))
+        rows = cross_entropy_rows(logits, torch.zeros_like(heads))  # to be told apart
+        rows = rows + variation_rows(variation, moved, own, self.config.vectors)
+        return maps[tails] + moved, labels[tails], rows.sum() / max(len(rows), 1)
+
+
+@torch.no_grad()
+def entering_channels(backbone: Backbone) -> int:
+    """Return how many channels the maps that enter the last stage have.
+
+    Raises:
+        UserError: the backbone has no last stage of its own that maps enter.
+    """
+    training = [module for module in backbone.modules() if module.training]
+    weight = next(backbone.parameters())
+    last = len(backbone.stages) - 1
+    backbone.eval()
+    maps = backbone.run(weight.new_zeros(1, 3, PROBE, PROBE), 0, last) if last else weight[:0]
+    for module in training:
+        module.training = True
+    if not last or maps.dim() != 4:
+        raise UserError(
+            "method `rsg` needs feature maps that enter a last stage, which this backbone does "
+            "not have; take a ResNet"
+        )
+    return maps.shape[1]
