@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,46 @@ import torch
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"
+
+_asked: set[str] = set()  # vectors that the running test has looked up
+_covered: set[str] = set()  # and those of tests that passed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--vectors", action="store_true", help="show which test vectors no passed test asked for"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _asked.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.when == "call" and report.passed:
+        _covered.update(_asked)
+    return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if config.getoption("--vectors"):
+        names = set(_vectors())
+        terminalreporter.write_line(f"vectors: {len(names & _covered)}/{len(names)}")
+        for name in sorted(names - _covered):
+            terminalreporter.write_line(f"missing: {name}")
+
+
+@functools.cache
+def _vectors() -> dict[str, dict[str, Any]]:
+    vectors = json.loads((HERE / "vectors.json").read_text())["vectors"]
+    return vectors if isinstance(vectors, dict) else {v["name"]: v for v in vectors}
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +63,12 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def vector() -> Callable[[str], dict[str, Any]]:
     """Look up a numeric test vector (values computed with the authors' code) by name."""
-    vectors = json.loads((HERE / "vectors.json").read_text())["vectors"]
-    by_name = vectors if isinstance(vectors, dict) else {v["name"]: v for v in vectors}
-    return lambda name: by_name[name]
+
+    def look_up(name: str) -> dict[str, Any]:
+        _asked.add(name)
+        return _vectors()[name]
+
+    return look_up
 
 
 @pytest.fixture(scope="session")

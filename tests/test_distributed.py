@@ -38,7 +38,7 @@ LOCAL = [(name, key) for name, key in CASES if name not in COUPLED]
 def train(name: str, key: str, norm: str, micro: int = 1, steps: int = 3) -> list[torch.Tensor]:
     method, run = ready(name, norm=norm != "none")
     method.double()  # in double precision nothing but an error is left to differ
-    if norm == "sync":
+    if norm != "local":  # heads of some methods normalise over the batch too
         convert_sync_batchnorm(method)
     update = make_update(key, method)
     # Sorted by class, so that ranks see different classes and one rank lacks some altogether.

@@ -26,7 +26,7 @@ STAGE2 = ["crt", "lws", "mislas", "plot_stage2", "gcl_stage2", "disalign", "m2m"
 POSTHOC = ["tau_norm", "logit_adjustment_posthoc"]
 FRESH = ["m2m"]  # begin anew; the stage before is their helper
 # What moves without being trained by the update, or in later epochs only.
-ALONE = {"paco": "twin", "difficulty_net": "net", "bbn": "branches", "rsg": "pairs"}
+ALONE = {"paco": "twin", "difficulty_net": "net", "rsg": "pairs"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "mislas": {"smooth_head": 0.3, "smooth_tail": 0.0},
     "ldam_drw": {"reweight_from": 0},

@@ -184,15 +184,17 @@ class VariationTransfer(nn.Module):
         self.centers = nn.Parameter(torch.zeros(num_classes, centers, channels))
         self.transform = _convolution(channels, channels, 3)
 
+    # index_select, because indexing by a tensor adds gradients up in any order, not bit for bit.
+
     def shares(self, maps: Tensor, labels: Tensor) -> Tensor:
         """Return the share of each center of its class in a map [B, K]."""
         means = _full(maps).mean(dim=(2, 3))
-        scores = (means[:, None] @ self.weight[labels].to(means))[:, 0]
-        return (scores + self.bias[labels].to(means)).softmax(dim=1)
+        scores = (means[:, None] @ self.weight.index_select(0, labels).to(means))[:, 0]
+        return (scores + self.bias.index_select(0, labels).to(means)).softmax(dim=1)
 
     def center_rows(self, maps: Tensor, labels: Tensor) -> Tensor:
         """Return the center loss of each map [B]."""
-        return center_rows(maps, self.shares(maps, labels), self.centers[labels])
+        return center_rows(maps, self.shares(maps, labels), self.centers.index_select(0, labels))
 
     def variation(self, maps: Tensor, labels: Tensor) -> Tensor:
         """Return maps less the center they share in most, without gradient [B, D, H, W]."""

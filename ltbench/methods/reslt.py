@@ -1,81 +1,16 @@
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ltbench import dist, schema
-from ltbench.backbones.base import Backbone
+from ltbench.backbones.residual import Block, ResLTHead, ResLTNetwork, branch_features
 from ltbench.errors import UserError
-from ltbench.heads import LinearHead
-from ltbench.losses.experts import rarest_classes, reslt_normalised_logits, reslt_rows
+from ltbench.losses.experts import rarest_classes, reslt_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
-
-Block = Literal["bn", "conv1x1"]
-BRANCHES = 3  # for all classes, medium and tail, tail
-
-
-class ResLTHead(nn.Module):
-    """Three residual branches with one classifier: features of each branch to its logits.
-
-    Args:
-        num_features: channels of the maps, and features D of each branch.
-        num_classes: classes C.
-        block: what a branch is: a normalisation of its own, or its part of a 1x1 convolution.
-    """
-
-    def __init__(self, num_features: int, num_classes: int, block: Block) -> None:
-        super().__init__()
-        self.block: nn.Module
-        if block == "bn":
-            self.block = nn.ModuleList(nn.BatchNorm2d(num_features) for _ in range(BRANCHES))
-        else:
-            width = BRANCHES * num_features
-            self.block = nn.Sequential(
-                nn.Conv2d(num_features, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-            )
-        self.classifier = LinearHead(num_features, num_classes)
-
-    def split(self, maps: Tensor) -> Tensor:
-        """Return the maps of the branches [B, 3, D, H, W] from those of the backbone."""
-        if isinstance(self.block, nn.ModuleList):
-            return torch.stack([norm(maps) for norm in self.block], dim=1)
-        joint: Tensor = self.block(maps)
-        return joint.view(len(maps), BRANCHES, *maps.shape[1:])
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return logits [B, 3, C] for features [B, 3, D]."""
-        logits: Tensor = self.classifier(features)
-        return logits
-
-
-class ResLTNetwork(nn.Module):
-    """Backbone and branches as a plain module: images to the branches' summed logits [B, C].
-
-    Args:
-        backbone: the feature extractor.
-        head: the branches.
-        gamma: normalises the classifier, which then has no bias; ``None`` leaves it as trained.
-        after_pooling: whether branches see pooled features.
-    """
-
-    def __init__(
-        self, backbone: Backbone, head: ResLTHead, gamma: float | None, after_pooling: bool
-    ) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, head
-        self.gamma, self.after_pooling = gamma, after_pooling
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the summed logits."""
-        features = branch_features(self.backbone, self.head, images, self.after_pooling)
-        if self.gamma is not None:
-            weight = self.head.classifier.weight
-            return reslt_normalised_logits(features, weight, self.gamma)
-        logits: Tensor = self.head(features).sum(dim=1)
-        return logits
 
 
 class ResLT(Method):
@@ -176,14 +111,3 @@ class ResLT(Method):
         """Return backbone and branches as a plain module."""
         cfg = self.config
         return ResLTNetwork(self.backbone, self.head, cfg.gamma, cfg.eval_after_pooling)
-
-
-def branch_features(
-    backbone: Backbone, head: ResLTHead, images: Tensor, after_pooling: bool = False
-) -> Tensor:
-    """Return the pooled features of the branches [B, 3, D]."""
-    maps = backbone.maps(images)
-    if after_pooling:
-        return head.split(backbone.pool(maps)[:, :, None, None]).flatten(2)
-    pooled = backbone.pool(head.split(maps).flatten(0, 1))
-    return pooled.view(len(maps), BRANCHES, maps.shape[1])

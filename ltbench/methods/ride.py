@@ -7,50 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ltbench import dist, schema
-from ltbench.backbones.branches import Branches
-from ltbench.heads import CosineHead
+from ltbench.backbones.branches import Branches, ExpertHead, ExpertMean
 from ltbench.losses import effective_number_weights, ldam_margins
 from ltbench.losses.experts import diversity_rows, expert_ldam_rows, ride_temperatures
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
-
-
-class ExpertHead(nn.Module):
-    """One cosine classifier for each expert: features [B, E, D] to logits [B, E, C].
-
-    Args:
-        experts: E.
-        num_features: features D.
-        num_classes: classes C.
-        scale: s > 0, multiplies the cosine.
-    """
-
-    def __init__(self, experts: int, num_features: int, num_classes: int, scale: float) -> None:
-        super().__init__()
-        heads = [CosineHead(num_features, num_classes, scale) for _ in range(experts)]
-        self.experts = nn.ModuleList(heads)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the logits of every expert."""
-        pairs = zip(self.experts, features.unbind(dim=1), strict=True)
-        return torch.stack([head(own) for head, own in pairs], dim=1)
-
-
-class ExpertMean(nn.Module):
-    """The mean of an expert head's logits, to be published: images to logits [B, C].
-
-    Args:
-        features: module from images to the features of every expert [B, E, D].
-        head: module from these to the logits of every expert [B, E, C].
-    """
-
-    def __init__(self, features: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.features, self.head = features, head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the mean logits."""
-        logits: Tensor = self.head(self.features(images)).mean(dim=1)
-        return logits
 
 
 class Experts(Method):
