@@ -4,7 +4,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-
 EPOCHS: dict[str, Any] = {"unit": "epochs"}  # fields that count epochs: they follow a budget
 
 

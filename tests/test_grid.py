@@ -87,7 +87,7 @@ def test_grid_files(tmp_path):
     assert {c.recipe.stages[0].epochs for c in cells} == {4}
     for content in ("recipes: []", "recipe: [ce]", "recipes: [ce]\nseed: [1]", "a: ["):
         file.write_text(content)
-        with pytest.raises(UserError, match="grid.yaml"):
+        with pytest.raises(UserError, match=r"grid\.yaml"):
             grid.read_grid(str(file))
     with pytest.raises(UserError, match="`seed`: expected whole numbers"):
         grid.read_seeds(["0", "x"])

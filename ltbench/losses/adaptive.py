@@ -207,7 +207,8 @@ def class_radii(class_counts: Counts, size: Tensor, scalars: int, noise: float) 
         UserError: a count is not positive.
     """
     rest = (checked_counts(class_counts) - 1).clamp(min=1).to(size.device)
-    return noise * size.detach().double().sqrt() / (2**0.5 * (rest * scalars) ** 0.25)
+    radii: Tensor = noise * size.detach().double().sqrt() / (2**0.5 * (rest * scalars) ** 0.25)
+    return radii
 
 
 def _lengths(x: Tensor) -> Tensor:
