@@ -114,8 +114,10 @@ def test_readme_commands_name_real_recipes_and_keys():
     assert len(commands) >= 5
     for _, rest in commands:
         words = rest.split("#")[0].split()
-        name = next(w for w in words if w.startswith("recipe=")).removeprefix("recipe=")
-        get_recipe(name, *[w for w in words if not w.startswith("recipe=") and "=" in w])
+        names = next(w for w in words if w.startswith("recipe=")).removeprefix("recipe=")
+        rest = [w for w in words if not w.startswith(("recipe=", "seed=")) and "=" in w]
+        for name in names.split(","):
+            get_recipe(name, *rest)
 
 
 def test_readme_python_examples_run(tmp_path):

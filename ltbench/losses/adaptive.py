@@ -207,11 +207,11 @@ def class_radii(class_counts: Counts, size: Tensor, scalars: int, noise: float) 
         UserError: a count is not positive.
     """
     rest = (checked_counts(class_counts) - 1).clamp(min=1).to(size.device)
-    radii: Tensor = noise * size.detach().double().sqrt() / (2**0.5 * (rest * scalars) ** 0.25)
-    return radii
+    return noise * size.detach().double().sqrt() / (2**0.5 * (rest * scalars) ** 0.25)
 
 
 def _lengths(x: Tensor) -> Tensor:
     """Return the L2 norm of each row, above zero, in a shape that divides the rows."""
     norms = torch.linalg.vector_norm(x.flatten(1), dim=1).clamp(min=torch.finfo(x.dtype).tiny)
-    return norms.view(-1, *(1,) * (x.dim() - 1))
+    shaped: Tensor = norms.view(-1, *(1,) * (x.dim() - 1))
+    return shaped
