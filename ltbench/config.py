@@ -114,8 +114,8 @@ def parse_word(word: str) -> tuple[str, Any]:
 
 
 def read_tree(name: str) -> tuple[Tree, Origins]:
-    """Read a recipe file, its one-level parent and the variant its suffix names."""
-    path, variant = _find(name)
+    """Read a recipe file, its one-level parent and the variants its suffix names."""
+    path, suffix = _find(name)
     tree, origins = _read_file(path), Origins()
     variants: dict[str, Any] = {}
     parent = tree.pop("extends", None)
@@ -138,14 +138,11 @@ def read_tree(name: str) -> tuple[Tree, Origins]:
             assign(tree, origins, key, value, path.name)
     for key, value in override.items():
         assign(tree, origins, key, value, path.name)
-    if variant:
+    for variant in _variants(path.stem, suffix, {**variants, **own}):
         chosen = {**variants.get(variant, {}), **own.get(variant, {})}
-        if variant not in {**variants, **own}:
-            known = ", ".join(f"`{path.stem}_{v}`" for v in {**variants, **own}) or "none"
-            raise UserError(f"recipe `{path.stem}` has no variant `{variant}`; known: {known}")
         for key, value in chosen.items():
             assign(tree, origins, key, value, f"{path.name} ({variant})")
-    tree["name"] = f"{path.stem}_{variant}" if variant else path.stem
+    tree["name"] = f"{path.stem}_{suffix}" if suffix else path.stem
     return tree, origins
 
 
@@ -201,23 +198,60 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield here, value
 
 
-def _find(name: str) -> tuple[Path, str | None]:
-    """Return the file of a recipe and the variant named by its suffix."""
+def _find(name: str) -> tuple[Path, str]:
+    """Return the file of a recipe and what follows its name: the names of variants."""
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
             raise UserError(f"no recipe file `{name}`")
-        return path, None
+        return path, ""
     folder = recipes_dir()
-    if (folder / f"{name}.yaml").is_file() and "/" not in name:
-        return folder / f"{name}.yaml", None
-    match = re.fullmatch(r"(\w+)_(if\d+)", name)
-    if match and (folder / f"{match[1]}.yaml").is_file():
-        return folder / f"{match[1]}.yaml", match[2]
+    base, suffix = name, ""
+    while base and "/" not in name:
+        path = folder / f"{base}.yaml"
+        if path.is_file():
+            if not suffix or suffix.startswith("if") or "variants" in _both(path):
+                return path, suffix
+            break
+        base, _, last = base.rpartition("_")
+        suffix = f"{last}_{suffix}" if suffix else last
     raise UserError(
         f"unknown recipe `{name}`{did_you_mean(name, list_recipes())}; "
         "`ltbench list recipes` shows all, a path ending in .yaml is read as a file"
     )
+
+
+def list_variants(name: str) -> list[str]:
+    """Return the variants of a recipe, its parent's included; they may be joined by `_`."""
+    tree = _both(recipes_dir() / f"{name}.yaml")
+    return sorted(tree.get("variants", {}), key=natural)
+
+
+def _both(path: Path) -> Tree:
+    """Return a file's tree, with its parent's variants among its own."""
+    tree = _read_file(path)
+    parent = recipes_dir() / f"{tree.get('extends')}.yaml"
+    variants = dict(_read_file(parent).get("variants", {})) if parent.is_file() else {}
+    variants |= tree.get("variants", {})
+    return {**tree, "variants": variants} if variants else tree
+
+
+def _variants(recipe: str, suffix: str, known: Tree) -> list[str]:
+    """Cut a suffix into the names of variants, the longest first.
+
+    Raises:
+        UserError: a part of it is no variant of the recipe.
+    """
+    found = []
+    rest = suffix
+    while rest:
+        fitting = [v for v in known if f"{rest}_".startswith(f"{v}_")]
+        if not fitting:
+            names = ", ".join(f"`{recipe}_{v}`" for v in known) or "none"
+            raise UserError(f"recipe `{recipe}` has no variant `{rest}`; known: {names}")
+        found.append(max(fitting, key=len))
+        rest = rest[len(found[-1]) + 1 :]
+    return found
 
 
 def _read_file(path: Path) -> Tree:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, device
 
 BINS = 15
+UNKNOWN = -1  # label and prediction in open-set recognition
 GROUPS = ("many", "medium", "few")
 ShotRule = Literal["strict", "inclusive"] | tuple[int, int]
 
@@ -43,6 +44,51 @@ def shot_groups(
     for k, count in enumerate(class_counts):
         groups["many" if count > high else "few" if count < low else "medium"].append(k)
     return groups
+
+
+def open_set_f(
+    predictions: Sequence[int] | Tensor,
+    labels: Sequence[int] | Tensor,
+    *,
+    rejected_is_wrong: bool,
+) -> float:
+    """Return the F-measure of recognising known classes among images of unknown ones.
+
+    -1 stands for unknown: as a label, an image of no known class; as a prediction, a rejected
+    image. Right are known images with their own class. Precision counts known images that were
+    taken for another class as wrong, "recall" counts unknown images that were accepted as missed.
+
+    Reference: Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR 2019,
+        arXiv:1904.05160 (``rejected_is_wrong=True``); Kang et al., Decoupling Representation and
+        Classifier for Long-Tailed Recognition, ICLR 2020, arXiv:1910.09217 (``False``), each as
+        in the authors' code.
+    Departures: 0 where nothing is right, without the codes' small constants. What both codes
+        call recall is not the usual one; it is kept.
+
+    Args:
+        predictions: predicted classes, or -1 [B].
+        labels: true classes, or -1 [B].
+        rejected_is_wrong: whether a rejected known image is a false positive.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        ValueError: there are not as many predictions as labels.
+    """
+    import torch
+
+    predicted, true = torch.as_tensor(predictions), torch.as_tensor(labels)
+    if predicted.shape != true.shape or true.dim() != 1:
+        raise ValueError(
+            f"expected as many predictions as labels, found shapes {list(predicted.shape)} and "
+            f"{list(true.shape)}"
+        )
+    known, accepted, right = true != UNKNOWN, predicted != UNKNOWN, predicted == true
+    hits = int((known & right).sum())
+    wrong = int((known & ~right & (accepted | rejected_is_wrong)).sum())
+    missed = int((~known & accepted).sum())
+    return 2 * hits / max(2 * hits + wrong + missed, 1)  # of hits / (hits + wrong or missed)
 
 
 class Metrics(BaseModel):

@@ -26,6 +26,22 @@ METHODS = {
     "lws": "LWS",
     "tau_norm": "tau-norm",
     "mislas": "MiSLAS",
+    "focal": "Focal Loss",
+    "class_balanced": "Class-Balanced CE",
+    "vs": "VS",
+    "lade": "LADE",
+    "gcl": "GCL",
+    "disalign": "DisAlign",
+    "cc_sam": "CC-SAM",
+    "bbn": "BBN",
+    "reslt": "ResLT",
+    "ride": "RIDE",
+    "sade": "SADE",
+    "rsg": "RSG",
+    "paco": "PaCo",
+    "bcl": "BCL",
+    "m2m": "M2m",
+    "ldam_drw_sam": "LDAM-DRW + SAM",
 }
 
 SHORT = {"inat18": ("inat", "inat2018", "inaturalist"), "digits_lt": ("digits",)}

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from ltbench.errors import UserError
-from ltbench.metrics import BINS, Accumulator, Metrics, shot_groups
+from ltbench.metrics import BINS, Accumulator, Metrics, open_set_f, shot_groups
 
 COUNTS = (300, 50, 3)
 
@@ -41,6 +41,30 @@ def test_shot_groups_own_thresholds_and_mistakes():
         shot_groups([1], (5, 4))
     with pytest.raises(UserError, match="found `strikt`"):
         shot_groups([1], "strikt")
+
+
+@pytest.mark.parametrize(
+    ("name", "rejected_is_wrong"), [("open_f_oltr", True), ("open_f_rejected_not_fp", False)]
+)
+def test_open_set_f_vectors(vector, name, rejected_is_wrong):
+    v = vector(name)
+    predictions, labels = v["inputs"]["pred"], v["inputs"]["label"]
+    for make in (list, torch.tensor):
+        found = open_set_f(make(predictions), make(labels), rejected_is_wrong=rejected_is_wrong)
+        assert found == pytest.approx(v["expected"], abs=v["tolerance"])
+
+
+@pytest.mark.parametrize("rejected_is_wrong", [True, False])
+def test_open_set_f_at_its_ends(rejected_is_wrong):
+    known, unknown = [0, 1, 2], [-1, -1]
+    perfect = open_set_f(known + unknown, known + unknown, rejected_is_wrong=rejected_is_wrong)
+    assert perfect == 1
+    for nothing in ([-1, -1, -1], [1, 2, 0]):
+        assert open_set_f(nothing, known, rejected_is_wrong=rejected_is_wrong) == 0
+    accepted = open_set_f([0, 1, 2, 0, 0], known + unknown, rejected_is_wrong=rejected_is_wrong)
+    assert accepted == pytest.approx(2 * 3 / (2 * 3 + 2))
+    with pytest.raises(ValueError, match="as many predictions"):
+        open_set_f([0], [0, 1], rejected_is_wrong=rejected_is_wrong)
 
 
 def test_ece_vector(vector):

@@ -83,6 +83,7 @@ class Engine:
         self._recorder = Recorder(model, self.part)
         self._place = {id(p): i for i, p in enumerate(self.part)}
         self.problem: str | None = None  # why `survey` cannot be used; None is not known yet
+        self._told = ""
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -105,9 +106,15 @@ class Engine:
             flag = torch.tensor(float(bool(found)), device=self.part[0].device)
             if dist.sum_(flag) > 0:
                 found = found or "another rank has a reason"
-                LOG.warning("class gradients by one backward pass per class: %s", found)
+                if found != self._told:
+                    LOG.warning("class gradients by one backward pass per class: %s", found)
+                self._told = found
             self.problem = found
         return not self.problem
+
+    def check_again(self) -> None:
+        """Forget whether ``survey`` can be used: the loss may have changed."""
+        self.problem = None
 
     def survey(
         self,

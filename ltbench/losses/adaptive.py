@@ -166,24 +166,25 @@ def class_perturbed_logits(
     logits, features = _full(logits), _full(features)
     owners, inputs, residuals = anchors
     inputs, residuals = inputs.to(features), residuals.to(features)
-    factor = radii.to(features) * scalars**0.5
-    number = factor.new_zeros(len(factor)).index_add(0, owners, factor.new_ones(len(owners)))
-    number = number.clamp(min=1)
-    same = owners[:, None] == owners[None, :]
-    agreement = (residuals @ residuals.T) * same  # inner products of bias gradients
-    own = (labels[:, None] == owners[None, :]) / number[owners]  # [B, N]
+    with torch.autocast(logits.device.type, enabled=False):
+        factor = radii.to(features) * scalars**0.5
+        number = factor.new_zeros(len(factor)).index_add(0, owners, factor.new_ones(len(owners)))
+        number = number.clamp(min=1)
+        same = owners[:, None] == owners[None, :]
+        agreement = (residuals @ residuals.T) * same  # inner products of bias gradients
+        own = (labels[:, None] == owners[None, :]) / number[owners]  # [B, N]
 
-    def shift(inner: Tensor, size: Tensor) -> Tensor:
-        squares = factor.new_zeros(len(factor)).index_add(0, owners, size.sum(dim=1))
-        norms = squares.clamp(min=0).sqrt() / number
-        scale = factor / norms.clamp(min=1e-12) ** 1.5
-        moved: Tensor = scale[labels][:, None] * ((own * inner) @ residuals)
-        return moved
+        def shift(inner: Tensor, size: Tensor) -> Tensor:
+            squares = factor.new_zeros(len(factor)).index_add(0, owners, size.sum(dim=1))
+            norms = squares.clamp(min=0).sqrt() / number
+            scale = factor / norms.clamp(min=1e-12) ** 1.5
+            moved: Tensor = scale[labels][:, None] * ((own * inner) @ residuals)
+            return moved
 
-    out = logits + shift(features @ inputs.T, agreement * (inputs @ inputs.T))
-    if bias:
-        out = out + shift(torch.ones_like(own), agreement)
-    return out
+        out = logits + shift(features @ inputs.T, agreement * (inputs @ inputs.T))
+        if bias:
+            out = out + shift(torch.ones_like(own), agreement)
+        return out
 
 
 def class_radii(class_counts: Counts, size: Tensor, scalars: int, noise: float) -> Tensor:

@@ -140,6 +140,7 @@ class Plot(Update):
         after = self.config.after
         self.after: Update = registries.UPDATES.get(after.name)(after.config)
         self._engine: Engine | None = None
+        self._epoch = -1  # in which the engine was checked; a method may change with epochs
 
     @classmethod
     def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
@@ -218,6 +219,9 @@ class Plot(Update):
         cfg, counts = self.config, run.method.info.class_counts
         if self._engine is None or self._engine.part != part:
             self._engine = Engine(run.method, part)
+        if at.epoch != self._epoch:
+            self._engine.check_again()
+            self._epoch = at.epoch
         engine, shared = self._engine, False
         outs: list[Rows] = []
 

@@ -198,3 +198,18 @@ def test_backbones_without_maps_are_refused(whole):
     net.scale = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(UserError, match="take a ResNet"):
         entering_channels(net)
+
+
+def test_plot_follows_when_generation_begins():
+    """From then on the loss has more rows than the batch has images."""
+    from test_contract import ready
+
+    from ltbench import registries, validation
+
+    method, run = ready("rsg")
+    method.config = method.config.model_copy(update={"generate_from": 1})
+    options = {"part": "layer1", "class_gradients": "fast"}
+    update = registries.UPDATES.get("plot")(validation.build_options("UPDATES", "plot", options))
+    for epoch in (0, 1, 1):
+        log = toys.step(update, run, [toys.batch()], toys.at(0, epoch=epoch))
+        assert torch.isfinite(log["loss"])

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from ltbench import dist, schema
+from ltbench.backbones.batchnorm import frozen_statistics
+from ltbench.losses import cross_entropy_rows
+from ltbench.losses.adaptive import difficulty_weights, driver_loss
+from ltbench.methods.base import Batch, Kind, Method, Progress, Rows, Stream
+from ltbench.methods.inner import InnerAdam, evaluating
+
+make_dual: Any = forward_ad.make_dual  # untyped in torch
+unpack_dual: Any = forward_ad.unpack_dual
+
+
+class DifficultyNet(Method):
+    """Cross-entropy with class weights that a small network makes of the classes' accuracies.
+
+    Before each step the network learns from a balanced meta batch: the weights should lower its
+    loss after a step, and stay near what the accuracies suggest (the driver loss).
+
+    Reference: Sinha and Ohashi, Difficulty-Net: Learning to Predict Difficulty for Long-Tailed
+        Recognition, WACV 2023, arXiv:2209.02960.
+    Departures: in the authors' code no gradient of the meta loss reaches the network, which is
+        `meta_gradient: false`; the default is the paper's. Meta images are those of the
+        validation split where there is one, else class-aware draws of the training images, where
+        the authors hold out balanced images. Accuracies are counted on an epoch's meta batches.
+        The gradient through the virtual step is exact, by one forward-mode pass. With gradient
+        accumulation each micro-batch makes a meta step of its own.
+    """
+
+    kind: ClassVar[Kind] = "meta"
+    streams: ClassVar[Mapping[str, Stream]] = {"meta": Stream("class_aware", split="val")}
+    freeze: ClassVar[tuple[str, ...]] = ("net",)
+
+    class Config(schema.Config):
+        """Options of Difficulty-Net."""
+
+        hidden: int = Field(128, ge=1)
+        """Width of the network's hidden layers."""
+        layers: int = Field(2, ge=1)
+        """Hidden layers."""
+        lam: float = Field(0.3, ge=0)
+        """Weight of the driver loss."""
+        lr: float = Field(1e-5, gt=0)
+        """Learning rate of the network, under Adam."""
+        weight_decay: float = Field(1e-4, ge=0)
+        """Weight decay of the network."""
+        meta_gradient: bool = True
+        """Whether the loss after a virtual step trains the network, or the driver loss alone."""
+
+    config: Config
+    accuracy: Tensor
+    right: Tensor
+    seen: Tensor
+
+    def setup(self, previous: Method | None) -> None:
+        """Make the network, its optimizer's state, and the counts of accuracies."""
+        cfg, classes = self.config, self.info.num_classes
+        widths = [classes, *[cfg.hidden] * cfg.layers]
+        hidden = [
+            layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b, bias=False), nn.ReLU())
+        ]
+        self.net = nn.Sequential(*hidden, nn.Linear(cfg.hidden, classes, bias=False))
+        self.adam = InnerAdam(list(self.net.parameters()), cfg.lr, cfg.weight_decay)
+        self.register_buffer("accuracy", torch.zeros(classes))
+        self.register_buffer("right", torch.zeros(classes, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros(classes, dtype=torch.int64))
+
+    @torch.no_grad()
+    def on_epoch(self, at: Progress) -> None:
+        """Take over the accuracies of the epoch before; in the first they are zero."""
+        self.accuracy.copy_(self.right / self.seen.clamp(min=1))
+        self.right.zero_()
+        self.seen.zero_()
+
+    def prepare(self, batch: Batch, at: Progress) -> Batch:
+        """Let the network learn from the meta batch, and weigh the classes anew."""
+        self.count(batch.streams["meta"])
+        with torch.enable_grad():
+            names = [name for name, _ in self.net.named_parameters()]
+            own = [p.detach().requires_grad_() for p in self.net.parameters()]
+            inner = dict(zip(names, own, strict=True))
+            difficulty = functional_call(self.net, inner, (self.accuracy,)).sigmoid()
+            weights = difficulty_weights(difficulty)
+            objective = self.config.lam * driver_loss(difficulty, self.accuracy)
+            if self.config.meta_gradient:
+                slopes = self.meta_slopes(batch, weights.detach(), at.lr)
+                objective = objective + (slopes.to(weights) * weights).sum()
+            gradients = torch.autograd.grad(objective, own)
+        self.adam.step(list(self.net.parameters()), gradients)
+        with torch.no_grad():
+            weights = difficulty_weights(self.net(self.accuracy).sigmoid())
+        return replace(batch, extra={**batch.extra, "class_weights": weights})
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return one row per image, weighted by class."""
+        logits = self.predict(batch.views[0])
+        rows = cross_entropy_rows(logits, batch.labels)
+        weight = batch.extra["class_weights"].to(rows)[batch.labels]
+        return Rows(rows, batch.labels, images=len(rows), weight=weight, logits=logits.detach())
+
+    @torch.no_grad()
+    def count(self, meta: Batch) -> None:
+        """Count which meta images of all ranks the model gets right."""
+        with evaluating(self):
+            hits = (self.predict(meta.views[0]).argmax(dim=1) == meta.labels).long()
+        found = torch.stack([self.right.new_zeros(len(self.right)) for _ in range(2)])
+        found[0].index_add_(0, meta.labels, hits)
+        found[1].index_add_(0, meta.labels, torch.ones_like(hits))
+        dist.sum_(found)
+        self.right += found[0]
+        self.seen += found[1]
+
+    def meta_slopes(self, batch: Batch, weights: Tensor, lr: float) -> Tensor:
+        """Return how the meta loss after a virtual step changes with each class's weight [C].
+
+        The virtual step is theta - lr * sum_k w_k G_k, with G_k the gradient of class k's share
+        of the batch loss, so that the slope is -lr <G_k, gradient of the meta loss after it>.
+
+        Args:
+            batch: the global batch's part of this rank, with its meta batch.
+            weights: of each class [C].
+            lr: of the virtual step.
+        """
+        images, labels = batch.views[0], batch.labels
+        meta = batch.streams["meta"]
+        sizes = dist.sum_(torch.tensor([len(labels), len(meta.labels)], device=labels.device))
+        trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        with frozen_statistics(self):
+            rows = cross_entropy_rows(self.predict(images), labels)
+            total = (weights.to(rows)[labels] * rows).sum() / sizes[0]
+            step = _filled(trained, total)
+            moved = {
+                n: (p.detach() - lr * g).requires_grad_()
+                for (n, p), g in zip(trained.items(), step, strict=True)
+            }
+            after = cross_entropy_rows(functional_call(self, moved, (meta.views[0],)), meta.labels)
+            wish = _filled(moved, after.sum() / sizes[1])
+            with torch.no_grad(), forward_ad.dual_level():
+                dual = {
+                    n: make_dual(p.detach(), u)
+                    for (n, p), u in zip(trained.items(), wish, strict=True)
+                }
+                logits = functional_call(self, dual, (images,))
+                slope = unpack_dual(cross_entropy_rows(logits, labels)).tangent
+        slopes = weights.new_zeros(len(weights)).index_add(0, labels, slope.to(weights))
+        return dist.sum_(-lr * slopes / sizes[0])
+
+
+def _filled(parameters: Mapping[str, Tensor], loss: Tensor) -> list[Tensor]:
+    """Return the gradient of a loss that is summed over ranks."""
+    wanted = list(parameters.values())
+    found = torch.autograd.grad(loss, wanted, allow_unused=True)
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)]
+    dist.sum_gradients(filled)
+    return filled
