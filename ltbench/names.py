@@ -41,6 +41,7 @@ METHODS = {
     "paco": "PaCo",
     "bcl": "BCL",
     "m2m": "M2m",
+    "difficulty_net": "Difficulty-Net",
     "ldam_drw_sam": "LDAM-DRW + SAM",
 }
 
@@ -72,7 +73,7 @@ def dataset_names(title: str) -> tuple[str, ...]:
 
 def backbone_title(name: str) -> str:
     """Return the title of a backbone, e.g. ResNet-32 for `resnet32_cifar`; timm's others stay."""
-    found = re.fullmatch(r"(resnet|resnext)(\d+)(_cifar|_32x4d)?", name)
+    found = re.fullmatch(r"(resnet|resnext)(\d+)(_cifar|_32x4d)?(\.\w+)?", name)
     if not found:
         return name
     return f"{'ResNet' if found[1] == 'resnet' else 'ResNeXt'}-{found[2]}"

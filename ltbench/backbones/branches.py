@@ -143,5 +143,5 @@ def redraw(module: nn.Module) -> None:
     Weights that are constant, as those of normalisations, stay.
     """
     for parameter in module.parameters():
-        if parameter.dim() > 1:
+        if parameter.dim() > 1 and not parameter.is_meta:
             nn.init.normal_(parameter, std=float(parameter.std(correction=0)))
