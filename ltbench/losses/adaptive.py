@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ltbench.losses.class_counts import Counts, checked_counts
-from ltbench.losses.rows import _full, cross_entropy_rows
+from ltbench.losses.precision import full
+from ltbench.losses.rows import cross_entropy_rows
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -79,12 +80,12 @@ def translate(
     for _ in range(steps):
         with torch.enable_grad():
             x = x.requires_grad_()
-            kept = _full(model(x)).gather(1, seeds[:, None]).sum()
+            kept = full(model(x)).gather(1, seeds[:, None]).sum()
             energy = cross_entropy_rows(helper(x), targets).sum() + lam * kept
             (gradient,) = torch.autograd.grad(energy, x)
         x = (x.detach() - step_size * gradient / _lengths(gradient)).clamp(0, 1)
     with torch.no_grad():
-        confidence = _full(helper(x)).softmax(dim=1).gather(1, targets[:, None])[:, 0]
+        confidence = full(helper(x)).softmax(dim=1).gather(1, targets[:, None])[:, 0]
     return x, confidence
 
 
@@ -106,7 +107,7 @@ def difficulty_weights(difficulty: Tensor) -> Tensor:
         Recognition, WACV 2023, arXiv:2209.02960.
     Departures: none known.
     """
-    difficulty = _full(difficulty)
+    difficulty = full(difficulty)
     return len(difficulty) * difficulty / difficulty.sum()
 
 
@@ -119,13 +120,13 @@ def difficulty_target(accuracy: Tensor) -> Tensor:
     Args:
         accuracy: of each class, in [0, 1] [C].
     """
-    accuracy = _full(accuracy)
+    accuracy = full(accuracy)
     return 1 - accuracy / (accuracy.sum() + 1e-12)
 
 
 def driver_loss(difficulty: Tensor, accuracy: Tensor) -> Tensor:
     """Return the mean squared distance of difficulties [C] from ``difficulty_target``."""
-    return ((_full(difficulty) - difficulty_target(accuracy)) ** 2).mean()
+    return ((full(difficulty) - difficulty_target(accuracy)) ** 2).mean()
 
 
 def class_perturbed_logits(
@@ -163,7 +164,7 @@ def class_perturbed_logits(
     Returns:
         Logits [B, C]; gradients flow through ``logits`` and ``features``.
     """
-    logits, features = _full(logits), _full(features)
+    logits, features = full(logits), full(features)
     owners, inputs, residuals = anchors
     inputs, residuals = inputs.to(features), residuals.to(features)
     with torch.autocast(logits.device.type, enabled=False):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ltbench.losses.class_counts import Counts, checked_counts
+from ltbench.losses.precision import full
 
 CENTRE_FLOOR = 1e-9  # keeps the log of a class's share finite; as in PaCo's code
 
@@ -79,7 +80,7 @@ def paco_rows(
             "expected `alpha`, `gamma` >= 0 and `beta`, `temperature` > 0, found "
             f"{alpha}, {gamma}, {beta}, {temperature}"
         )
-    scores = _full(scores)
+    scores = full(scores)
     similar, itself = _similarities(anchors, others, start, temperature)
     positive = (labels[:, None] == other_labels) & ~itself
     weight = scores.new_tensor(gamma).log()  # minus infinity takes features out
@@ -144,11 +145,7 @@ def _similarities(
 ) -> tuple[Tensor, Tensor]:
     """Return scaled inner products [N, M], and where an anchor meets itself."""
     with torch.autocast(anchors.device.type, enabled=False):
-        similar = _full(anchors) @ _full(others).T / temperature
+        similar = full(anchors) @ full(others).T / temperature
     itself = torch.zeros_like(similar, dtype=torch.bool)
     itself.diagonal(offset=start).fill_(True)
     return similar, itself
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltbench.losses.class_counts import Counts, checked_counts
+from ltbench.losses.precision import full
 from ltbench.losses.rows import cross_entropy_rows, ldam_rows, logit_adjusted_rows
 
 RESLT_FLOOR = 1e-7  # added to probabilities; as in ResLT's code
@@ -96,7 +97,7 @@ def floored_cross_entropy_rows(logits: Tensor, labels: Tensor, floor: float) -> 
     Returns:
         Losses [B].
     """
-    p = _full(logits).softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    p = full(logits).softmax(dim=1).gather(1, labels[:, None])[:, 0]
     return -(p + floor).log()
 
 
@@ -135,7 +136,7 @@ def reslt_rows(
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"`beta` must be in [0, 1], found {beta}")
-    logits = _full(logits)
+    logits = full(logits)
     sees = torch.stack([torch.ones_like(tail), medium_and_tail, tail], dim=1)[labels]  # [B, 3]
     if contributions is None:
         contributions = sees.to(logits).sum() / max(len(labels), 1)
@@ -206,7 +207,7 @@ def diversity_rows(logits: Tensor, temperatures: Tensor) -> Tensor:
     Returns:
         Rows [B], >= 0.
     """
-    logits = _full(logits)
+    logits = full(logits)
     t = temperatures.to(logits)
     mean = (logits.detach().mean(dim=1, keepdim=True) / t).log_softmax(dim=2)  # [B, 1, C]
     own = (logits / t).log_softmax(dim=2)
@@ -315,7 +316,7 @@ def sade_test_time_similarity(first: Tensor, second: Tensor, raw_weights: Tensor
         Scalar in [0, 1].
     """
     weights = raw_weights.softmax(dim=0)[:, None]
-    one, other = ((weights * _full(z)).sum(dim=1).softmax(dim=1) for z in (first, second))
+    one, other = ((weights * full(z)).sum(dim=1).softmax(dim=1) for z in (first, second))
     return F.cosine_similarity(one, other, dim=1).mean()
 
 
@@ -351,7 +352,7 @@ def sade_expert_weights(
     Returns:
         Weights [E], positive and of sum 1; equal ones where there are no images.
     """
-    first, second = _full(first).detach(), _full(second).detach()
+    first, second = full(first).detach(), full(second).detach()
     experts = first.shape[1]
     raw = first.new_full((experts,), 1 / experts).requires_grad_()
     optimizer = torch.optim.SGD([raw], lr, momentum, 0.0, weight_decay, nesterov=True)
@@ -366,7 +367,3 @@ def sade_expert_weights(
         if raw.detach().softmax(dim=0).min() < least:
             break
     return raw.detach().softmax(dim=0)
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltbench.losses.class_counts import Counts, checked_counts
+from ltbench.losses.precision import full
 
 LADE_FLOOR = 1e-9  # inside the logarithms of priors; as in the authors' code
 LADE_COUNT_FLOOR = 1e-8  # added to the images of a class in the batch; as in the authors' code
@@ -39,7 +40,7 @@ def focal_rows(logits: Tensor, labels: Tensor, gamma: float = 2.0, detach: bool 
     """
     if not gamma >= 0:
         raise ValueError(f"`gamma` must be >= 0, found {gamma}")
-    rows = F.cross_entropy(_full(logits), labels, reduction="none")
+    rows = F.cross_entropy(full(logits), labels, reduction="none")
     miss = -torch.expm1(-(rows.detach() if detach else rows))  # 1 - p, no cancellation
     return miss.clamp(min=torch.finfo(rows.dtype).tiny) ** gamma * rows
 
@@ -108,7 +109,7 @@ def vs_rows(logits: Tensor, labels: Tensor, scale: Tensor, offset: Tensor) -> Te
     Returns:
         Losses [B].
     """
-    logits = _full(logits)
+    logits = full(logits)
     adjusted = logits * scale.to(logits) + offset.to(logits)
     return F.cross_entropy(adjusted, labels, reduction="none")
 
@@ -158,7 +159,7 @@ def lade_regulariser(
     """
     if not lam >= 0:
         raise ValueError(f"`lam` must be >= 0, found {lam}")
-    logits = _full(logits)
+    logits = full(logits)
     images, num_classes = logits.shape
     if images == 0:
         return logits.sum()
@@ -228,7 +229,7 @@ def gcl_rows(
         raise ValueError(f"`margin` must be >= 0, found {margin}")
     if not focus >= 0:
         raise ValueError(f"`focus` must be >= 0, found {focus}")
-    logits = _full(logits)
+    logits = full(logits)
     lowered = logits - scale * noise.to(logits)
     own = torch.full_like(lowered[:, :1], -scale * margin)
     lowered = lowered.scatter_add(1, labels[:, None], own)
@@ -287,7 +288,3 @@ def generalised_weights(class_counts: Counts, rho: float = 1.2) -> Tensor:
     counts = checked_counts(class_counts)
     weights = (counts.min() / counts) ** rho
     return len(counts) * weights / weights.sum()
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltbench.losses.class_counts import Counts, checked_counts
+from ltbench.losses.precision import full
 
 
 def cross_entropy_rows(logits: Tensor, labels: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def cross_entropy_rows(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Losses [B].
     """
-    return F.cross_entropy(_full(logits), labels, reduction="none")
+    return F.cross_entropy(full(logits), labels, reduction="none")
 
 
 def mixup_rows(logits: Tensor, labels: Tensor, partner: Tensor, lam: float) -> Tensor:
@@ -48,7 +49,7 @@ def mixup_rows(logits: Tensor, labels: Tensor, partner: Tensor, lam: float) -> T
     """
     if not 0 <= lam <= 1:
         raise ValueError(f"`lam` must be in [0, 1], found {lam}")
-    log_p = _full(logits).log_softmax(dim=1)
+    log_p = full(logits).log_softmax(dim=1)
     first, second = _pick(log_p, labels), _pick(log_p, partner)
     return -(lam * first + (1 - lam) * second)
 
@@ -68,7 +69,7 @@ def logit_adjusted_rows(logits: Tensor, labels: Tensor, offset: Tensor) -> Tenso
     Returns:
         Losses [B].
     """
-    logits = _full(logits)
+    logits = full(logits)
     return cross_entropy_rows(logits + offset.to(logits), labels)
 
 
@@ -114,7 +115,7 @@ def ldam_rows(logits: Tensor, labels: Tensor, margins: Tensor, scale: float = 30
     """
     if not scale > 0:
         raise ValueError(f"`scale` must be > 0, found {scale}")
-    logits = _full(logits)
+    logits = full(logits)
     lowered = scale * margins.to(logits)[labels]  # [B]
     return cross_entropy_rows(logits.scatter_add(1, labels[:, None], -lowered[:, None]), labels)
 
@@ -135,7 +136,7 @@ def label_aware_smoothing_rows(logits: Tensor, labels: Tensor, smoothing: Tensor
     Returns:
         Losses [B].
     """
-    log_p = _full(logits).log_softmax(dim=1)
+    log_p = full(logits).log_softmax(dim=1)
     share = smoothing.to(log_p)[labels]  # [B]
     return -((1 - share) * _pick(log_p, labels) + share * log_p.mean(dim=1))
 
@@ -166,7 +167,7 @@ def variability_collapse(
     Raises:
         ValueError: ``divisor`` is unknown.
     """
-    rows = _full(rows)
+    rows = full(rows)
     zeros = rows.new_zeros(num_classes)
     counts = zeros.index_add(0, labels, torch.ones_like(rows))
     means = zeros.index_add(0, labels, rows) / counts.clamp(min=1)
@@ -183,10 +184,6 @@ def variability_collapse(
     else:
         raise ValueError(f"`divisor`: expected all, present or official, found {divisor}")
     return std.sum() / terms.clamp(min=1), std
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _pick(log_p: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltbench.losses.class_counts import Counts, checked_counts
-from ltbench.losses.rows import _full, cross_entropy_rows
+from ltbench.losses.precision import full
+from ltbench.losses.rows import cross_entropy_rows
 
 VectorOrder = Literal["memory", "channels"]
 
@@ -94,7 +95,7 @@ def center_rows(maps: Tensor, shares: Tensor, centers: Tensor) -> Tensor:
     Returns:
         Losses [B].
     """
-    maps, shares, centers = _full(maps), _full(shares), _full(centers)
+    maps, shares, centers = full(maps), full(shares), full(centers)
     means = maps.mean(dim=(2, 3))  # [B, D]
     spread = ((maps - means[:, :, None, None]) ** 2).sum(dim=(1, 2, 3))
     away = ((means[:, None] - centers) ** 2).sum(dim=2)  # [B, K]
@@ -128,7 +129,7 @@ def variation_rows(
     size = moved.shape[1]
 
     def vectors(x: Tensor) -> Tensor:  # [P, H W, D]
-        x = _full(x)
+        x = full(x)
         x = x if order == "memory" else x.movedim(1, -1)
         return x.reshape(len(x), x[0].numel() // size if len(x) else 0, size)
 
@@ -188,7 +189,7 @@ class VariationTransfer(nn.Module):
 
     def shares(self, maps: Tensor, labels: Tensor) -> Tensor:
         """Return the share of each center of its class in a map [B, K]."""
-        means = _full(maps).mean(dim=(2, 3))
+        means = full(maps).mean(dim=(2, 3))
         scores = (means[:, None] @ self.weight.index_select(0, labels).to(means))[:, 0]
         return (scores + self.bias.index_select(0, labels).to(means)).softmax(dim=1)
 
