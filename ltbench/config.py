@@ -114,7 +114,10 @@ def parse_word(word: str) -> tuple[str, Any]:
 
 
 def read_tree(name: str) -> tuple[Tree, Origins]:
-    """Read a recipe file, its one-level parent and the variants its suffix names."""
+    """Read a recipe file, its one-level parent and the variants its suffix names.
+
+    A ratio's values are set first wherever it stands in the name, so that the others win.
+    """
     path, suffix = _find(name)
     tree, origins = _read_file(path), Origins()
     variants: dict[str, Any] = {}
@@ -138,7 +141,8 @@ def read_tree(name: str) -> tuple[Tree, Origins]:
             assign(tree, origins, key, value, path.name)
     for key, value in override.items():
         assign(tree, origins, key, value, path.name)
-    for variant in _variants(path.stem, suffix, {**variants, **own}):
+    chain = _variants(path.stem, suffix, {**variants, **own})
+    for variant in sorted(chain, key=lambda v: not re.fullmatch(r"if\d+", v)):  # ratios first
         chosen = {**variants.get(variant, {}), **own.get(variant, {})}
         for key, value in chosen.items():
             assign(tree, origins, key, value, f"{path.name} ({variant})")

@@ -208,7 +208,8 @@ def target_row(recipe: Recipe) -> str | None:
     same = [row for row in rows if ratio is None or float(row["imbalance_ratio"]) == ratio]
     if not same and len(rows) != 1:
         return None
-    row = (same or rows)[0]
+    network = backbone_title(recipe.backbone.name)
+    row = min(same or rows, key=lambda row: row["backbone"] != network)
     groups = [f"{g} {row[g]}" for g in ("many", "medium", "few") if row[g]]
     numbers = ", ".join([f"overall {row['overall']}", *groups])
     return (

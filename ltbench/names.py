@@ -46,7 +46,7 @@ METHODS = {
 }
 
 SHORT = {"inat18": ("inat", "inat2018", "inaturalist"), "digits_lt": ("digits",)}
-_SUFFIX = re.compile(r"_(cifar100?|imagenet_lt|places_lt|inat)(_if\d+)?$")
+_SUFFIX = re.compile(r"_(cifar100?|imagenet_lt|places_lt|inat)(_resnex?t\d+)?(_if\d+)?$")
 
 
 def key(text: str) -> str:

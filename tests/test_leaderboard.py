@@ -329,3 +329,10 @@ def test_the_table_needs_no_torch(tmp_path):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_target_is_the_row_of_the_recipes_own_network():
+    found = leaderboard.target_row(get_recipe("disalign_imagenet_lt"))
+    assert "ResNeXt-50: overall 53.4" in found
+    found = leaderboard.target_row(get_recipe("disalign_imagenet_lt_resnet50"))
+    assert "ResNet-50: overall 52.9" in found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ from ltbench import get_recipe, grid, list_recipes
 from ltbench.config import list_variants
 from ltbench.data.base import DatasetInfo
 from ltbench.errors import UserError
+from ltbench.leaderboard import published
+from ltbench.names import backbone_title
 from ltbench.trainer import build_backbone, build_method
 
 ROOT = Path(__file__).parent.parent
@@ -46,9 +50,64 @@ def test_variants_chain_and_the_longest_name_wins():
 
 
 def test_un_mixed_labels_alone_are_ordinary_training_on_first_labels():
-    update = get_recipe("plot_official_cifar10_unmixed_only").stages[0].update.config
-    assert (update.rho, update.collapse_weight, update.mixed_labels) == (0.0, 0.0, False)
-    assert (update.solver.config.c, update.solver.config.rescale) == (0.0, "sum")
+    for suffix, epochs in (("", 50), ("_if50", 20), ("_if200", 80)):
+        recipe = get_recipe(f"plot_official_cifar10_unmixed_only{suffix}")
+        update = recipe.stages[0].update.config
+        assert (update.epochs, update.rho, update.climb_kept) == (epochs, 0.0, 0.0)
+        assert (update.collapse_weight, update.mixed_labels) == (0.0, False)
+        assert (update.solver.config.c, update.solver.config.rescale) == (0.0, "sum")
+        assert "Isolates the labels" in recipe.note
+
+
+def test_a_ratio_gives_way_to_other_variants_wherever_it_stands():
+    for name in ("gcl_moo_cifar10_mgda_naive_if200", "gcl_moo_cifar10_if200_mgda_naive"):
+        assert get_recipe(name).stages[0].update.config.epochs is None
+    assert get_recipe("gcl_moo_cifar10_mgda_if200").stages[0].update.config.epochs == 80
+
+
+def test_each_rung_of_the_ladder_adds_one_thing():
+    recipes, _, _ = grid.read_grid(str(ROOT / "recipes" / "grids" / "table4_ladder.yaml"))
+    rungs = [get_recipe(name).stages[0].update.config.model_dump() for name in recipes[1:]]
+    changed = [
+        {key for key in one if one[key] != other[key]} for one, other in itertools.pairwise(rungs)
+    ]
+    assert changed == [{"rho"}, {"collapse_weight"}]
+
+
+def every_variant() -> list[str]:
+    names = [(name, list_variants(name)) for name in list_recipes()]
+    return [f"{name}_{variant}" for name, variants in names for variant in variants]
+
+
+@pytest.mark.parametrize("name", every_variant())
+def test_every_variant_resolves_and_aims_at_what_was_published(name):
+    recipe = get_recipe(name)
+    assert recipe.name == name
+    assert recipe.target or recipe.note
+    if recipe.target is not None:
+        aims = (recipe.target.method, recipe.target.source)
+        assert aims in {(row["method"], row["source"]) for row in published()}
+
+
+def test_variants_with_another_backbone_aim_at_rows_of_that_backbone():
+    for name in every_variant():
+        recipe = get_recipe(name)
+        network = backbone_title(recipe.backbone.name)
+        if recipe.target is not None and f"_{recipe.backbone.name[:8]}" in name:
+            aims = (recipe.target.method, recipe.target.source, network)
+            assert aims in {(r["method"], r["source"], r["backbone"]) for r in published()}, name
+
+
+def test_recipes_with_plot_in_their_name_use_it():
+    for name in list_recipes("*_plot*"):
+        updates = [stage.update.name for stage in get_recipe(name).stages]
+        assert updates.count("plot") == 1, name
+
+
+def test_names_follow_the_grammar():
+    for name in list_recipes("*_*"):
+        if get_recipe(name).data.name in (*CLASSES, "inat18"):
+            assert re.fullmatch(r"[a-z0-9_]+_(cifar100?|imagenet_lt|places_lt|inat)", name), name
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "grids").glob("*.yaml")))

@@ -35,7 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ride": {"branch_at": "layer1", "reweight_from": 0},
     "sade": {"branch_at": "layer1"},
     "rsg": {"generate_from": 0, "reweight_from": 0, "centers": 3},
-    "m2m": {"generate_from": 0, "gamma": 0.3},
+    "m2m": {"generate_from": 0, "gamma": 0.0, "beta": 0.5},  # most searches are accepted
+    "cc_sam": {"noise": 0.5},
     "paco": {"queue": 44, "dim": 8},
     "bcl": {"dim": 8},
     "difficulty_net": {"hidden": 8},

@@ -78,8 +78,12 @@ class DifficultyNet(Method):
 
     @torch.no_grad()
     def on_epoch(self, at: Progress) -> None:
-        """Take over the accuracies of the epoch before; in the first they are zero."""
-        self.accuracy.copy_(self.right / self.seen.clamp(min=1))
+        """Take over the accuracies of the epoch before; in the first they are zero.
+
+        A class without meta images keeps the accuracy it had.
+        """
+        found = self.right / self.seen.clamp(min=1)
+        self.accuracy.copy_(torch.where(self.seen > 0, found.to(self.accuracy), self.accuracy))
         self.right.zero_()
         self.seen.zero_()
 
