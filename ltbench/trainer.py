@@ -22,10 +22,10 @@ from ltbench.backbones.batchnorm import (
 from ltbench.checkpoint import Position, Snapshot, Store
 from ltbench.data.base import Data, DatasetInfo, Split
 from ltbench.data.loader import Loaded, batches, steps_per_epoch
+from ltbench.epoch_stats import EpochStats
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
 from ltbench.methods.base import Batch, Method, Progress
-from ltbench.metrics import shot_groups
 from ltbench.optim import build_optimizer, set_lr
 from ltbench.recipe import Choice, Recipe, Stage
 from ltbench.seeding import derive
@@ -309,47 +309,6 @@ class Trainer:
         failed = dist.broadcast_text(failed)  # all ranks stop when the disk is full
         if failed:
             raise UserError(failed)
-
-
-class EpochStats:
-    """Loss and training accuracy of an epoch, summed on the device and read at its end."""
-
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.table = torch.zeros((num_classes, 2), dtype=torch.int64, device=device)
-        self.loss = torch.zeros(2, dtype=torch.float64, device=device)
-
-    def add(self, log: Log, micro: list[Batch]) -> None:
-        """Count one step."""
-        self.loss += torch.stack([log["loss"].double(), self.loss.new_ones(())])
-        for batch, rows in zip(micro, log["rows"], strict=True):
-            if rows.logits is not None:
-                right = (rows.logits.argmax(dim=1) == batch.labels).long()
-                self.table.index_add_(
-                    0, batch.labels, torch.stack([right, torch.ones_like(right)], dim=1)
-                )
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the sums over all ranks so far."""
-        return {"table": dist.sum_(self.table.clone()), "loss": self.loss}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from saved sums; other ranks than the first start at zero."""
-        if tensors:
-            self.loss.copy_(tensors["loss"])
-            if dist.is_main():
-                self.table.copy_(tensors["table"])
-
-    def summary(self, class_counts: tuple[int, ...], rule: str) -> dict[str, float | None]:
-        """Return the mean loss and the training recall of each shot group, and start anew."""
-        table = dist.sum_(self.table).tolist()
-        loss = float(self.loss[0] / self.loss[1].clamp(min=1))
-        self.table.zero_()
-        self.loss.zero_()
-        row: dict[str, float | None] = {"loss": loss}
-        for name, classes in shot_groups(class_counts, rule).items():
-            recalls = [table[k][0] / table[k][1] for k in classes if table[k][1]]
-            row[f"train_{name}"] = sum(recalls) / len(recalls) if recalls else None
-        return row
 
 
 def build_backbone(recipe: Recipe) -> Any:

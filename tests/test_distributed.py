@@ -99,3 +99,43 @@ def test_ranks_equal_one_process(world, norm, tmp_path):
 
 def test_every_update_is_covered():
     assert {key for _, key in CASES} >= set(UPDATES) - {"plot-pcgrad"}
+
+
+def lonely(rank: int, world: int, port: int, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
+    found = {key: on_the_first_rank(key) for key in EMPTY}
+    if rank == 0:
+        torch.save(found, out)
+    torch.distributed.destroy_process_group()
+
+
+EMPTY = ("plain", "sam", "plot-cagrad", "plot-exact")
+
+
+def on_the_first_rank(key: str) -> list[torch.Tensor]:
+    method, run = ready("ce", norm=False)
+    method.double()
+    x, y = toys.images(10)
+    rows = torch.arange(10) if dist.rank() == 0 else torch.arange(0)
+    for step in range(2):
+        part = Batch((x[rows].double(),), y[rows], rows)
+        toys.step(make_update(key, method), run, [part], toys.at(step))
+    return [p.detach().clone() for p in method.parameters()]
+
+
+def test_a_rank_without_images_changes_nothing(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    port, out = free_port(), tmp_path / "found.pt"
+    ranks = [context.Process(target=lonely, args=(r, 2, port, str(out))) for r in range(2)]
+    for p in ranks:
+        p.start()
+    for p in ranks:
+        p.join(timeout=120)
+        assert p.exitcode == 0
+    found = torch.load(out, weights_only=True)
+    for key in EMPTY:
+        for a, b in zip(on_the_first_rank(key), found[key], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)

@@ -48,21 +48,25 @@ class Columns:
             size: of what left the layer.
         """
         if isinstance(layer, nn.Linear):
-            return x.reshape(len(x), -1, 1, x.shape[-1])[..., :: self.step]
+            places = math.prod(x.shape[1:-1])
+            return x.reshape(len(x), places, 1, x.shape[-1])[..., :: self.step]
         if self.taps and layer.weight[0, 0].numel() > 1:
             options = layer.kernel_size, layer.dilation, layer.padding, layer.stride
             patches = F.unfold(x, *options)  # type: ignore[arg-type]
             split: Tensor = torch.unflatten(patches, 1, (layer.groups, -1))
             return split.permute(0, 3, 1, 2)
         seen = _at_centre(layer, x, size).permute(0, 2, 3, 1)
-        return seen.reshape(len(x), -1, layer.groups, layer.weight.shape[1])[..., :: self.step]
+        places = math.prod(seen.shape[1:3])
+        split = seen.reshape(len(x), places, layer.groups, layer.weight.shape[1])
+        return split[..., :: self.step]
 
 
 def outputs(layer: Weighted, z: Tensor) -> Tensor:
     """Return a tensor of the output's shape as [B, places, G, C / G]."""
     if isinstance(layer, nn.Linear):
-        return z.reshape(len(z), -1, 1, z.shape[-1])
-    return z.permute(0, 2, 3, 1).reshape(len(z), -1, layer.groups, z.shape[1] // layer.groups)
+        return z.reshape(len(z), math.prod(z.shape[1:-1]), 1, z.shape[-1])
+    places, groups = math.prod(z.shape[2:]), layer.groups
+    return z.permute(0, 2, 3, 1).reshape(len(z), places, groups, z.shape[1] // groups)
 
 
 def _centre(places: int) -> int:

@@ -31,12 +31,12 @@ from ltbench.losses.class_counts import (
     effective_number_weights,
     label_aware_smoothing,
     ldam_margins,
+    log_prior,
     logit_adjustment_offset,
     plot_class_weights,
 )
 from ltbench.losses.contrastive import (
     balanced_contrastive_rows,
-    paco_offset,
     paco_rows,
 )
 from ltbench.losses.experts import (
@@ -56,7 +56,6 @@ from ltbench.losses.logits import (
     focal_rows,
     gcl_rows,
     generalised_weights,
-    lade_offset,
     lade_regulariser,
     vs_offset,
     vs_rows,
@@ -107,14 +106,13 @@ __all__ = [
     "generalised_weights",
     "label_aware_smoothing",
     "label_aware_smoothing_rows",
-    "lade_offset",
     "lade_regulariser",
     "ldam_margins",
     "ldam_rows",
+    "log_prior",
     "logit_adjusted_rows",
     "logit_adjustment_offset",
     "mixup_rows",
-    "paco_offset",
     "paco_rows",
     "plot_class_weights",
     "reslt_rows",

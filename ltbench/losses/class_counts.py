@@ -116,6 +116,27 @@ def logit_adjustment_offset(class_counts: Counts, tau: float = 1.0) -> Tensor:
     return ((counts / counts.sum()) ** tau + PRIOR_FLOOR).log()
 
 
+def log_prior(class_counts: Counts, floor: float = 1e-9) -> Tensor:
+    """Return log(pi_k + floor), with pi the training prior.
+
+    Reference: LADE (CVPR 2021, arXiv:2012.00321), PaCo (ICCV 2021, arXiv:2107.12028) and SADE
+        (NeurIPS 2022, arXiv:2107.09249), whose released codes have this floor.
+    Departures: none known.
+
+    Args:
+        class_counts: training images of each class [C].
+        floor: keeps the logarithm finite, >= 0.
+
+    Returns:
+        Logarithms [C].
+
+    Raises:
+        UserError: a count is not positive.
+    """
+    counts = checked_counts(class_counts)
+    return (counts / counts.sum() + floor).log()
+
+
 def label_aware_smoothing(
     class_counts: Counts,
     head: float,

@@ -10,30 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ltbench.losses.class_counts import Counts, checked_counts
 from ltbench.losses.precision import full
-
-CENTRE_FLOOR = 1e-9  # keeps the log of a class's share finite; as in PaCo's code
-
-
-def paco_offset(class_counts: Counts) -> Tensor:
-    """Return log(pi_k + 1e-9), which PaCo adds to the scores of its class centres.
-
-    Reference: Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028; the
-        prior is in the authors' code.
-    Departures: none known.
-
-    Args:
-        class_counts: training images of each class [C].
-
-    Returns:
-        Offset [C].
-
-    Raises:
-        UserError: a count is not positive.
-    """
-    counts = checked_counts(class_counts)
-    return (counts / counts.sum() + CENTRE_FLOOR).log()
 
 
 def paco_rows(

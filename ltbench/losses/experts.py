@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltbench.losses.class_counts import Counts, checked_counts
+from ltbench.losses.class_counts import Counts, checked_counts, log_prior
 from ltbench.losses.precision import full
 from ltbench.losses.rows import cross_entropy_rows, ldam_rows, logit_adjusted_rows
 
 RESLT_FLOOR = 1e-7  # added to probabilities; as in ResLT's code
-SADE_FLOOR = 1e-9  # added to priors; as in SADE's code
 
 
 def bbn_alpha(epoch: int, epochs: int) -> float:
@@ -275,9 +274,8 @@ def sade_offsets(class_counts: Counts, tau: float = 2.0) -> Tensor:
     """
     if not tau >= 0:
         raise ValueError(f"`tau` must be >= 0, found {tau}")
-    counts = checked_counts(class_counts)
-    prior = (counts / counts.sum() + SADE_FLOOR).log()
-    inverse = (sade_inverse_prior(counts) + SADE_FLOOR).log()
+    prior = log_prior(class_counts)
+    inverse = log_prior(sade_inverse_prior(class_counts))  # a prior is counts of sum 1
     return torch.stack([torch.zeros_like(prior), prior, prior - tau * inverse])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltbench.losses.class_counts import Counts, checked_counts
+from ltbench.losses.class_counts import Counts, checked_counts, log_prior
 from ltbench.losses.precision import full
 
 LADE_FLOOR = 1e-9  # inside the logarithms of priors; as in the authors' code
@@ -89,8 +89,7 @@ def vs_offset(class_counts: Counts, tau: float) -> Tensor:
     """
     if not tau >= 0:
         raise ValueError(f"`tau` must be >= 0, found {tau}")
-    counts = checked_counts(class_counts)
-    return tau * (counts / counts.sum()).log()
+    return tau * log_prior(class_counts, 0.0)
 
 
 def vs_rows(logits: Tensor, labels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
@@ -112,26 +111,6 @@ def vs_rows(logits: Tensor, labels: Tensor, scale: Tensor, offset: Tensor) -> Te
     logits = full(logits)
     adjusted = logits * scale.to(logits) + offset.to(logits)
     return F.cross_entropy(adjusted, labels, reduction="none")
-
-
-def lade_offset(class_counts: Counts) -> Tensor:
-    """Return log(pi_k + 1e-9), with pi the training prior.
-
-    Reference: Hong et al., Disentangling Label Distribution for Long-Tailed Visual Recognition,
-        CVPR 2021, arXiv:2012.00321.
-    Departures: the floor is that of the authors' code.
-
-    Args:
-        class_counts: training images of each class [C].
-
-    Returns:
-        Offsets [C].
-
-    Raises:
-        UserError: a count is not positive.
-    """
-    counts = checked_counts(class_counts)
-    return (counts / counts.sum() + LADE_FLOOR).log()
 
 
 def lade_regulariser(
@@ -169,7 +148,7 @@ def lade_regulariser(
     zeros = logits.new_zeros(num_classes)
     present = zeros.index_add(0, labels, torch.ones_like(own))
     first = zeros.index_add(0, labels, own) / (present + LADE_COUNT_FLOOR)
-    shift = math.log(1 / num_classes + LADE_FLOOR) - lade_offset(class_counts).to(logits)
+    shift = math.log(1 / num_classes + LADE_FLOOR) - log_prior(class_counts, LADE_FLOOR).to(logits)
     second = (logits + shift).logsumexp(dim=0) - math.log(images)
     return -(prior * (first - second - lam * second**2)).sum()
 

@@ -13,6 +13,7 @@ from ltbench.heads import CosineHead
 from ltbench.losses import logit_adjusted_rows, logit_adjustment_offset
 from ltbench.losses.contrastive import balanced_contrastive_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+from ltbench.methods.previous import continued_cosine
 
 
 class BCL(Method):
@@ -61,11 +62,8 @@ class BCL(Method):
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the previous classifier if it is the same kind of cosine, else a new one."""
-        scale = self.config.scale
-        head = None if previous is None else previous.head
-        if isinstance(head, CosineHead) and head.scale == scale:
-            return head
-        return CosineHead(self.backbone.num_features, self.info.num_classes, scale)
+        features, classes = self.backbone.num_features, self.info.num_classes
+        return continued_cosine(previous, features, classes, self.config.scale)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one row per image for its class, and one per contrasted view."""

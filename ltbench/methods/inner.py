@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 
 @contextmanager
@@ -35,8 +36,8 @@ class InnerAdam(nn.Module):
 
     def __init__(self, parameters: Sequence[Tensor], lr: float, weight_decay: float) -> None:
         super().__init__()
-        self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, (0.9, 0.999), 1e-8
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.lr, self.weight_decay = lr, weight_decay
+        self.register_buffer("steps", torch.zeros(()))
         for i, p in enumerate(parameters):
             self.register_buffer(f"mean_{i}", torch.zeros_like(p.detach()))
             self.register_buffer(f"square_{i}", torch.zeros_like(p.detach()))
@@ -44,13 +45,21 @@ class InnerAdam(nn.Module):
     @torch.no_grad()
     def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Change parameters in place."""
-        self.steps += 1
-        first, second = self.betas
-        for i, (p, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-            mean, square = self.get_buffer(f"mean_{i}"), self.get_buffer(f"square_{i}")
-            g = gradient + self.weight_decay * p
-            mean.lerp_(g, 1 - first)
-            square.mul_(second).addcmul_(g, g, value=1 - second)
-            steps = self.steps.to(p.dtype)
-            root = (square / (1 - second**steps)).sqrt() + self.eps
-            p.sub_(self.lr * (mean / (1 - first**steps)) / root)
+        steps = [self.steps.clone() for _ in parameters]
+        adam(
+            list(parameters),
+            list(gradients),
+            [self.get_buffer(f"mean_{i}") for i in range(len(parameters))],
+            [self.get_buffer(f"square_{i}") for i in range(len(parameters))],
+            [],
+            steps,
+            foreach=False,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+        self.steps.copy_(steps[0])

@@ -4,8 +4,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ltbench import dist, schema
-from ltbench.losses import logit_adjusted_rows
-from ltbench.losses.logits import lade_offset, lade_regulariser
+from ltbench.losses import log_prior, logit_adjusted_rows
+from ltbench.losses.logits import lade_regulariser
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
@@ -34,7 +34,7 @@ class LADE(Method):
 
     def setup(self, previous: Method | None) -> None:
         """Make the log prior from the class counts."""
-        self.register_buffer("offset", lade_offset(self.info.class_counts), persistent=False)
+        self.register_buffer("offset", log_prior(self.info.class_counts), persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one row per image, and the regulariser of the global batch."""

@@ -4,9 +4,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ltbench import schema
-from ltbench.heads import CosineHead
 from ltbench.losses import LDAMLoss, effective_number_weights
 from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.methods.previous import continued_cosine
 
 
 class LDAMDRW(Method):
@@ -44,11 +44,8 @@ class LDAMDRW(Method):
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the previous classifier if it is the same kind of cosine, else a new one."""
-        scale = self.config.scale
-        head = None if previous is None else previous.head
-        if isinstance(head, CosineHead) and head.scale == scale:
-            return head
-        return CosineHead(self.backbone.num_features, self.info.num_classes, scale)
+        features, classes = self.backbone.num_features, self.info.num_classes
+        return continued_cosine(previous, features, classes, self.config.scale)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one row per image, weighted by class in the deferred phase."""

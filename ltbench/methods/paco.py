@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltbench import dist, schema
-from ltbench.losses.contrastive import paco_offset, paco_rows
+from ltbench.losses import log_prior
+from ltbench.losses.contrastive import paco_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 
 
@@ -66,7 +67,7 @@ class PaCo(Method):
         self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
         parts = {"backbone": self.backbone, "projection": self.projection}
         self.twin = copy.deepcopy(nn.ModuleDict(parts)).requires_grad_(False)
-        self.register_buffer("offset", paco_offset(self.info.class_counts), persistent=False)
+        self.register_buffer("offset", log_prior(self.info.class_counts), persistent=False)
         self.register_buffer("queue", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("queue_labels", torch.full((size,), -1))
         self.register_buffer("queue_next", torch.tensor(0))  # where the next key goes

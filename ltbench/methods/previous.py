@@ -1,7 +1,18 @@
 from __future__ import annotations
 
 from ltbench.errors import UserError
+from ltbench.heads import CosineHead
 from ltbench.methods.base import Method
+
+
+def continued_cosine(
+    previous: Method | None, num_features: int, num_classes: int, scale: float
+) -> CosineHead:
+    """Return the previous classifier if it is a cosine of that scale, else a new one."""
+    head = None if previous is None else previous.head
+    if isinstance(head, CosineHead) and head.scale == scale:
+        return head
+    return CosineHead(num_features, num_classes, scale)
 
 
 def require_previous(name: str, previous: Method | None) -> Method:

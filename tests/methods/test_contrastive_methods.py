@@ -8,7 +8,8 @@ import toys
 from torch.nn import functional as F
 
 from ltbench import losses, registries, validation
-from ltbench.losses.contrastive import balanced_contrastive_rows, paco_offset, paco_rows
+from ltbench.losses import log_prior
+from ltbench.losses.contrastive import balanced_contrastive_rows, paco_rows
 from ltbench.methods.base import Batch
 
 
@@ -34,7 +35,7 @@ def test_paco_is_the_authors_loss(vector, name):
     labels = torch.tensor(inputs["labels"])
     q = double(inputs["q"])
     rows = paco_rows(
-        double(inputs["sup_logits"]) / params["supt"] + paco_offset(inputs["counts"]),
+        double(inputs["sup_logits"]) / params["supt"] + log_prior(inputs["counts"]),
         q,
         labels,
         torch.cat([q, double(inputs["k"]), double(inputs["queue"])]),
