@@ -47,7 +47,7 @@ class Split(Protocol):
     def load(
         self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
     ) -> tuple[Tensor, ...]:
-        """Return normalised float images, one tensor [B, 3, H, W] per view.
+        """Return images for ``finish``, one tensor [B, 3, H, W] of float or uint8 per view.
 
         Args:
             indices: which images, int64 [B].
@@ -56,6 +56,21 @@ class Split(Protocol):
                 on (key, position, view) only, so any number of ranks or
                 workers sees the same pixels.
             views: how many augmented views of each image.
+        """
+        ...
+
+    def finish(
+        self, views: tuple[Tensor, ...], *, key: int | None, positions: np.ndarray
+    ) -> tuple[Tensor, ...]:
+        """Do on the device what ``load`` leaves to it, for a whole batch at once.
+
+        ``load`` runs in loader processes and may return bytes; this runs in the training process
+        after they were moved, and returns normalised float images.
+
+        Args:
+            views: what ``load`` returned, on any device.
+            key: as given to ``load``.
+            positions: as given to ``load``.
         """
         ...
 
@@ -78,6 +93,30 @@ class Data:
     test: Split
     val: Split | None
     manifest: dict[str, str]  # facts for the record: protocol, list hashes, source kind
+
+
+class Source(Protocol):
+    """Image files as bytes, from a folder or from shards."""
+
+    def __len__(self) -> int:
+        """Return the number of images N."""
+        ...
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Return the bytes of some images, uint8 [n] each; they may change at the next call.
+
+        Raises:
+            UserError: an image cannot be read, or its bytes are not those that were packed.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """Return how messages call an image."""
+        ...
+
+    def fingerprint(self, labels: np.ndarray) -> str:
+        """Return a SHA-256 over labels and images in their order; see ``ImageSplit``."""
+        ...
 
 
 class DatasetConfig(Config):
