@@ -4,7 +4,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ltbench.atomic import write_atomic
 from ltbench.errors import UserError
 from ltbench.sealing import file_sha256
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
 
@@ -71,7 +72,7 @@ class Store:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            # A pass through CPU memory: a checkpoint loads on any device.
+            # In CPU memory, so that a checkpoint loads on any device.
             tensors = {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()}
             save_file(tensors, partial / TENSORS)
             state = {
@@ -101,6 +102,8 @@ class Store:
     def latest(self) -> Snapshot | None:
         """Read the newest checkpoint, after removing what an interrupted write left behind.
 
+        No other process may be writing to the folder meanwhile.
+
         Raises:
             UserError: it is truncated, edited or not ours.
         """
@@ -111,6 +114,48 @@ class Store:
 
     def _all(self) -> list[Path]:
         return sorted(p for p in self.folder.glob("s*-e*-t*") if p.is_dir())
+
+
+class Background:
+    """Does one piece of work at a time in a thread, while training goes on.
+
+    What is under way when the process ends, by an error too, is finished first.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._work: Future[None] | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin a piece of work, after the one before.
+
+        Raises:
+            UserError: that of the work before.
+        """
+        self.wait()
+        self._work = self._pool.submit(work)
+
+    def wait(self) -> None:
+        """Wait for what is under way.
+
+        Raises:
+            UserError: that of the work.
+        """
+        work, self._work = self._work, None
+        if work is not None:
+            work.result()
+
+    def close(self) -> None:
+        """Wait for what is under way and forget whether it failed."""
+        self._pool.shutdown()
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies in CPU memory that do not follow what becomes of the tensors."""
+    return {
+        name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, t in tensors.items()
+    }
 
 
 def read_snapshot(folder: Path) -> Snapshot:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltbench import __version__
+from ltbench.cli_data import data
 from ltbench.display import (
     console,
     metrics_table,
@@ -215,6 +216,9 @@ def leaderboard(words: tuple[str, ...], as_csv: bool) -> None:
         click.echo(frame.to_csv(index=False), nl=False)
     else:
         console.print(board.render(frame))
+
+
+cli.add_command(data)
 
 
 @cli.group()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as td
@@ -14,6 +15,14 @@ from torch import Tensor
 from ltbench.errors import UserError
 
 BUCKET = 25 * 2**20  # bytes of gradients per all-reduce; large enough to amortise the latency
+LEFT = "this job's ranks have lost each other"
+
+T = TypeVar("T")
+_left: list[str] = []  # why this process left its group; a new group needs a new job
+
+
+class Agreed(UserError):
+    """A mistake that all ranks know of, so that none of them waits for another."""
 
 
 def world() -> int:
@@ -36,26 +45,126 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def init(device: torch.device) -> None:
+def init(device: torch.device, minutes: float = 10) -> None:
     """Join the process group that torchrun describes in the environment; nothing without it.
+
+    Args:
+        device: of this rank.
+        minutes: how long a rank waits for the others.
 
     Raises:
         UserError: the group could not be formed.
     """
+    if _left:
+        raise UserError(f"{LEFT} ({_left[0]}); start the command again: what is done is skipped")
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or td.is_initialized():
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    wait = datetime.timedelta(minutes=minutes)
     try:
-        td.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+        td.init_process_group(
+            backend, timeout=wait, device_id=device if backend == "nccl" else None
+        )
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"could not form a process group with {backend}: {first}") from error
 
 
 def close() -> None:
-    """Leave the process group."""
+    """Leave the process group, after all ranks have come to the end."""
     if td.is_available() and td.is_initialized():
         td.destroy_process_group()
+
+
+@contextmanager
+def united() -> Iterator[None]:
+    """Inside, a rank that fails leaves the group at once: the others fail too, and do not wait.
+
+    Raises:
+        UserError: another rank failed, was killed, or did not answer in time.
+    """
+    try:
+        yield
+    except Agreed:
+        raise
+    except BaseException as error:
+        if world() == 1:
+            raise
+        reason = _loss_of_another(error)
+        _left.append(reason or str(error).partition("\n")[0] or type(error).__name__)
+        # Unlike destroy_process_group it does not wait for what is under way on the device.
+        abort = getattr(td.distributed_c10d, "_abort_process_group", td.destroy_process_group)
+        abort()
+        if reason:
+            raise UserError(reason) from None
+        raise
+
+
+def _loss_of_another(error: BaseException) -> str:
+    """Return what to say of an error of the communication itself, nothing of other errors."""
+    text = str(error).partition("\n")[0]
+    if not isinstance(error, td.DistError) and "/gloo/" not in text:
+        return ""
+    if "imed out" in text or "imeout" in text:
+        return (
+            "another rank did not answer in time; see what it says, or raise `run.timeout_minutes`"
+        )
+    return (
+        "another rank failed or was killed; its own message says why; the same command goes on "
+        "from the last checkpoint"
+    )
+
+
+def together(work: Callable[[], T]) -> T:
+    """Return what each rank's work gives; where it fails on one rank, all raise that message.
+
+    Args:
+        work: done on every rank; communicates nothing.
+
+    Raises:
+        UserError: of the lowest rank whose work raised one.
+    """
+    if world() == 1:
+        return work()
+    done: list[T] = []
+    problem = ""
+    try:
+        done.append(work())
+    except UserError as error:
+        problem = str(error)
+    problems = [""] * world()
+    td.all_gather_object(problems, problem)
+    _raise_first(problems)
+    return done[0]
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Return on every rank what rank 0's work gives; where that fails, all raise its message.
+
+    Args:
+        work: done on rank 0 alone; communicates nothing.
+
+    Raises:
+        UserError: that of the work.
+    """
+    if world() == 1:
+        return work()
+    box: list[Any] = [None, ""]
+    if is_main():
+        try:
+            box[0] = work()
+        except UserError as error:
+            box[1] = str(error)
+    td.broadcast_object_list(box, src=0)
+    _raise_first([box[1]])
+    result: T = box[0]
+    return result
+
+
+def _raise_first(problems: Iterable[str]) -> None:
+    problem = next((p for p in problems if p), "")
+    if problem:
+        raise Agreed(problem)
 
 
 def barrier() -> None:
@@ -166,15 +275,6 @@ class _Gather(torch.autograd.Function):
 def offset(tensor: Tensor) -> int:
     """Return how many rows of a gathered tensor belong to lower ranks."""
     return sum(_sizes(tensor)[: rank()]) if world() > 1 else 0
-
-
-def broadcast_text(text: str) -> str:
-    """Return rank 0's text on every rank."""
-    if world() == 1:
-        return text
-    box = [text]
-    td.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def _sizes(tensor: Tensor) -> list[int]:

@@ -17,29 +17,30 @@ class EpochStats:
         self.loss = torch.zeros(2, dtype=torch.float64, device=device)
 
     def add(self, log: Log, micro: list[Batch]) -> None:
-        """Count one step."""
+        """Count one step of all ranks, so that each of them holds the sums."""
         self.loss += torch.stack([log["loss"].double(), self.loss.new_ones(())])
+        step = torch.zeros_like(self.table)
         for batch, rows in zip(micro, log["rows"], strict=True):
             if rows.logits is not None:
                 right = (rows.logits.argmax(dim=1) == batch.labels).long()
-                self.table.index_add_(
+                step.index_add_(
                     0, batch.labels, torch.stack([right, torch.ones_like(right)], dim=1)
                 )
+        self.table += dist.sum_(step)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the sums over all ranks so far."""
-        return {"table": dist.sum_(self.table.clone()), "loss": self.loss}
+        """Return the sums so far."""
+        return {"table": self.table, "loss": self.loss}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from saved sums; other ranks than the first start at zero."""
+        """Go on from saved sums."""
         if tensors:
             self.loss.copy_(tensors["loss"])
-            if dist.is_main():
-                self.table.copy_(tensors["table"])
+            self.table.copy_(tensors["table"])
 
     def summary(self, class_counts: tuple[int, ...], rule: str) -> dict[str, float | None]:
         """Return the mean loss and the training recall of each shot group, and start anew."""
-        table = dist.sum_(self.table).tolist()
+        table = self.table.tolist()
         loss = float(self.loss[0] / self.loss[1].clamp(min=1))
         self.table.zero_()
         self.loss.zero_()

@@ -40,15 +40,14 @@ def evaluate_split(
     module.eval()
     counts = Accumulator(len(class_counts), device=device)
     for loaded in eval_batches(
-        split, batch_size, rank=dist.rank(), world=dist.world(), workers=workers
+        split, batch_size, rank=dist.rank(), world=dist.world(), workers=workers, device=device
     ):
-        images = loaded.views[0].to(device, non_blocking=True)
-        logits = module(images)
+        logits = module(loaded.views[0])
         if logits.ndim != 2 or logits.shape[1] != len(class_counts):
             raise UserError(
                 f"the data set has {len(class_counts)} classes, the model returned logits of "
                 f"shape {list(logits.shape)}; evaluate a model trained on it"
             )
-        counts.update(logits.float(), loaded.labels.to(device, non_blocking=True))
+        counts.update(logits.float(), loaded.labels)
     counts.load_tensor(dist.sum_(counts.tensor()))
     return counts.metrics(class_counts, rule)

@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from ltbench.errors import UserError
 from ltbench.optim import Optim, Schedule
 from ltbench.schema import EPOCHS, Config, Tagged
 from ltbench.sealing import digest_of, file_sha256
 
 NO_DIGEST: dict[str, Any] = {"digest": False}  # fields that do not change what a run computes
+BatchNormPolicy = Literal["local", "sync", "frozen", "statistics"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ class Stage(Config):
     """Passes over the sampler's order; none for a post-hoc method."""
     batch_size: int | None = Field(None, ge=1)
     """Global batch: ranks and micro-batches share it."""
-    accumulate: int = Field(1, ge=1)
-    """Micro-batches per step on each rank."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Images that pass through the network together, and share batch statistics where these are
+    local; the global batch is cut into batch_size / micro_batch parts that the ranks share, so that
+    fewer ranks take more passes to the same step. null: one part per rank."""
     last_batch: Literal["keep", "drop"] = "keep"
     """What to do with the short last batch of an epoch."""
     sampler: Annotated[Choice, Tagged("SAMPLERS")] = Field(
@@ -62,6 +66,23 @@ class Stage(Config):
     frozen_bn: Literal["train", "eval"] | None = None
     """Mode of batch normalisation in frozen parts; null is the method's own rule."""
 
+    def passes(self, ranks: int) -> int:
+        """Return how many micro-batches a step has on each of some ranks.
+
+        Raises:
+            UserError: they do not come out even.
+        """
+        if self.micro_batch is None or self.batch_size is None:
+            return 1
+        passes, rest = divmod(self.batch_size, self.micro_batch * ranks)
+        if rest or not passes:
+            raise UserError(
+                f"`micro_batch` = {self.micro_batch} does not cut `batch_size` = "
+                f"{self.batch_size} into parts that {ranks} rank{'s' * (ranks > 1)} can share "
+                "equally; choose a divisor of batch_size / ranks"
+            )
+        return passes
+
 
 class RunOptions(Config):
     """How a recipe is executed; only what can change numbers counts in the digest."""
@@ -72,8 +93,11 @@ class RunOptions(Config):
     """bf16 runs the forward pass under autocast; weights and solvers stay in full precision."""
     channels_last: bool = True
     """Memory format of images and convolutions."""
-    batchnorm: Literal["local", "sync"] = "local"
-    """Whether batch statistics are those of a rank or of the global batch."""
+    batchnorm: BatchNormPolicy = "local"
+    """Batch statistics are those of a pass on one rank (local) or on all (sync); or running
+    statistics are used and kept, and scale and shift are not trained (frozen); or local
+    statistics and their bookkeeping go on without training scale and shift (statistics). frozen
+    outranks a stage's frozen_bn."""
     deterministic: bool = Field(False, json_schema_extra=NO_DIGEST)
     """Deterministic kernels only: a resumed run is bitwise the unbroken one on a GPU too."""
     max_steps: int | None = Field(None, ge=1)
@@ -82,6 +106,11 @@ class RunOptions(Config):
     """Epochs between evaluations for the curves; 0 is a tenth of the stage."""
     save_steps: int | None = Field(None, ge=1, json_schema_extra=NO_DIGEST)
     """Steps between checkpoints inside an epoch; one is saved after each epoch anyway."""
+    save_minutes: float | None = Field(10.0, gt=0, json_schema_extra=NO_DIGEST)
+    """Minutes after which a checkpoint is written at the latest, while training goes on; null is
+    never."""
+    timeout_minutes: float = Field(10.0, gt=0, json_schema_extra=NO_DIGEST)
+    """How long a rank waits for the others before it gives up."""
     workers: int = Field(2, ge=0, json_schema_extra=NO_DIGEST)
     """Processes that decode images; sets held in memory need none."""
     threads: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)

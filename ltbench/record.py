@@ -161,6 +161,7 @@ def make_record(
     *,
     device: Device,
     worlds: Sequence[int],
+    worlds_from: Sequence[str] = (),
     seconds: float,
     weights: Path,
     weights_sha256: str,
@@ -173,6 +174,7 @@ def make_record(
         metrics: of the last epoch on the test set.
         device: of this rank.
         worlds: number of ranks, one entry each time it changed.
+        worlds_from: where each of these numbers took over.
         seconds: wall time spent on the run.
         weights: the file of its final weights.
         weights_sha256: hash of that file.
@@ -207,6 +209,7 @@ def make_record(
             cpu=around["cpu"],
             gpu=gpu_name(device),
             ranks=tuple(worlds),
+            ranks_from=tuple(worlds_from),
             per_rank_batch=tuple(
                 -(-s.batch_size // worlds[-1]) if s.batch_size else None for s in recipe.stages
             ),

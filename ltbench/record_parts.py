@@ -52,6 +52,8 @@ class ExecutionFacts(Part):
     gpu: str | None = None
     ranks: tuple[int, ...] = Field(min_length=1)
     """Number of ranks; more than one number if the run was resumed on another number."""
+    ranks_from: tuple[str, ...] = ()
+    """Where each of these numbers took over: stage, epoch and step, counted from 0."""
     per_rank_batch: tuple[int | None, ...]
     """Images of a step on each rank, by stage; null for a post-hoc stage."""
     precision: str

@@ -77,6 +77,9 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
         "square_root": "ltbench.data.samplers:SquareRoot",
         "reversed": "ltbench.data.samplers:Reversed",
         "progressive": "ltbench.data.samplers:Progressive",
+        "power": "ltbench.data.samplers:Power",
+        "weighted": "ltbench.data.samplers:Weighted",
+        "subset": "ltbench.data.samplers:Subset",
         "effective": "ltbench.data.samplers:Effective",
         "deferred": "ltbench.data.samplers:Deferred",
     },
@@ -93,6 +96,7 @@ DATASETS: Registry[type[DatasetConfig]] = Registry(
         "inat18": "ltbench.data.official:INat18",
         "folder": "ltbench.data.folder:Folder",
         "list": "ltbench.data.lists:ImageList",
+        "shards": "ltbench.data.shards.dataset:Shards",
     },
 )
 

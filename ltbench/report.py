@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -82,3 +83,31 @@ class Bar(Silent):
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.progress.stop()
+
+
+@contextmanager
+def counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that is told ``(what, done, total)`` and shows one bar for each ``what``."""
+    tasks: dict[str, Any] = {}
+    printed: dict[str, float] = {}
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+        progress.update(tasks[what], completed=done, total=total)
+        now = time.monotonic()
+        if not console.is_terminal and (now - printed.get(what, now) > QUIET_LINE or done == total):
+            console.print(f"{what}  {done:,}/{total:,}")
+            printed[what] = now
+        printed.setdefault(what, now)
+
+    with progress:
+        yield tell

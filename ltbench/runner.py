@@ -22,6 +22,7 @@ from ltbench.seeding import derive
 from ltbench.trainer import Trainer
 
 RECIPE, WEIGHTS, RECORD, LOCK = "recipe.json", "model.safetensors", "record.json", ".lock"
+PATIENCE = 20.0  # seconds that a rank waits for the lock of its run's folder
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,22 @@ def run(recipe: Recipe, *, reporter: Silent | None = None) -> Result:
     """
     device = pick_device(recipe.run.device)
     set_up_torch(recipe)
-    dist.init(device)
+    dist.init(device, recipe.run.timeout_minutes)
     folder = run_folder(recipe)
-    lock = FileLock(folder / LOCK, blocking=False)
+    lock = FileLock(folder / LOCK)
     try:
-        finished = claim(recipe, folder, lock)
-        if finished is not None:
-            return Result(folder, finished, fresh=False)
-        return Result(folder, _run(recipe, folder, device, reporter or Silent()))
+        with dist.united():
+            finished = claim(recipe, folder, lock)
+            if finished is not None:
+                return Result(folder, finished, fresh=False)
+            return Result(folder, _run(recipe, folder, device, reporter or Silent()))
     finally:
         lock.release()
 
 
 def _run(recipe: Recipe, folder: Path, device: torch.device, reporter: Silent) -> Record:
     """Train, evaluate and write what a finished run leaves."""
-    data = recipe.data.config.load()  # type: ignore[attr-defined]
+    data: Data = dist.together(recipe.data.config.load)  # type: ignore[attr-defined]
     trainer = Trainer(recipe, data, folder, device, reporter)
     method = trainer.fit()
     metrics = evaluate_split(
@@ -83,7 +85,8 @@ def _run(recipe: Recipe, folder: Path, device: torch.device, reporter: Silent) -
         rule=recipe.shot_rule,
         workers=recipe.run.workers,
     )
-    if dist.is_main():
+
+    def finish() -> Record:
         write_curves(folder, trainer.history)
         digest = checkpoint.write_weights(
             folder / WEIGHTS, method.state_dict(), describe_model(recipe, data)
@@ -94,13 +97,15 @@ def _run(recipe: Recipe, folder: Path, device: torch.device, reporter: Silent) -
             metrics,
             device=device,
             worlds=trainer.worlds,
+            worlds_from=trainer.worlds_from,
             seconds=trainer.seconds,
             weights=folder / WEIGHTS,
             weights_sha256=digest,
         )
         record.save(folder / RECORD)
-    dist.barrier()
-    return Record.load(folder / RECORD)
+        return Record.load(folder / RECORD)
+
+    return dist.on_main(finish)  # the other nodes need not see its files
 
 
 def pick_device(name: str) -> torch.device:
@@ -153,20 +158,17 @@ def claim(recipe: Recipe, folder: Path, lock: FileLock) -> Record | None:
     Raises:
         UserError: it cannot be written, is in use, belongs to another run, or holds something else.
     """
-    problem = ""
-    if dist.is_main():
-        try:
-            _claim(recipe, folder, lock)
-        except UserError as error:
-            problem = str(error)
-    problem = dist.broadcast_text(problem)
-    if problem:
-        raise UserError(problem)
-    dist.barrier()
-    return Record.load(folder / RECORD) if (folder / RECORD).is_file() else None
+
+    def work() -> Record | None:
+        _claim(recipe, folder, lock)
+        return Record.load(folder / RECORD) if (folder / RECORD).is_file() else None
+
+    return dist.on_main(work)
 
 
 def _claim(recipe: Recipe, folder: Path, lock: FileLock) -> None:
+    # A rank that torchrun has started again may meet the lock of the one that is just dying.
+    patience = PATIENCE if torch.distributed.is_torchelastic_launched() else 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         content = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
@@ -175,7 +177,7 @@ def _claim(recipe: Recipe, folder: Path, lock: FileLock) -> None:
                 f"the output folder {folder} is not empty (`{content[0]}`, ...) and holds no run; "
                 "pass another `out=`"
             )
-        lock.acquire()
+        lock.acquire(timeout=patience)
     except Timeout as error:
         raise UserError(
             f"another process is running in {folder}; wait for it, or pass another `out=`"

@@ -1,35 +1,41 @@
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ltbench import checkpoint, dist, registries
 from ltbench.backbones.base import create_backbone
 from ltbench.backbones.batchnorm import (
+    PartStatistics,
     convert_sync_batchnorm,
     running_statistics,
+    scale_and_shift,
     set_batchnorm_mode,
 )
-from ltbench.checkpoint import Position, Snapshot, Store
+from ltbench.checkpoint import Background, Position, Snapshot, Store
 from ltbench.data.base import Data, DatasetInfo, Split
-from ltbench.data.loader import Loaded, batches, steps_per_epoch
+from ltbench.data.loader import Loaded, Loader, steps_per_epoch
 from ltbench.epoch_stats import EpochStats
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
-from ltbench.methods.base import Batch, Method, Progress
+from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.optim import build_optimizer, set_lr
-from ltbench.recipe import Choice, Recipe, Stage
+from ltbench.recipe import BatchNormPolicy, Choice, Recipe, Stage
+from ltbench.resume import check_resume_state, resume_state
 from ltbench.seeding import derive
 from ltbench.updates.base import Log, StepRun, Update
+
+LOG = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
@@ -64,9 +70,15 @@ class Trainer:
     ) -> None:
         self.recipe, self.data, self.device, self.reporter = recipe, data, device, reporter
         self.store = Store(folder / "checkpoints")
+        self.writing = Background()
         self.position = Position()
         self.history: list[dict[str, Any]] = []
-        self.worlds: list[int] = []
+        self.worlds: list[int] = []  # numbers of ranks, in their order
+        self.worlds_from: list[str] = []  # where each of them took over
+        self._fingerprint = ""
+        self._orders: dict[tuple[int, int], np.ndarray] = {}  # of the last epoch asked for
+        self._saved = time.monotonic()
+        self._loaders: dict[str, Loader] = {}
         self._seconds = 0.0
         self._clock = time.monotonic()
 
@@ -77,8 +89,14 @@ class Trainer:
 
     def fit(self) -> Method:
         """Train all stages, going on from the newest checkpoint, and return the last method."""
+        try:
+            return self._fit()
+        finally:
+            self.writing.close()
+
+    def _fit(self) -> Method:
         stages = self.recipe.stages
-        snapshot = self.store.latest()
+        snapshot = dist.on_main(self._latest)  # the others need not see its files
         method: Method | None = None
         trained = -1  # stage of the method that the checkpoint holds
         if snapshot is not None:
@@ -88,8 +106,6 @@ class Trainer:
             if method is not None:
                 weights = checkpoint.without_prefix("method", snapshot.tensors)
                 checkpoint.load_strict(method, weights, f"the checkpoint in {self.store.folder}")
-        if dist.world() not in self.worlds[-1:]:
-            self.worlds.append(dist.world())
         for index in range(self.position.stage, len(stages)):
             inside = snapshot if index == trained else None
             if inside is None:
@@ -100,11 +116,16 @@ class Trainer:
                 self._train(index, method, inside)
             self.position = Position(index + 1)
             self._save(index, method, keep=True)
+            self._settle()
         if method is None:
             raise UserError("`stages`: expected at least one stage, found none")
         return method.eval()
 
-    def _restore(self, snapshot: Snapshot) -> int:
+    def _latest(self) -> Snapshot | None:
+        """Read the newest checkpoint and check that it is of this recipe and these data."""
+        snapshot = self.store.latest()
+        if snapshot is None:
+            return None
         facts = snapshot.facts
         if (facts["digest"], facts["seed"]) != (self.recipe.digest, self.recipe.seed):
             raise UserError(
@@ -112,9 +133,15 @@ class Trainer:
                 f"{facts['digest']} seed {facts['seed']}, this run is {self.recipe.digest} seed "
                 f"{self.recipe.seed}; pass another `out=`"
             )
+        now = self._resume_state(snapshot.position)()
+        check_resume_state(facts["resume"], now, f"the checkpoint in {self.store.folder}")
+        return snapshot
+
+    def _restore(self, snapshot: Snapshot) -> int:
+        facts = snapshot.facts
         self.position = snapshot.position
         self.history = facts["history"]
-        self.worlds = facts["worlds"]
+        self.worlds, self.worlds_from = facts["worlds"], facts["worlds_from"]
         self._seconds = facts["seconds"]
         return int(facts["stage"])
 
@@ -131,7 +158,7 @@ class Trainer:
         stage, run = self.recipe.stages[index], self.recipe.run
         if stage.optim is None or stage.batch_size is None or stage.epochs is None:
             raise UserError(f"`stages.{index}`: a training stage needs epochs, batch_size, optim")
-        frozen = freeze(method, stage)
+        frozen = freeze(method, stage, run.batchnorm)
         trained = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
         optimizer = build_optimizer(trained, stage.optim)
         stats = EpochStats(self.data.info.num_classes, self.device)
@@ -140,22 +167,24 @@ class Trainer:
             checkpoint.load_optimizer(optimizer, own, snapshot.facts["optimizer"])
             stats.load(checkpoint.without_prefix("stats", snapshot.tensors))
         update: Update = registries.UPDATES.get(stage.update.name)(stage.update.config)
-        step_run = StepRun(method, optimizer, self._autocast)
+        step_run = PartRun(method, optimizer, self._autocast)
         size = stage.batch_size
         per_epoch = steps_per_epoch(
             len(self._order(stage, index, 0)),
             size,
             world=dist.world(),
-            accumulate=stage.accumulate,
+            accumulate=stage.passes(dist.world()),
             last=stage.last_batch,
         )
         total = min(stage.epochs * per_epoch, run.max_steps or stage.epochs * per_epoch)
         done = self.position.epoch * per_epoch + self.position.step
         self.reporter.stage(index, stage, total, done)
+        if done < total:
+            self._note_ranks()
         while self.position.epoch < stage.epochs and done < total:
             epoch = self.position.epoch
             lr = set_lr(optimizer, stage.optim, stage.schedule.factor(epoch, stage.epochs))
-            set_modes(method, stage, frozen)
+            set_modes(method, stage, frozen, run.batchnorm)
             order = self._order(stage, index, epoch)
             at = Progress(self.recipe.seed, index, epoch, stage.epochs, self.position.step, lr=lr)
             if at.step == 0:
@@ -171,9 +200,13 @@ class Trainer:
                 if done == total:
                     break
                 if run.save_steps is not None and done % run.save_steps == 0:
+                    self._settle()
+                    self._save(index, method, optimizer, stats)
+                elif self._late():
                     self._save(index, method, optimizer, stats)
             speed = (done - first) * size / max(1e-9, time.monotonic() - started)
             self.position = Position(index, epoch + 1, 0)
+            self._settle()
             self._end_epoch(index, method, stats, lr, speed)
             if self.position.epoch < stage.epochs and done < total:
                 self._save(index, method, optimizer, stats)
@@ -184,19 +217,16 @@ class Trainer:
         """Yield the micro-batches of each step left in an epoch, streams included."""
 
         def read(split: Split, name: str, order: np.ndarray, views: int) -> Iterator[list[Loaded]]:
-            return batches(
-                split,
+            return self._loader(name, split).batches(
                 order,
                 stage.batch_size or 1,
                 key=derive(self.recipe.seed, name, index, epoch),
                 views=views,
                 rank=dist.rank(),
                 world=dist.world(),
-                accumulate=stage.accumulate,
+                accumulate=stage.passes(dist.world()),
                 start=self.position.step,
-                workers=self.recipe.run.workers,
                 last=stage.last_batch,
-                pin_memory=self.device.type == "cuda",
             )
 
         sources = [read(self.data.train, "augment", order, method.views)]
@@ -208,36 +238,41 @@ class Trainer:
             sources.append(read(split, f"augment {name}", np.resize(own, len(order)), 1))
         for step in zip(*sources, strict=True):
             streams = [
-                dict(zip(method.streams, map(self._batch, parts), strict=True))
+                dict(zip(method.streams, map(_batch, parts), strict=True))
                 for parts in zip(*step[1:], strict=True)
             ] or [{} for _ in step[0]]
             yield [
-                replace(self._batch(main), streams=more)
+                replace(_batch(main), streams=more)
                 for main, more in zip(step[0], streams, strict=True)
             ]
 
+    def _loader(self, name: str, split: Split) -> Loader:
+        """Return the loader processes of one purpose, kept over epochs and stages."""
+        if name not in self._loaders:
+            run = self.recipe.run
+            self._loaders[name] = Loader(
+                split,
+                workers=run.workers,
+                device=self.device,
+                layout=torch.channels_last if run.channels_last else torch.contiguous_format,
+                quarantine=self.store.folder.parent / f"quarantine-{dist.rank()}.txt",
+            )
+        return self._loaders[name]
+
     def _step(
-        self, run: StepRun, update: Update, micro: list[Batch], at: Progress, stats: EpochStats
+        self, run: PartRun, update: Update, micro: list[Batch], at: Progress, stats: EpochStats
     ) -> Log:
         # Layers that draw random numbers (dropout) draw the same ones after a resume.
         torch.manual_seed(derive(at.seed, "step", at.stage, at.epoch, at.step, dist.rank()))
-        micro = [run.method.prepare(part, replace(at, micro=i)) for i, part in enumerate(micro)]
+        run.parts = PartStatistics(run.method) if len(micro) > 1 else None
+        micro = [run.prepare(part, replace(at, micro=i)) for i, part in enumerate(micro)]
         log = update.step(run, micro, at)
+        if run.parts is not None:
+            run.parts.merge()
         run.method.after_step(micro, at)
         dist.average_(running_statistics(run.method))
         stats.add(log, micro)
         return log
-
-    def _batch(self, loaded: Loaded) -> Batch:
-        return Batch(
-            tuple(self._to_device(view) for view in loaded.views),
-            loaded.labels.to(self.device, non_blocking=True),
-            loaded.index.to(self.device, non_blocking=True),
-        )
-
-    def _to_device(self, images: Tensor) -> Tensor:
-        layout = torch.channels_last if self.recipe.run.channels_last else torch.contiguous_format
-        return images.to(self.device, non_blocking=True, memory_format=layout)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.run.precision == "fp32":
@@ -245,8 +280,25 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _order(self, stage: Stage, index: int, epoch: int) -> np.ndarray:
-        seed = derive(self.recipe.seed, "order", index)
-        return sample(stage.sampler, self.data.train.labels, seed, stage, epoch)
+        if (index, epoch) not in self._orders:
+            seed = derive(self.recipe.seed, "order", index)
+            order = sample(stage.sampler, self.data.train.labels, seed, stage, epoch)
+            self._orders = {(index, epoch): order}
+        return self._orders[index, epoch]
+
+    def _note_ranks(self) -> None:
+        """Note the number of ranks where it begins to count."""
+        if dist.world() not in self.worlds[-1:]:
+            at = self.position
+            self.worlds.append(dist.world())
+            self.worlds_from.append(f"stage {at.stage}, epoch {at.epoch}, step {at.step}")
+            if len(self.worlds) > 1 and dist.is_main():
+                LOG.warning(
+                    "goes on at %s with %d rank(s) instead of %d: the same global batches, and "
+                    "marked in the record",
+                    self.worlds_from[-1],
+                    *self.worlds[:-3:-1],
+                )
 
     def _end_epoch(
         self, index: int, method: Method, stats: EpochStats, lr: float, speed: float
@@ -256,7 +308,7 @@ class Trainer:
         row |= stats.summary(self.data.info.class_counts, self.recipe.shot_rule)
         row["images_per_second"] = round(speed, 1)
         if not row["loss"] < float("inf"):
-            raise UserError(
+            raise dist.Agreed(
                 f"the loss became {row['loss']} in epoch {epoch} of stage {index}; lower "
                 f"`stages.{index}.optim.lr` (now {lr:g}) and start again with another `out=`"
             )
@@ -284,14 +336,23 @@ class Trainer:
         *,
         keep: bool = False,
     ) -> None:
-        """Write a checkpoint from rank 0; the weights are the same on every rank."""
+        """Begin to write a checkpoint from rank 0; all that it holds is the same on every rank.
+
+        Raises:
+            UserError: on rank 0 alone, if the checkpoint before could not be written.
+        """
+        self._saved = time.monotonic()
+        if not dist.is_main():
+            return
+        self.writing.wait()
         tensors = checkpoint.with_prefix("method", method.state_dict())
         facts: dict[str, Any] = {
             "digest": self.recipe.digest,
             "seed": self.recipe.seed,
             "stage": index,
-            "history": self.history,
-            "worlds": self.worlds,
+            "history": list(self.history),
+            "worlds": list(self.worlds),
+            "worlds_from": list(self.worlds_from),
             "seconds": self.seconds,
             "optimizer": {},
         }
@@ -300,15 +361,61 @@ class Trainer:
         if optimizer is not None:
             moments, facts["optimizer"] = checkpoint.optimizer_tensors(optimizer)
             tensors |= checkpoint.with_prefix("optimizer", moments)
-        failed = ""
-        if dist.is_main():
-            try:
-                self.store.save(Snapshot(self.position, tensors, facts), keep=keep)
-            except UserError as error:
-                failed = str(error)
-        failed = dist.broadcast_text(failed)  # all ranks stop when the disk is full
-        if failed:
-            raise UserError(failed)
+        resume = self._resume_state(self.position)
+        snapshot = Snapshot(self.position, checkpoint.copied(tensors), facts)
+
+        def write() -> None:
+            facts["resume"] = resume()  # may have to read all images, the first time
+            self.store.save(snapshot, keep=keep)
+
+        self.writing.start(write)
+
+    def _settle(self) -> None:
+        """Wait for the checkpoint being written; all ranks stop if the disk is full."""
+        dist.on_main(self.writing.wait)
+
+    def _late(self) -> bool:
+        """Whether this rank finds it time for a checkpoint: rank 0 decides, and writes, alone."""
+        minutes = self.recipe.run.save_minutes
+        return minutes is not None and time.monotonic() - self._saved >= 60 * minutes
+
+    def _resume_state(self, position: Position) -> Callable[[], dict[str, Any]]:
+        """Return a function that gives what `resume_state` says of a position."""
+        stages = self.recipe.stages
+        stage = stages[position.stage] if position.stage < len(stages) else None
+        order = None
+        if stage is not None and stage.epochs is not None:
+            order = self._order(stage, position.stage, position.epoch)
+
+        def state() -> dict[str, Any]:
+            self._fingerprint = self._fingerprint or self.data.train.fingerprint()
+            return resume_state(position, self.recipe.seed, self._fingerprint, stage, order)
+
+        return state
+
+
+@dataclass
+class PartRun(StepRun):
+    """Gives each micro-batch of a step running statistics of its own, as if it had its own rank."""
+
+    parts: PartStatistics | None = None
+
+    def loss(self, batch: Batch, at: Progress) -> Rows:
+        """Return the loss rows of one micro-batch."""
+        with self._part(at):
+            return super().loss(batch, at)
+
+    def prepare(self, batch: Batch, at: Progress) -> Batch:
+        """Return what the method makes of one micro-batch."""
+        with self._part(at):
+            return self.method.prepare(batch, at)
+
+    def _part(self, at: Progress) -> AbstractContextManager[None]:
+        return nullcontext() if self.parts is None else self.parts.of(at.micro)
+
+
+def _batch(loaded: Loaded) -> Batch:
+    return Batch(loaded.views, loaded.labels, loaded.index)
 
 
 def build_backbone(recipe: Recipe) -> Any:
@@ -348,8 +455,14 @@ def sample(choice: Choice, labels: np.ndarray, seed: int, stage: Stage, epoch: i
     )
 
 
-def freeze(method: Method, stage: Stage) -> list[nn.Module]:
+def freeze(method: Method, stage: Stage, batchnorm: BatchNormPolicy = "local") -> list[nn.Module]:
     """Mark which parameters a stage trains and return the modules that are wholly frozen.
+
+    Args:
+        method: of the stage.
+        stage: says which parts are frozen.
+        batchnorm: says whether batch normalisation is trained; its layers are not among the
+            modules returned for that alone.
 
     Raises:
         UserError: a frozen part does not exist, or nothing is left to train.
@@ -370,6 +483,9 @@ def freeze(method: Method, stage: Stage) -> list[nn.Module]:
         frozen |= {id(p) for p in found}
     for parameter in method.parameters():
         parameter.requires_grad_(id(parameter) not in frozen)
+    if batchnorm in ("frozen", "statistics"):
+        for parameter in scale_and_shift(method):
+            parameter.requires_grad_(False)
     if not any(p.requires_grad for p in method.parameters()):
         raise UserError("`freeze` leaves nothing to train; name fewer parts")
     return [
@@ -379,9 +495,16 @@ def freeze(method: Method, stage: Stage) -> list[nn.Module]:
     ]
 
 
-def set_modes(method: Method, stage: Stage, frozen: list[nn.Module]) -> None:
-    """Put the method in training mode, and batch normalisation of frozen parts as asked."""
+def set_modes(
+    method: Method,
+    stage: Stage,
+    frozen: list[nn.Module],
+    batchnorm: BatchNormPolicy = "local",
+) -> None:
+    """Put the method in training mode, and batch normalisation as asked."""
     method.train()
     mode = stage.frozen_bn or method.frozen_bn
     for module in frozen:
         set_batchnorm_mode(module, mode)
+    if batchnorm == "frozen":
+        set_batchnorm_mode(method, "eval")

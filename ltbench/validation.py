@@ -167,6 +167,10 @@ def _cross_checks(recipe: Recipe) -> list[str]:
                 errors.append(f"`{at}.method`: `{name}` is post-hoc and needs a stage before it")
             if stage.epochs is not None:
                 errors.append(f"`{at}.epochs`: method `{name}` does not train; leave it out")
+        try:
+            stage.passes(1)
+        except UserError as error:
+            errors.append(f"`{at}`: {error}")
         errors += [
             f"`{at}.update`: {problem}"
             for problem in registries.UPDATES.get(stage.update.name).check(

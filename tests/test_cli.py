@@ -94,7 +94,7 @@ def test_help_teaches_by_example(command, capsys):
 def test_the_verbs_are_frozen():
     from ltbench.cli import cli
 
-    assert sorted(cli.commands) == ["bench", "eval", "leaderboard", "list", "run", "show"]
+    assert sorted(cli.commands) == ["bench", "data", "eval", "leaderboard", "list", "run", "show"]
 
 
 @pytest.mark.parametrize(

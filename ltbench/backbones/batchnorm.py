@@ -35,9 +35,52 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """Return the running means and variances in a module."""
-    kept = [(layer.running_mean, layer.running_var) for layer in _layers(module)]
+    """Return the running means and variances that a module's forward passes move."""
+    kept = [(layer.running_mean, layer.running_var) for layer in _layers(module) if layer.training]
     return [t for pair in kept for t in pair if t is not None]
+
+
+def scale_and_shift(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of all batch normalisation in a module."""
+    return [p for layer in _layers(module) for p in layer.parameters(recurse=False)]
+
+
+class PartStatistics:
+    """Running statistics of the parts of a batch that pass through a network one after another.
+
+    During a step each part moves statistics of its own, as if it had a rank to itself; ``merge``
+    takes their mean, as ranks do. So it does not matter who computes which part.
+
+    Args:
+        module: the network; its layers keep their modes during a step.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._before: list[Tensor] = []
+        self._after: dict[int, list[Tensor]] = {}
+
+    @contextmanager
+    def of(self, part: int) -> Iterator[None]:
+        """Inside, forward passes move the statistics of one part of this step."""
+        tensors = self._tensors()
+        if not self._after:
+            self._before = [t.clone() for t in tensors]
+        for t, own in zip(tensors, self._after.get(part, self._before), strict=True):
+            t.data.copy_(own)  # a graph may hold `t`, though its gradients do not depend on it
+        yield
+        self._after[part] = [t.clone() for t in tensors]
+
+    def merge(self) -> None:
+        """Take the mean over the parts, at the end of a step."""
+        parts = [self._after[part] for part in sorted(self._after)]
+        for t, *own in zip(self._tensors(), *parts, strict=True):
+            t.data.copy_(torch.stack(own).mean(0) if t.is_floating_point() else own[-1])
+        self._after = {}
+
+    def _tensors(self) -> list[Tensor]:
+        moving = [layer for layer in _layers(self.module) if layer.training]
+        return [t for layer in moving for t in layer.buffers(recurse=False)]
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

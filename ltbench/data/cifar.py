@@ -15,12 +15,14 @@ from ltbench.data.cifar_sources import (
     Part,
     Source,
     find_source,
+    shard_source,
     torchvision_source,
 )
 from ltbench.data.frozen_lists import Frozen, Protocol, list_hash, read_frozen
 from ltbench.data.listing import find_root
 from ltbench.data.longtail import Profile
 from ltbench.data.memory import Augment, MemorySplit
+from ltbench.data.shards.dataset import open_parts
 from ltbench.errors import UserError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # CIFAR-10's, used for both
@@ -100,6 +102,9 @@ class CIFARLT(DatasetConfig):
 
     def _source(self, frozen: Frozen) -> Source:
         title = TITLES[self.dataset]
+        parts = open_parts(self.root)
+        if parts is not None:
+            return shard_source(parts, self.dataset)
         if self.download and self.root:
             return torchvision_source(Path(self.root).expanduser(), self.dataset, download=True)
         needed = (

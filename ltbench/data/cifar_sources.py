@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ltbench.data.shards.format import read_keys
+from ltbench.data.shards.reader import ShardSource
 from ltbench.errors import UserError
 
 Dataset = Literal["cifar10", "cifar100"]
@@ -43,7 +46,7 @@ class Source:
     """One copy of the data set.
 
     Args:
-        kind: ``"torchvision"``, ``"binary"``, ``"arrays"`` or ``"folders"``.
+        kind: ``"torchvision"``, ``"binary"``, ``"arrays"``, ``"folders"`` or ``"shards"``.
         where: its folder.
         train: training images.
         test: test images.
@@ -223,6 +226,45 @@ class _Files:
 def _complete(images: np.ndarray, labels: np.ndarray) -> Part:
     """Return a part that is the whole official file."""
     return Part(labels.astype(np.int64), np.arange(len(labels)), images.__getitem__)
+
+
+def shard_source(parts: Mapping[str, ShardSource], dataset: Dataset) -> Source:
+    """Read shards made by `ltbench data prepare`; keys end in the official index.
+
+    Args:
+        parts: the splits ``"train"`` and ``"test"``.
+        dataset: which data set they must be of.
+
+    Raises:
+        UserError: they are of another data set.
+    """
+    found = parts["train"].manifest.dataset
+    if found != dataset:
+        raise UserError(
+            f"the shards are of `{found}`, needed are those of {TITLES[dataset]}; give another "
+            "data.root"
+        )
+    made = []
+    for source in (parts["train"], parts["test"]):
+        keys = read_keys(source.folder, source.manifest)
+        index = np.array([int(Path(key).stem) for key in keys], dtype=np.int64)
+        made.append(Part(source.labels, index, _Shards(source)))
+    return Source("shards", parts["train"].folder.parent, *made)
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """Decodes images when asked, since a recipe may need few of those present."""
+
+    source: ShardSource
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        images = np.empty((len(rows), SIDE, SIDE, 3), dtype=np.uint8)
+        for low in range(0, len(rows), 1024):
+            some = rows[low : low + 1024]
+            for row, encoded in enumerate(self.source.read(some), start=low):
+                images[row] = np.asarray(Image.open(io.BytesIO(encoded.tobytes())).convert("RGB"))
+        return images
 
 
 def _size(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Images that lie in files: reading, augmenting and fingerprinting them."""
+"""Images that lie in files, and the options of every data set made of them."""
 
 from __future__ import annotations
 
@@ -9,123 +9,85 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from PIL import Image
 from pydantic import Field
-from torch import Tensor
 
-from ltbench.data.base import DatasetConfig
+from ltbench.data.base import DatasetConfig, Source
+from ltbench.data.images import Decoder, ImageSplit, Unreadable
 from ltbench.data.longtail import class_profile, subsample
-from ltbench.data.transforms import (
-    Augment,
-    Channels,
-    Transform,
-    eval_transform,
-    statistics,
-    train_transform,
-)
+from ltbench.data.transforms import Augment, Channels, statistics
 from ltbench.errors import UserError
-from ltbench.seeding import derive, keyed_bits
+from ltbench.seeding import derive
 
 CONTENT_LIMIT = 2 * 2**30  # bytes; larger splits are fingerprinted by names and sizes
 
 
-class FileSplit:
-    """A split whose images are read from files when they are asked for.
-
-    Orientation tags are ignored, as everywhere in the field's data loaders.
+class FileSource:
+    """Image files below a folder; implements ``ltbench.data.base.Source``.
 
     Args:
-        paths: one path per image, relative to ``root`` [N].
-        labels: class of each image, int64 [N].
+        paths: one path per image, relative to ``root`` [N]; may name a file many times.
         root: folder of the images.
-        train_transform: PIL image to tensor [3, H, W], drawing from torch's CPU generator.
-        eval_transform: PIL image to tensor [3, H, W], without randomness.
-        view_transforms: ``train_transform`` of the second, third, ... view; the last one goes
-            on. Empty: all views are like the first.
     """
 
-    in_memory = False
-
-    def __init__(
-        self,
-        paths: Sequence[str],
-        labels: np.ndarray,
-        root: str | Path,
-        train_transform: Transform,
-        eval_transform: Transform,
-        view_transforms: Sequence[Transform] = (),
-    ) -> None:
-        self.labels = np.asarray(labels, dtype=np.int64)
+    def __init__(self, paths: Sequence[str], root: str | Path) -> None:
         self.root = str(root)
         self._paths = np.array([os.fsencode(path) for path in paths])  # one block, shared on fork
-        self._train_transform = train_transform
-        self._eval_transform = eval_transform
-        self._view_transforms = (train_transform, *view_transforms)
-        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         """Return the number of images N."""
-        return len(self.labels)
+        return len(self._paths)
 
-    def load(
-        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
-    ) -> tuple[Tensor, ...]:
-        """Return normalised float images, one tensor [B, 3, H, W] per view.
+    @property
+    def paths(self) -> list[str]:
+        """Path of each image, relative to ``root`` [N]."""
+        return [os.fsdecode(path) for path in self._paths.tolist()]
 
-        Args:
-            indices: which images, int64 [B].
-            key: seed of the augmentation; ``None`` gives the evaluation transform.
-            positions: place of each image in the epoch's order, int64 [B].
-            views: how many augmented views of each image.
+    def name(self, index: int) -> str:
+        """Return the path of an image."""
+        return _join(self.root, self._paths[index])
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Return the bytes of some images, uint8 [n] each.
 
         Raises:
-            UserError: an image cannot be read; the message names the file.
+            UserError: a file cannot be read; the message names it.
         """
-        if key is None:
-            images = [self._eval_transform(self._read(index)) for index in indices]
-            return (torch.stack(images),) * views
-        augmented: list[list[Tensor]] = [[] for _ in range(views)]
-        last = len(self._view_transforms) - 1
-        transforms = [self._view_transforms[min(view, last)] for view in range(views)]
-        seeds = [keyed_bits(derive(key, "view", view), positions) >> 1 for view in range(views)]
-        with torch.random.fork_rng(devices=[]):
-            for row, index in enumerate(indices):
-                image = self._read(index)
-                for view in range(views):
-                    torch.default_generator.manual_seed(int(seeds[view][row]))  # CPU only
-                    augmented[view].append(transforms[view](image))
-        return tuple(torch.stack(view) for view in augmented)
+        return [_read(self.name(index)) for index in indices.tolist()]
 
-    def fingerprint(self) -> str:
-        """Return ``"content:"`` or ``"listing:"`` and a SHA-256 over the split, in its order.
+    def sizes(self) -> np.ndarray:
+        """Return the bytes of each file, int64 [N].
+
+        Raises:
+            UserError: a file is missing or empty.
+        """
+        facts = {name: _size(_join(self.root, name)) for name in set(self._paths.tolist())}
+        return np.array([facts[name] for name in self._paths.tolist()], dtype=np.int64)
+
+    def fingerprint(self, labels: np.ndarray) -> str:
+        """Return ``"content:"`` or ``"listing:"`` and a SHA-256 over labels and files in order.
 
         Up to 2 GiB of files the hash covers the label and all bytes of each image, above that the
         label, size and name of each file, which find a partial or re-encoded copy but not files
         altered at equal length. Folders do not count: public copies differ in path prefixes.
 
+        Args:
+            labels: class of each image, int64 [N].
+
         Raises:
             UserError: a file is missing or empty.
         """
-        if self._fingerprint is None:
-            self._fingerprint = self._hash()
-        return self._fingerprint
-
-    def _read(self, index: int) -> Image.Image:
-        return read_image(_join(self.root, self._paths[index]))
-
-    def _hash(self) -> str:
-        names: list[bytes] = self._paths.tolist()  # a list may name one file many times
-        facts = {name: _size(_join(self.root, name)) for name in set(names)}
-        content = sum(facts[name] for name in names) <= CONTENT_LIMIT
-        parts = {
-            name: _sha256(_join(self.root, name))
-            if content
-            else f"{size} {os.fsdecode(name).rpartition('/')[2]}"
-            for name, size in facts.items()
-        }
+        names: list[bytes] = self._paths.tolist()
+        sizes = self.sizes()
+        content = int(sizes.sum()) <= CONTENT_LIMIT
+        parts: dict[bytes, str] = {}
         total = hashlib.sha256()
-        for name, label in zip(names, self.labels.tolist(), strict=True):
+        for name, size, label in zip(names, sizes.tolist(), labels.tolist(), strict=True):
+            if name not in parts:
+                parts[name] = (
+                    hashlib.sha256(_read(_join(self.root, name)).data).hexdigest()
+                    if content
+                    else f"{size} {os.fsdecode(name).rpartition('/')[2]}"
+                )
             total.update(f"{label} {parts[name]}\n".encode("utf-8", "surrogateescape"))
         return f"{'content' if content else 'listing'}:{total.hexdigest()}"
 
@@ -144,33 +106,12 @@ def _size(path: str) -> int:
     return size
 
 
-def _sha256(path: str) -> str:
+def _read(path: str) -> np.ndarray:
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (Path is slow here)
+            return np.frombuffer(bytearray(file.read()), dtype=np.uint8)  # writable, for torch
     except OSError as error:
         raise UserError(f"cannot read image `{path}`: {error.strerror}") from error
-
-
-def read_image(path: str) -> Image.Image:
-    """Return an image file as RGB, whatever its mode: grey, palette, CMYK, with or without alpha.
-
-    Raises:
-        UserError: the file is missing, cut, not an image, or has more than 16 bits a channel.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            if image.mode not in ("I", "F"):
-                through = "RGBA" if "transparency" in image.info else image.mode
-                return image.convert(through).convert("RGB")
-    except Exception as error:  # decoders raise anything, from KeyError to struct.error
-        reason = f"{error}".split("\n")[0] or type(error).__name__
-        raise UserError(
-            f"cannot read image `{path}`: {reason}; replace it or remove it from the data set"
-        ) from error
-    raise UserError(f"image `{path}` has 32 bits a channel; convert it to 8 bits")
 
 
 class ImageOptions(DatasetConfig):
@@ -186,21 +127,36 @@ class ImageOptions(DatasetConfig):
         description="pipelines of the second, third, ... view of methods that have several, "
         "normalised as in augment; the last goes on, none: all like the first",
     )
+    decode: Decoder = Field(
+        "fast",
+        description="fast: torchvision decodes and resizes, and the pipelines imagenet, inat, "
+        "inat_jitter and plain work on whole batches; pil: Pillow and torchvision, one by one",
+    )
+    unreadable: Unreadable = Field(
+        "raise",
+        description="what to do about a training image that cannot be decoded: raise an error, "
+        "or replace it by the next image of its class",
+    )
 
     @property
     def statistics(self) -> tuple[Channels, Channels]:
         """Mean and standard deviation per channel that images are normalised with."""
         return statistics(self.augment)
 
-    def files(self, paths: Sequence[str], labels: np.ndarray, root: Path) -> FileSplit:
-        """Return a split with this data set's transforms."""
-        return FileSplit(
-            paths,
+    def files(self, paths: Sequence[str], labels: np.ndarray, root: Path) -> ImageSplit:
+        """Return a split of image files with this data set's transforms."""
+        return self.split(FileSource(paths, root), labels)
+
+    def split(self, source: Source, labels: np.ndarray) -> ImageSplit:
+        """Return a split of images of any source with this data set's transforms."""
+        return ImageSplit(
+            source,
             labels,
-            root,
-            train_transform(self.augment, self.image_size),
-            eval_transform(self.augment, self.image_size),
-            [train_transform(view, self.image_size, self.augment) for view in self.augment_views],
+            augment=self.augment,
+            image_size=self.image_size,
+            augment_views=self.augment_views,
+            decode=self.decode,
+            unreadable=self.unreadable,
         )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from ltbench.data.base import Data, DatasetInfo
 from ltbench.data.files import ImageOptions, LongTail
 from ltbench.data.listing import find_root
+from ltbench.data.shards.dataset import assemble, open_parts
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_permutation
 
@@ -45,6 +47,10 @@ class Folder(ImageOptions, LongTail):
             UserError: the root is missing or empty, has no class folders, or a class has no
                 training or test image.
         """
+        parts = open_parts(self.root)
+        if parts is not None:
+            data = assemble(self, "folder", parts, self.thin(parts["train"].labels))
+            return replace(data, manifest={**self.thinned(), **data.manifest})
         root = find_root(self.root, f"data set `folder` needs data.root=DIR; {_LAYOUT}")
         if (root / self.train).is_dir():
             names, train, test, val, manifest = self._parts(root)

@@ -19,6 +19,7 @@ def image_weights(
     *,
     beta: Beta = 0.9999,
     progress: float = 0.0,
+    exponent: float = 0.5,
 ) -> np.ndarray:
     """Return how likely a sampler draws one image of each class, up to a common factor.
 
@@ -35,11 +36,13 @@ def image_weights(
 
     Args:
         class_counts: training images of each class [C]; classes without images get weight 0.
-        name: ``"instance"``, ``"class_aware"``, ``"square_root"``, ``"reversed"``,
-            ``"progressive"``, ``"effective"`` or ``"deferred"`` (after its first phase).
+        name: ``"instance"``, ``"class_aware"``, ``"square_root"``, ``"power"``, ``"reversed"``,
+            ``"progressive"``, ``"effective"``, ``"deferred"`` (after its first phase), or
+            ``"weighted"`` and ``"subset"`` with their default options.
         beta: of the effective number, in [0, 1]: 0 is instance sampling, 1 inverse counts;
             ``"class_based"`` is GCL's rule.
         progress: of progressive sampling, in [0, 1]: 0 is instance, 1 class-balanced sampling.
+        exponent: of power sampling: a class is drawn in proportion to its count to this power.
 
     Returns:
         Weight of an image of each class, float64 [C].
@@ -50,10 +53,12 @@ def image_weights(
     counts = np.asarray(class_counts, dtype=np.float64)
     present = counts > 0
     n = counts[present]
-    if name == "instance":
+    if name in ("instance", "subset"):
         weights = np.ones_like(n)
-    elif name == "class_aware":
+    elif name in ("class_aware", "weighted"):
         weights = 1 / n
+    elif name == "power":
+        weights = n ** (exponent - 1)
     elif name == "square_root":
         weights = 1 / np.sqrt(n)
     elif name == "reversed":

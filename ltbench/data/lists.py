@@ -20,6 +20,7 @@ from ltbench.data.listing import (
     read_list,
     read_names,
 )
+from ltbench.data.shards.dataset import assemble, open_parts
 from ltbench.errors import UserError
 
 
@@ -91,6 +92,10 @@ class ImageList(ListOptions, LongTail):
         Raises:
             UserError: the root or a list is missing, a list is wrong, or images are missing.
         """
+        parts = open_parts(self.root)
+        if parts is not None:
+            data = assemble(self, "list", parts, self.thin(parts["train"].labels))
+            return replace(data, manifest={**self.thinned(), **data.manifest})
         root = find_root(
             self.root, "data set `list` needs data.root=DIR, the folder that its lists refer to"
         )

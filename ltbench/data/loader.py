@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ltbench.data.base import Split
 from ltbench.errors import UserError
 
 Last = Literal["keep", "drop"]
+REPLACED = 1e-4  # share of a split's images that may be unreadable before training stops
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,20 @@ class Loaded:
         views: augmented views of the same images, each [B, 3, H, W].
         labels: class of each image, int64 [B].
         index: position of each image in the split, int64 [B].
+        notes: one line for each image that could not be read and was replaced.
     """
 
     views: tuple[Tensor, ...]
     labels: Tensor
     index: Tensor
+    notes: tuple[str, ...] = ()
 
     def pin_memory(self) -> Loaded:
         """Return the same in page-locked memory; torch's loader calls this."""
         views = tuple(view.pin_memory() for view in self.views)
-        return Loaded(views, self.labels.pin_memory(), self.index.pin_memory())
+        return replace(
+            self, views=views, labels=self.labels.pin_memory(), index=self.index.pin_memory()
+        )
 
 
 def steps_per_epoch(
@@ -47,17 +55,21 @@ def steps_per_epoch(
         batch_size: images per step over all ranks and micro-batches.
         world: number of ranks.
         accumulate: micro-batches per step and rank.
-        last: ``"keep"`` the last, smaller batch, unless it has fewer images than there are
-            micro-batches over all ranks; or ``"drop"`` it.
+        last: ``"keep"`` the last, smaller batch; ``"drop"`` it. A last batch to be kept that has
+            fewer images than there are micro-batches over all ranks joins the one before.
 
     Raises:
         UserError: the batch is larger than the data, or cannot be cut into equal parts.
     """
-    parts = world * accumulate
+    return len(_steps(n, batch_size, world * accumulate, last, f"{world} x {accumulate}"))
+
+
+def _steps(n: int, batch_size: int, parts: int, last: Last, factors: str) -> list[np.ndarray]:
+    """Return the positions in the order that each step takes."""
     if batch_size < 1 or batch_size % parts:
         raise UserError(
-            f"`batch_size` is global and must be a positive multiple of ranks x accumulation = "
-            f"{world} x {accumulate} = {parts}, found {batch_size}"
+            f"`batch_size` is global and must be a positive multiple of ranks x micro-batches = "
+            f"{factors} = {parts}, found {batch_size}"
         )
     if batch_size > n:
         raise UserError(
@@ -65,132 +77,234 @@ def steps_per_epoch(
             f"lower it to {n // parts * parts} or less"
         )
     full, rest = divmod(n, batch_size)
-    return full + (last == "keep" and rest >= parts)
+    edges = [batch_size * step for step in range(full + 1)]
+    if last == "keep" and rest:
+        if rest < parts:  # too few for one image each: a larger last step, so that none is lost
+            edges.pop()
+        edges.append(n)
+    return [np.arange(low, high) for low, high in itertools.pairwise(edges)]
 
 
-def batches(
-    split: Split,
-    order: np.ndarray,
-    batch_size: int,
-    *,
-    key: int | None,
-    views: int = 1,
-    rank: int = 0,
-    world: int = 1,
-    accumulate: int = 1,
-    start: int = 0,
-    workers: int = 0,
-    last: Last = "keep",
-    pin_memory: bool = False,
-) -> Iterator[list[Loaded]]:
-    """Iterate over the steps of an epoch: the micro-batches of this rank for each step.
+@dataclass(frozen=True)
+class Job:
+    """All that a loader process needs to make one micro-batch; it keeps nothing between jobs.
 
-    Step t uses ``order[t * batch_size : (t + 1) * batch_size]``, cut into ``world * accumulate``
-    contiguous parts; rank r takes the next ``accumulate`` of them, so that the ranks' parts put
-    after each other are the global batch.
+    Args:
+        indices: which images, int64 [B].
+        positions: place of each image in the epoch's order, int64 [B].
+        key: seed of the augmentation of this epoch; ``None`` gives the evaluation transform.
+        views: augmented views of each image.
+    """
+
+    indices: np.ndarray
+    positions: np.ndarray
+    key: int | None
+    views: int
+
+
+class Loader:
+    """The loader processes of a split, kept from epoch to epoch.
 
     Args:
         split: the images.
-        order: indices into the split, int64 [n]; may repeat or leave out images.
-        batch_size: images per step over all ranks and micro-batches.
-        key: seed of the augmentation of this epoch; ``None`` gives the evaluation transform.
-        views: augmented views of each image.
-        rank: this process, in ``range(world)``.
-        world: number of ranks.
-        accumulate: micro-batches per step and rank.
-        start: steps to skip without loading them, to resume inside an epoch.
         workers: loader processes; splits that lie in memory use none.
-        last: see ``steps_per_epoch``.
-        pin_memory: put the tensors in page-locked memory.
-
-    Raises:
-        UserError: see ``steps_per_epoch``; while iterating: an image cannot be read.
+        device: where the images are wanted; what a split leaves to the device is done there.
+        layout: memory format of the images.
+        start_method: of the processes: ``"fork"``, ``"spawn"``, ``"forkserver"``; ``None`` is
+            Python's default.
+        quarantine: file that gets a line for each image that was unreadable and replaced.
     """
-    steps = steps_per_epoch(len(order), batch_size, world=world, accumulate=accumulate, last=last)
-    jobs = []
-    for step in range(start, steps):
-        rows = np.arange(step * batch_size, min((step + 1) * batch_size, len(order)))
-        parts = np.array_split(rows, world * accumulate)
-        jobs += parts[rank * accumulate : (rank + 1) * accumulate]
-    return _grouped(_load(_Jobs(split, order, jobs, key, views), workers, pin_memory), accumulate)
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+        layout: torch.memory_format = torch.contiguous_format,
+        start_method: str | None = None,
+        quarantine: Path | None = None,
+    ) -> None:
+        workers = 0 if split.in_memory else workers
+        self.split, self.device, self.layout = split, torch.device(device), layout
+        self.quarantine = quarantine
+        self._noted: set[str] = set()
+        self._jobs = _Jobs()
+        self._loader = DataLoader(
+            _Images(split),
+            sampler=self._jobs,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_same,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=workers > 0,
+            multiprocessing_context=start_method if workers else None,
+            generator=torch.Generator(),  # the default one would draw from the global stream
+        )
+
+    def batches(
+        self,
+        order: np.ndarray,
+        batch_size: int,
+        *,
+        key: int | None,
+        views: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        start: int = 0,
+        last: Last = "keep",
+    ) -> Iterator[list[Loaded]]:
+        """Iterate over the steps of an epoch: the micro-batches of this rank for each step.
+
+        Step t uses ``order[t * batch_size : (t + 1) * batch_size]``, cut into
+        ``world * accumulate`` contiguous parts; rank r takes the next ``accumulate`` of them, so
+        that the ranks' parts put after each other are the global batch.
+
+        Args:
+            order: indices into the split, int64 [n]; may repeat or leave out images.
+            batch_size: images per step over all ranks and micro-batches.
+            key: seed of the augmentation of this epoch; ``None`` gives the evaluation transform.
+            views: augmented views of each image.
+            rank: this process, in ``range(world)``.
+            world: number of ranks.
+            accumulate: micro-batches per step and rank.
+            start: steps to skip without loading them, to resume inside an epoch.
+            last: see ``steps_per_epoch``.
+
+        Raises:
+            UserError: see ``steps_per_epoch``; while iterating: an image cannot be read.
+        """
+        parts = world * accumulate
+        steps = _steps(len(order), batch_size, parts, last, f"{world} x {accumulate}")
+        mine = slice(rank * accumulate, (rank + 1) * accumulate)
+        cut = [part for step in steps[start:] for part in np.array_split(step, parts)[mine]]
+        return _grouped(self._run([_job(order, rows, key, views) for rows in cut]), accumulate)
+
+    def eval_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Loaded]:
+        """Iterate over this rank's share of the split, every image exactly once over all ranks.
+
+        Shares are contiguous and differ by at most one image; nothing is padded, so a rank may
+        see fewer batches than another, or none.
+
+        Args:
+            batch_size: images per batch of this rank.
+            rank: this process, in ``range(world)``.
+            world: number of ranks.
+
+        Raises:
+            UserError: while iterating: an image cannot be read.
+        """
+        order = np.arange(len(self.split))
+        share = np.array_split(order, world)[rank]
+        cut = [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
+        return self._run([_job(order, rows, None, 1) for rows in cut])
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[Loaded]:
+        self._jobs.jobs = jobs
+        try:
+            for job, item in zip(jobs, self._loader, strict=True):
+                if isinstance(item, str):
+                    raise UserError(item)
+                self._note(item.notes)
+                yield self._finish(job, item)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a data worker died ({str(error).splitlines()[0]}); lower `workers`, "
+                f"or give the process more memory or shared memory"
+            ) from error
+
+    def _finish(self, job: Job, item: Loaded) -> Loaded:
+        views = tuple(view.to(self.device, non_blocking=True) for view in item.views)
+        views = self.split.finish(views, key=job.key, positions=job.positions)
+        return Loaded(
+            tuple(view.contiguous(memory_format=self.layout) for view in views),
+            item.labels.to(self.device, non_blocking=True),
+            item.index.to(self.device, non_blocking=True),
+            item.notes,
+        )
+
+    def _note(self, notes: Sequence[str]) -> None:
+        for note in set(notes) - self._noted:
+            self._noted.add(note)
+            warnings.warn(f"replaced by another image of its class: {note}", stacklevel=2)
+            if self.quarantine is not None:
+                with self.quarantine.open("a", encoding="utf-8") as file:
+                    file.write(f"{note}\n")
+        if len(self._noted) > max(1, REPLACED * len(self.split)):
+            raise UserError(
+                f"{len(self._noted)} of {len(self.split):,} images cannot be read, more than "
+                f"{REPLACED:.2%}; the last: {notes[-1]}; repair the data set"
+            )
+
+
+def batches(
+    split: Split, order: np.ndarray, batch_size: int, *, workers: int = 0, **options: Any
+) -> Iterator[list[Loaded]]:
+    """Iterate over the steps of one epoch with loader processes of its own.
+
+    Args:
+        split: the images.
+        order: see ``Loader.batches``.
+        batch_size: see ``Loader.batches``.
+        workers: loader processes.
+        options: of ``Loader.batches``.
+    """
+    return Loader(split, workers=workers).batches(order, batch_size, **options)
 
 
 def eval_batches(
-    split: Split,
-    batch_size: int,
-    *,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-    pin_memory: bool = False,
+    split: Split, batch_size: int, *, workers: int = 0, device: Any = "cpu", **options: Any
 ) -> Iterator[Loaded]:
-    """Iterate over this rank's share of a split, every image exactly once over all ranks.
-
-    Shares are contiguous and differ by at most one image; nothing is padded, so a rank may see
-    fewer batches than another, or none.
+    """Iterate over a rank's share of a split with loader processes of its own.
 
     Args:
         split: the images.
         batch_size: images per batch of this rank.
-        rank: this process, in ``range(world)``.
-        world: number of ranks.
-        workers: loader processes; splits that lie in memory use none.
-        pin_memory: put the tensors in page-locked memory.
-
-    Raises:
-        UserError: while iterating: an image cannot be read.
+        workers: loader processes.
+        device: where the images are wanted.
+        options: of ``Loader.eval_batches``.
     """
-    order = np.arange(len(split))
-    share = np.array_split(order, world)[rank]
-    jobs = [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
-    return _load(_Jobs(split, order, jobs, None, 1), workers, pin_memory)
+    return Loader(split, workers=workers, device=device).eval_batches(batch_size, **options)
 
 
-@dataclass(frozen=True)
-class _Jobs(Dataset[Any]):
-    """Loads one micro-batch per item; a job is the positions of its images in the order."""
+class _Jobs(Sampler[Any]):
+    """Hands the jobs of the epoch at hand to the loader processes."""
 
-    split: Split
-    order: np.ndarray
-    jobs: Sequence[np.ndarray]
-    key: int | None
-    views: int
+    jobs: Sequence[Job] = ()
+
+    def __init__(self) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.jobs)
 
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def __getitem__(self, job: int) -> Loaded | str:
-        positions = self.jobs[job].astype(np.int64)
-        indices = self.order[positions].astype(np.int64)
+
+@dataclass(frozen=True)
+class _Images(Dataset[Any]):
+    """Makes one micro-batch of a job; runs in the loader processes."""
+
+    split: Split
+
+    def __getitem__(self, job: Any) -> Loaded | str:
         try:
-            images = self.split.load(indices, key=self.key, positions=positions, views=self.views)
+            images = self.split.load(
+                job.indices, key=job.key, positions=job.positions, views=job.views
+            )
         except UserError as error:
             return str(error)  # an exception would come back with the worker's traceback in it
-        labels = self.split.labels[indices]
-        return Loaded(images, torch.from_numpy(labels), torch.from_numpy(indices))
+        labels = torch.from_numpy(self.split.labels[job.indices])
+        notes = getattr(self.split, "take_notes", tuple)()
+        return Loaded(images, labels, torch.from_numpy(job.indices), tuple(notes))
 
 
-def _load(jobs: _Jobs, workers: int, pin_memory: bool) -> Iterator[Loaded]:
-    loader = DataLoader(
-        jobs,
-        batch_size=None,
-        num_workers=0 if jobs.split.in_memory else workers,
-        collate_fn=_same,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # the default one would draw from the global stream
-    )
-    try:
-        for item in loader:
-            if isinstance(item, str):
-                raise UserError(item)
-            yield item
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a data worker died ({str(error).splitlines()[0]}); lower `workers`, "
-            f"or give the process more memory or shared memory"
-        ) from error
+def _job(order: np.ndarray, rows: np.ndarray, key: int | None, views: int) -> Job:
+    return Job(order[rows].astype(np.int64), rows.astype(np.int64), key, views)
 
 
 def _grouped(loaded: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:

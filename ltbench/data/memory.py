@@ -121,6 +121,12 @@ class MemorySplit:
             for v, k in enumerate(keys)
         )
 
+    def finish(
+        self, views: tuple[Tensor, ...], *, key: int | None, positions: np.ndarray
+    ) -> tuple[Tensor, ...]:
+        """Return what ``load`` returned, which is finished."""
+        return views
+
     def load_bytes(
         self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, view: int = 0
     ) -> np.ndarray:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,8 @@ from pydantic import Field
 from ltbench.data.base import Data
 from ltbench.data.listing import Listing, check_parts, look_for, read_list
 from ltbench.data.lists import ListOptions
+from ltbench.data.shards.dataset import assemble, listings, open_parts
+from ltbench.data.shards.reader import ShardSource
 from ltbench.data.transforms import Augment
 from ltbench.errors import UserError
 
@@ -66,6 +69,9 @@ class Official(ListOptions):
         Raises:
             UserError: images or lists are missing, or are not the official ones.
         """
+        parts = open_parts(self.root)
+        if parts is not None:
+            return self._from_shards(parts)
         root, files = self._find()
         listings = {part: read_list(file) for part, file in files.items()}
         manifest = {"source": "official lists", "verify": self.verify}
@@ -73,6 +79,19 @@ class Official(ListOptions):
             manifest[f"{part}_official"] = self._verify(part, listing)
         check_parts(listings)
         data = self.assemble(self.registered, root, listings)
+        return replace(data, manifest={**manifest, **data.manifest})
+
+    def _from_shards(self, parts: Mapping[str, ShardSource]) -> Data:
+        named = parts["train"].manifest.dataset
+        if named != self.registered and self.verify != "none":
+            raise UserError(
+                f"data.root=`{self.root}` holds shards of `{named}`, needed are those of "
+                f"`{self.registered}`; give another root, or use data=shards"
+            )
+        manifest = {"verify": self.verify}
+        for part, listing in listings(parts, self.root).items():
+            manifest[f"{part}_official"] = self._verify(part, listing)
+        data = assemble(self, self.registered, parts)
         return replace(data, manifest={**manifest, **data.manifest})
 
     def _wanted(self) -> dict[str, str]:

@@ -134,6 +134,25 @@ class ClassAware(Sampler):
         return n
 
 
+class Power(Sampler):
+    """Classes in proportion to a power of their counts, with replacement."""
+
+    class Config(schema.Config):
+        """Options of power sampling."""
+
+        exponent: float = Field(0.5, ge=-2, le=2)
+        """1 is instance sampling, 0.5 square-root, 0 class-balanced, -1 reversed."""
+
+    config: Config
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return N independent draws; see ``Sampler.order``."""
+        p = class_probabilities(np.bincount(labels), "power", exponent=self.config.exponent)
+        return _draw(labels, p, seed, epoch)
+
+
 class SquareRoot(Sampler):
     """Classes in proportion to the square root of their counts, with replacement."""
 
@@ -142,6 +161,66 @@ class SquareRoot(Sampler):
     ) -> np.ndarray:
         """Return N independent draws; see ``Sampler.order``."""
         return _draw(labels, class_probabilities(np.bincount(labels), "square_root"), seed, epoch)
+
+
+class Weighted(Sampler):
+    """Classes in proportion to given weights, with replacement."""
+
+    class Config(schema.Config):
+        """Options of weighted sampling."""
+
+        weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
+        """One weight per class, not all 0; none: all classes alike."""
+
+    config: Config
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return N independent draws; see ``Sampler.order``.
+
+        Raises:
+            UserError: there is not one weight per class, or no class with images has one.
+        """
+        counts = np.bincount(labels)
+        weights = np.array(self.config.weights or [1.0] * len(counts))
+        if len(weights) != len(counts) or not weights[counts > 0].sum() > 0:
+            raise UserError(
+                f"sampler `weighted` needs one weight for each of {len(counts)} classes, not all "
+                f"0; found {len(self.config.weights)}"
+            )
+        weights = weights * (counts > 0)
+        return _draw(labels, weights / weights.sum(), seed, epoch)
+
+
+class Subset(Sampler):
+    """Every image of some classes once per epoch, shuffled."""
+
+    class Config(schema.Config):
+        """Options of sampling some classes only."""
+
+        classes: tuple[Annotated[int, Field(ge=0)], ...] = ()
+        """Labels of the classes; none is all."""
+
+    config: Config
+
+    def order(
+        self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
+    ) -> np.ndarray:
+        """Return a permutation of the classes' images; see ``Sampler.order``.
+
+        Raises:
+            UserError: the classes have no image.
+        """
+        wanted = self.config.classes or tuple(range(int(labels.max()) + 1))
+        images = np.flatnonzero(np.isin(labels, wanted))
+        if not len(images):
+            raise UserError(
+                f"sampler `subset`: classes {list(wanted)} have no image; labels go from 0 to "
+                f"{int(labels.max())}"
+            )
+        permuted: np.ndarray = images[keyed_permutation(derive(seed, "order", epoch), len(images))]
+        return permuted
 
 
 class Reversed(Sampler):

@@ -15,6 +15,8 @@ Channels = tuple[float, float, float]
 Augment = Literal["imagenet", "inat", "inat_jitter", "plain", "rand", "inat_rand", "sim", "sim_hue"]
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+BATCHED = ("imagenet", "inat", "inat_jitter", "plain")  # what ``augment`` can do as well
+JITTERED = ("imagenet", "inat_jitter", "rand", "inat_rand", "sim")  # have the colour jitter
 INAT_STATS = ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
 GREY = [124, 116, 104]  # ImageNet's mean colour fills what a shift or rotation uncovers
 
@@ -57,7 +59,7 @@ def train_transform(
         steps = [*_centre(image_size), v2.RandomHorizontalFlip()]
     else:
         steps = [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
-    if augment in ("imagenet", "inat_jitter", "rand", "inat_rand", "sim"):
+    if augment in JITTERED:
         steps.append(v2.ColorJitter(0.4, 0.4, 0.4, 0.0))
     if augment in ("rand", "inat_rand"):
         steps += [_rand_augment(), _rand_augment()]

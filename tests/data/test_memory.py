@@ -54,7 +54,8 @@ def test_standard_views_are_padded_crops_and_flips():
         seen.add(match[0])
     for axis, values in ((0, 9), (1, 9), (2, 2)):
         assert len({where[axis] for where in seen}) == values
-    (floats,) = data.load(indices[:40], key=None, positions=positions[:40])
+    floats = data.load(indices[:40], key=None, positions=positions[:40])
+    (floats,) = data.finish(floats, key=None, positions=positions[:40])
     assert torch.equal(floats, reference(IMAGES))
 
 

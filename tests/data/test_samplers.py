@@ -15,8 +15,11 @@ from ltbench.data.samplers import (
     Deferred,
     Effective,
     Instance,
+    Power,
     Progressive,
+    Subset,
     TorchSampler,
+    Weighted,
     class_aware_cycle,
     class_probabilities,
     image_weights,
@@ -96,6 +99,9 @@ def test_order_is_a_pure_function(name):
 
 
 GOLDEN = {
+    "subset": "a4300a5ed90656a4",
+    "weighted": "7f31fd2336450067",
+    "power": "10f0e85282cf049e",
     "deferred": "a4300a5ed90656a4",  # that of instance sampling until its start
     "class_aware": "b2cf7485d8e7ba38",
     "effective": "31df078f3de65616",
@@ -113,7 +119,7 @@ def test_orders_never_change(name):
     assert hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16] == GOLDEN[name]
 
 
-@pytest.mark.parametrize("name", ["square_root", "reversed", "progressive", "effective"])
+@pytest.mark.parametrize("name", ["square_root", "reversed", "progressive", "effective", "weighted"])
 def test_drawn_classes_follow_the_probabilities(name):
     epoch, epochs, draws = 2, 10, 40
     options = {"progress": epoch / (epochs - 1)} if name == "progressive" else {}
@@ -210,3 +216,34 @@ def test_deferred_is_instance_sampling_then_balanced():
     assert chi2.sf(((counts - counts.mean()) ** 2 / counts.mean()).sum(), 3) > 1e-4
     with pytest.raises(ValidationError):
         Deferred.Config(beta=1.5)
+
+
+@pytest.mark.parametrize("exponent", [1, 0.5, 0.2, 0, -1])
+def test_power_sampling_follows_its_exponent(exponent):
+    sampler = Power(Power.Config(exponent=exponent))
+    drawn = np.concatenate([sampler.order(LABELS, seed, 0, 1, 64) for seed in range(40)])
+    share = np.array(COUNTS, dtype=float) ** exponent
+    _assert_frequencies(np.bincount(LABELS[drawn], minlength=4), share / share.sum())
+    by_name = {1: "instance", 0.5: "square_root", 0: "class_aware", -1: "reversed"}
+    if exponent in by_name:
+        np.testing.assert_allclose(
+            class_probabilities(COUNTS, "power", exponent=exponent),
+            class_probabilities(COUNTS, by_name[exponent]),
+        )
+
+
+def test_some_classes_only():
+    order = Subset(Subset.Config(classes=(3, 1))).order(LABELS, 0, 0, 1, 64)
+    assert sorted(order) == np.flatnonzero((LABELS == 1) | (LABELS == 3)).tolist()
+    with pytest.raises(UserError, match="no image"):
+        Subset(Subset.Config(classes=(9,))).order(LABELS, 0, 0, 1, 64)
+
+
+def test_given_weights():
+    drawn = Weighted(Weighted.Config(weights=(0, 1, 3, 0))).order(LABELS, 0, 0, 1, 64)
+    found = np.bincount(LABELS[drawn], minlength=4)
+    assert found[0] == found[3] == 0
+    _assert_frequencies(found[1:3], np.array([0.25, 0.75]))
+    for weights in ((1, 1), (0, 0, 0, 0)):
+        with pytest.raises(UserError, match="one weight for each of 4"):
+            Weighted(Weighted.Config(weights=weights)).order(LABELS, 0, 0, 1, 64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from ltbench.errors import UserError
 FORMAT = 1
 INDEX, KEYS, MANIFEST, INFO = "index.npy", "keys.zlib", "manifest.json", "_info.json"
 NAME_BYTES = 100  # what a plain ustar header has room for
+_UNFIT = re.compile(r"^/|//|(^|/)\.{1,2}/|^__[^/]*__/")  # names that tar or webdataset bends
 ROW = np.dtype(
     [("shard", "<u4"), ("label", "<i4"), ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")]
 )
@@ -203,11 +205,13 @@ def member_key(path: str) -> str:
     """Return the key under which an image lies in its tar, without ending.
 
     It is the path without its last ending; dots left in the base name become ``_``, because
-    webdataset cuts keys at the first dot. What would not fit a ustar header becomes a hash.
+    webdataset cuts keys at the first dot. A path that would not fit a ustar header, leads out of
+    its root, or that webdataset takes for metadata becomes a hash.
     """
     folder, slash, name = path.rpartition("/")
     key = folder + slash + name.rpartition(".")[0].replace(".", "_")
-    if len(f"{key}{member_ending(path)}".encode("utf-8", "surrogateescape")) > NAME_BYTES:
+    longer = max((".cls", member_ending(path)), key=len)
+    if len(f"{key}{longer}".encode("utf-8", "surrogateescape")) > NAME_BYTES or _UNFIT.search(key):
         key = f"long/{hashlib.sha256(path.encode('utf-8', 'surrogateescape')).hexdigest()[:40]}"
     return key
 
@@ -222,7 +226,10 @@ def write_info(root: Path) -> None:
     """Write timm's description of all finished splits below a root, beside them."""
     splits = {}
     for folder in sorted(p.parent for p in root.glob(f"*/{MANIFEST}")):
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except UserError:  # damaged, or somebody else's file of that name
+            continue
         splits[manifest.split] = {
             "name": manifest.split,
             "filenames": [f"{folder.name}/{shard.name}" for shard in manifest.shards],

@@ -1,0 +1,174 @@
+"""From the bytes of an image file to cropped and resized pixels."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltbench.errors import UserError
+from ltbench.seeding import keyed_uniform
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+try:
+    from torchvision.io import decode_jpeg
+except ImportError:  # its decoders are on the way out; Pillow gives the same pixels, more slowly
+    decode_jpeg = None
+
+TRIES = 10  # boxes drawn before the centre is taken
+AREA = (0.08, 1.0)  # share of the image
+RATIO = (3 / 4, 4 / 3)  # width / height
+_SLOTS = 32  # random numbers reserved for the crop of one image
+_TOP, _LEFT, _FIRST_TRY = range(3)
+_START, _END = b"\xff\xd8", b"\xff\xd9"  # of every complete JPEG
+
+
+def decode_pixels(data: np.ndarray, name: str) -> Tensor:
+    """Return an image file's pixels as RGB, whatever its mode and format.
+
+    A complete JPEG is decoded by torchvision, with the same library as Pillow's and so to the
+    same pixels. Whatever that cannot do goes to Pillow, which has the last word: other formats,
+    CMYK, a JPEG that does not end in an end marker. Orientation tags are ignored, as everywhere
+    in the field's data loaders.
+
+    Args:
+        data: the file, uint8 [n].
+        name: how messages call it.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        UserError: the file is empty, cut, not an image, or has more than 16 bits a channel.
+    """
+    whole = data[:2].tobytes() == _START and data[-2:].tobytes() == _END
+    if whole and decode_jpeg is not None:
+        try:
+            pixels = decode_jpeg(torch.from_numpy(data if data.flags.writeable else data.copy()))
+        except RuntimeError:
+            pixels = torch.empty(0, 0, 0)
+        if pixels.shape[0] in (1, 3):
+            rgb: Tensor = pixels.permute(1, 2, 0).expand(-1, -1, 3).contiguous()
+            return rgb
+    return torch.from_numpy(np.array(decode_pil(data, name)))
+
+
+def decode_pil(data: np.ndarray, name: str) -> Image.Image:
+    """Return an image file as RGB, whatever its mode: grey, palette, CMYK, with or without alpha.
+
+    Args:
+        data: the file, uint8 [n].
+        name: how messages call it.
+
+    Raises:
+        UserError: the file is empty, cut, not an image, or has more than 16 bits a channel.
+    """
+    if len(data) == 0:
+        raise _unreadable(name, "it is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data.data)) as image:
+            image.load()
+            if image.mode.startswith("I;16"):
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode not in ("I", "F"):
+                through = "RGBA" if "transparency" in image.info else image.mode
+                return image.convert(through).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise _unreadable(name, "it is not an image, or a damaged one") from error
+    except Exception as error:  # decoders raise anything, from KeyError to struct.error
+        raise _unreadable(name, f"{error}".split("\n")[0] or type(error).__name__) from error
+    raise UserError(f"image `{name}` has 32 bits a channel; convert it to 8 bits")
+
+
+def _unreadable(name: str, reason: str) -> UserError:
+    return UserError(
+        f"cannot read image `{name}`: {reason}; replace it or remove it from the data set"
+    )
+
+
+def crop_draws(key: int, positions: np.ndarray) -> np.ndarray:
+    """Return the random numbers of ``crop_box``, a function of (key, position) only.
+
+    Args:
+        key: seed of a view.
+        positions: place of each image in the epoch's order, int64 [B].
+
+    Returns:
+        uniform in [0, 1), float64 [B, 22]: place from the top, from the left, then area and shape
+        of each try.
+    """
+    slots = np.arange(_FIRST_TRY + 2 * TRIES)
+    return keyed_uniform(key, np.asarray(positions, dtype=np.int64)[:, None] * _SLOTS + slots)
+
+
+def crop_box(draws: np.ndarray, height: int, width: int) -> Box:
+    """Return the box of a random resized crop: 0.08 to 1 of the area, 3/4 to 4/3 as wide as high.
+
+    Boxes are drawn until one lies inside the image, ten at most; then it is the largest centred
+    one of an allowed shape.
+
+    Reference:
+        Szegedy et al., Going Deeper with Convolutions, CVPR 2015, arXiv:1409.4842; the
+        distribution is that of torchvision's RandomResizedCrop.
+
+    Args:
+        draws: one row of ``crop_draws`` [22].
+        height: of the image in pixels.
+        width: of the image in pixels.
+    """
+    down, right, *tries = draws.tolist()
+    spread = math.log(RATIO[1] / RATIO[0])
+    for first, second in zip(tries[::2], tries[1::2], strict=True):
+        area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * first)
+        ratio = RATIO[0] * math.exp(spread * second)
+        wide, tall = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < wide <= width and 0 < tall <= height:
+            top, left = int(down * (height - tall + 1)), int(right * (width - wide + 1))
+            return top, left, tall, wide
+    wide = min(width, round(height * RATIO[1]))
+    tall = min(height, round(width / RATIO[0]))
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+
+def resized_crop(pixels: Tensor, box: Box, out: Tensor) -> None:
+    """Cut a box out of an image and resize it, bilinearly and with antialiasing.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        box: what to cut out.
+        out: where the result goes, uint8 [3, S, S].
+    """
+    top, left, tall, wide = box
+    out.copy_(_resized(pixels[top : top + tall, left : left + wide], *out.shape[1:]))
+
+
+def resized_centre(pixels: Tensor, out: Tensor) -> None:
+    """Resize an image to a short side of ``S * 256 / 224`` and cut out the centre.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        out: where the result goes, uint8 [3, S, S].
+    """
+    height, width = pixels.shape[:2]
+    size = out.shape[1]
+    short = round(size * 256 / 224)
+    tall, wide = short, short
+    if height < width:
+        wide = int(short * width / height)
+    else:
+        tall = int(short * height / width)
+    top, left = round((tall - size) / 2), round((wide - size) / 2)
+    out.copy_(_resized(pixels, tall, wide)[:, top : top + size, left : left + size])
+
+
+def _resized(pixels: Tensor, height: int, width: int) -> Tensor:
+    # The batch dimension comes first and the channels go in front last: torch then sees that the
+    # memory is channels_last and resizes three bytes at a time.
+    batch = pixels[None].permute(0, 3, 1, 2)
+    return F.interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]

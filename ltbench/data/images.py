@@ -1,0 +1,246 @@
+"""A split whose images are read, decoded and augmented when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ltbench.data.augment import draw, finish
+from ltbench.data.base import Source
+from ltbench.data.decode import (
+    crop_box,
+    crop_draws,
+    decode_pil,
+    decode_pixels,
+    resized_centre,
+    resized_crop,
+)
+from ltbench.data.transforms import (
+    BATCHED,
+    JITTERED,
+    Augment,
+    Transform,
+    eval_transform,
+    statistics,
+    train_transform,
+)
+from ltbench.errors import UserError
+from ltbench.seeding import derive, keyed_bits
+
+Decoder = Literal["fast", "pil"]
+Unreadable = Literal["raise", "replace"]
+
+
+class ImageSplit:
+    """Images of any size, of any source; implements ``ltbench.data.base.Split``.
+
+    ``load`` cuts and resizes to bytes, ``finish`` mirrors, changes colours and normalises the
+    whole batch. Pipelines that are made for single Pillow images (see ``transforms.BATCHED`` for
+    the others) are run by ``load`` to the end, and with ``decode="pil"`` all are. Random numbers
+    depend on (key, position, view) only, so that the pixels are the same, bit by bit, however the
+    epoch is cut into batches.
+
+    Departures:
+        Against torchvision on Pillow images, resized values differ by two grey levels at most,
+        one in evaluation; the colour jitter rounds as torchvision does for tensors.
+
+    Args:
+        source: where the files' bytes come from, N images.
+        labels: class of each image, int64 [N].
+        augment: training pipeline, which fixes the normalisation too.
+        image_size: side of the result in pixels.
+        augment_views: pipeline of the second, third, ... view; the last one goes on. Empty: all
+            views are like the first.
+        decode: ``"fast"``, or ``"pil"`` for Pillow and torchvision an image at a time.
+        unreadable: what happens to a training image that cannot be decoded: ``"raise"`` an error,
+            or ``"replace"`` it by the next image of its class that can, in the order of the split
+            and from its end to its beginning, with a note. In evaluation it is always an error.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self,
+        source: Source,
+        labels: np.ndarray,
+        *,
+        augment: Augment,
+        image_size: int,
+        augment_views: Sequence[Augment] = (),
+        decode: Decoder = "fast",
+        unreadable: Unreadable = "raise",
+    ) -> None:
+        self.source = source
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.image_size = image_size
+        self.decode, self.unreadable = decode, unreadable
+        self._names = (augment, *augment_views)
+        self._statistics = statistics(augment)
+        self._transforms = [
+            None
+            if decode == "fast" and name in BATCHED
+            else train_transform(name, image_size, augment)
+            for name in self._names
+        ]
+        self._whole = None if decode == "fast" else eval_transform(augment, image_size)
+        self._stand_ins: dict[int, int] = {}  # found so far
+        self._notes: list[str] = []
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        """Return the number of images N."""
+        return len(self.labels)
+
+    def load(
+        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
+    ) -> tuple[Tensor, ...]:
+        """Return images for ``finish``: per view uint8 [B, 3, S, S], or float32 if they are done.
+
+        Args:
+            indices: which images, int64 [B].
+            key: seed of the augmentation; ``None`` gives the evaluation transform.
+            positions: place of each image in the epoch's order, int64 [B].
+            views: how many augmented views of each image.
+
+        Raises:
+            UserError: an image cannot be read or decoded; the message names it.
+        """
+        if key is None:
+            wanted = [_View(len(indices), self.image_size, self._whole)]
+        else:
+            wanted = [self._view(view, key, positions) for view in range(views)]
+        broken: list[tuple[int, UserError]] = []
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's CPU generator
+            for row, data in enumerate(self.source.read(indices)):
+                try:
+                    picture = self._decode(data, int(indices[row]))
+                except UserError as error:
+                    if key is None or self.unreadable == "raise":
+                        raise
+                    broken.append((row, error))
+                    continue
+                for view in wanted:
+                    view.put(row, picture)
+            for row, reason in broken:
+                picture = self._stand_in(int(indices[row]), reason)
+                for view in wanted:
+                    view.put(row, picture)
+        images = tuple(view.images for view in wanted)
+        return images * views if key is None else images
+
+    def finish(
+        self, views: tuple[Tensor, ...], *, key: int | None, positions: np.ndarray
+    ) -> tuple[Tensor, ...]:
+        """Return normalised float32 images [B, 3, S, S] of each view.
+
+        Args:
+            views: what ``load`` returned, on any device; float images are passed on.
+            key: as given to ``load``.
+            positions: as given to ``load``.
+        """
+        return tuple(
+            self._finish(view, images, key, positions) if images.dtype == torch.uint8 else images
+            for view, images in enumerate(views)
+        )
+
+    def fingerprint(self) -> str:
+        """Return ``"content:"`` or ``"listing:"`` and a SHA-256 over the split, in its order.
+
+        Up to 2 GiB of files the hash covers the label and all bytes of each image, above that the
+        label, size and name of each file, which find a partial or re-encoded copy but not files
+        altered at equal length. Folders do not count: public copies differ in path prefixes.
+
+        Raises:
+            UserError: a file is missing or empty.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = self.source.fingerprint(self.labels)
+        return self._fingerprint
+
+    def take_notes(self) -> list[str]:
+        """Return a line for each image that this process replaced since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _view(self, view: int, key: int, positions: np.ndarray) -> _View:
+        name, transform = self._pipeline(view)
+        stream = derive(key, "view", view)
+        made = _View(len(positions), self.image_size, transform)
+        if transform is not None:
+            made.seeds = keyed_bits(stream, positions) >> 1
+        elif name != "plain":
+            made.draws = crop_draws(derive(stream, "crop"), positions)
+        return made
+
+    def _finish(self, view: int, images: Tensor, key: int | None, positions: np.ndarray) -> Tensor:
+        if key is None:
+            return finish(images, *self._statistics)
+        draws = draw(derive(key, "view", view, "colours"), positions)
+        colours = self._pipeline(view)[0] in JITTERED
+        return finish(images, *self._statistics, draws, colours=colours)
+
+    def _pipeline(self, view: int) -> tuple[Augment, Transform | None]:
+        which = min(view, len(self._names) - 1)
+        return self._names[which], self._transforms[which]
+
+    def _decode(self, data: np.ndarray, index: int) -> Tensor | Image.Image:
+        name = self.source.name(index)
+        return decode_pixels(data, name) if self.decode == "fast" else decode_pil(data, name)
+
+    def _stand_in(self, index: int, reason: UserError) -> Tensor | Image.Image:
+        """Return the next image of the class that can be decoded."""
+        known = self._stand_ins.get(index)
+        same = np.flatnonzero(self.labels == self.labels[index])
+        following = np.roll(same, -int(np.searchsorted(same, index)))[1:]
+        for other in following.tolist() if known is None else [known]:
+            (data,) = self.source.read(np.array([other]))
+            try:
+                picture = self._decode(data, other)
+            except UserError:
+                continue
+            if known is None:
+                self._stand_ins[index] = other
+                self._notes.append(f"{reason}; `{self.source.name(other)}` stands in for it")
+            return picture
+        raise UserError(f"{reason}; no other image of class {self.labels[index]} can be decoded")
+
+
+class _View:
+    """One view of a batch in the making.
+
+    Args:
+        count: images B.
+        size: side S in pixels.
+        transform: pipeline for single Pillow images; ``None`` cuts out boxes, or the centre where
+            there are no ``draws``.
+    """
+
+    def __init__(self, count: int, size: int, transform: Transform | None) -> None:
+        self.transform = transform
+        self.seeds: np.ndarray | None = None  # of the pipeline, for each image
+        self.draws: np.ndarray | None = None  # see ``crop_draws``
+        self.images = torch.empty(
+            (count, 3, size, size),
+            dtype=torch.uint8 if transform is None else torch.float32,
+            memory_format=torch.channels_last if transform is None else torch.contiguous_format,
+        )
+
+    def put(self, row: int, picture: Tensor | Image.Image) -> None:
+        """Make image ``row`` of a decoded one."""
+        if self.transform is not None:
+            if self.seeds is not None:
+                torch.default_generator.manual_seed(int(self.seeds[row]))
+            if isinstance(picture, Tensor):
+                picture = Image.fromarray(picture.numpy())
+            self.images[row] = self.transform(picture)
+        elif isinstance(picture, Tensor):
+            if self.draws is None:
+                resized_centre(picture, self.images[row])
+            else:
+                box = crop_box(self.draws[row], *picture.shape[:2])
+                resized_crop(picture, box, self.images[row])

@@ -1,0 +1,140 @@
+"""Prepared data sets: the splits that `ltbench data prepare` wrote, wherever they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ltbench.data.base import Data, DatasetInfo, Source
+from ltbench.data.files import ImageOptions, LongTail
+from ltbench.data.listing import Listing
+from ltbench.data.shards.format import INFO, MANIFEST, Manifest
+from ltbench.data.shards.reader import ShardSource
+from ltbench.errors import UserError
+
+PARTS = ("train", "val", "test")
+
+
+class Shards(ImageOptions, LongTail):
+    """Any data set that was packed into shards: a folder, `http(s)://` or `hf://datasets/...`."""
+
+    def load(self) -> Data:
+        """Open the shards; images are read when they are needed.
+
+        Raises:
+            UserError: there are no finished shards at the root, or train or test is missing.
+        """
+        parts = open_parts(self.root)
+        if parts is None:
+            raise UserError(
+                f"data set `shards` needs data.root=OUT, what `ltbench data prepare ... out=OUT` "
+                f"wrote, or its address; found {self.root or 'no data.root'}"
+            )
+        name = parts["train"].manifest.dataset
+        data = assemble(self, name, parts, self.thin(parts["train"].labels))
+        return replace(data, manifest={**self.thinned(), **data.manifest})
+
+
+def open_parts(root: str | None) -> dict[str, ShardSource] | None:
+    """Return the splits of a prepared data set by name, or ``None`` if the root is something else.
+
+    Args:
+        root: the option ``data.root``: a folder or an address.
+
+    Raises:
+        UserError: shards are unfinished or damaged, or the train or test split is missing.
+    """
+    if not root:
+        return None
+    if "://" in root:
+        from ltbench.data.shards.remote import open_remote
+
+        parts = {name: ShardSource(split) for name, split in open_remote(root).items()}
+    else:
+        folder = Path(root).expanduser()
+        there = [name for name in PARTS if (folder / name / MANIFEST).is_file()]
+        unfinished = [name for name in PARTS if (folder / name / "plan.json").is_file()]
+        if not there and not unfinished and not (folder / INFO).is_file():
+            return None
+        parts = {name: ShardSource(folder / name) for name in dict.fromkeys([*there, *unfinished])}
+    missing = [name for name in ("train", "test") if name not in parts]
+    if missing:
+        raise UserError(
+            f"`{root}` has no {' and no '.join(missing)} split (found {', '.join(parts) or 'none'})"
+            "; prepare it too: training needs train and test"
+        )
+    return parts
+
+
+def listings(parts: Mapping[str, ShardSource], root: str | None) -> dict[str, Listing]:
+    """Return what is known of the lists that shards were packed from; paths are left out."""
+    return {
+        name: Listing(
+            file=Path(f"{root}/{name}/{MANIFEST}"),
+            paths=[],
+            labels=source.labels,
+            lines=list(range(1, len(source) + 1)),
+            sha256=source.manifest.list_sha256,
+        )
+        for name, source in parts.items()
+    }
+
+
+def assemble(
+    options: ImageOptions,
+    name: str,
+    parts: Mapping[str, ShardSource],
+    keep: np.ndarray | None = None,
+) -> Data:
+    """Return the data of prepared splits.
+
+    Args:
+        options: how images are cropped and augmented.
+        name: registered name of the data set.
+        parts: the splits ``"train"``, ``"test"`` and perhaps ``"val"``.
+        keep: sorted indices of the training images to use; ``None`` is all.
+
+    Raises:
+        UserError: the splits are not of one data set.
+    """
+    manifests = {part: source.manifest for part, source in parts.items()}
+    _check_same(manifests)
+    sources: dict[str, Source] = dict(parts)
+    labels = {part: source.labels for part, source in parts.items()}
+    train = parts["train"]
+    if keep is not None and len(keep) != len(train):
+        sources["train"] = train.subset(keep)
+        labels["train"] = train.labels[keep]
+    counts = np.bincount(labels["train"], minlength=manifests["train"].num_classes)
+    splits = {part: options.split(sources[part], labels[part]) for part in parts}
+    facts = {"source": "shards"}
+    for part, manifest in manifests.items():
+        facts[f"{part}_shards"] = manifest.fingerprint
+        if manifest.list_sha256:
+            facts[f"{part}_list"] = manifest.list_sha256
+    resized = manifests["train"].parameters.get("resize_short")
+    if resized:
+        facts["resize_short"] = str(resized)
+    return Data(
+        info=DatasetInfo(
+            name, tuple(counts.tolist()), manifests["train"].class_names, *options.statistics
+        ),
+        train=splits["train"],
+        test=splits["test"],
+        val=splits.get("val"),
+        manifest=facts,
+    )
+
+
+def _check_same(manifests: Mapping[str, Manifest]) -> None:
+    train = manifests["train"]
+    for part, manifest in manifests.items():
+        if (manifest.dataset, manifest.class_names) != (train.dataset, train.class_names):
+            raise UserError(
+                f"the {part} shards are of `{manifest.dataset}` with {manifest.num_classes} "
+                f"classes, the training shards of `{train.dataset}` with {train.num_classes}; "
+                "use the splits of one data set"
+            )

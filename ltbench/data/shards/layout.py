@@ -1,0 +1,252 @@
+"""What will be packed and where it will lie, known in full before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltbench.atomic import write_atomic
+from ltbench.data.shards.format import FORMAT, member_ending, member_key
+from ltbench.data.shards.ustar import END, LABEL, sample_bytes
+from ltbench.errors import UserError
+from ltbench.seeding import derive, keyed_permutation
+
+PLAN = "plan.json"
+SPLITS = ("train", "val", "test")
+LARGEST = 2**30  # bytes of a shard and of an image
+CONTENT_LIMIT = 2 * 2**30  # bytes; the fingerprint of larger splits has names and sizes only
+
+
+@dataclass(frozen=True)
+class PartToPack:
+    """The images of one split.
+
+    Args:
+        dataset: registered name of the data set.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        root: folder of the images, or a function that can be pickled and returns the bytes of
+            image i, always the same.
+        paths: relative path of each image as its list has it; images in memory need one too [N].
+        labels: class of each image, int64 [N].
+        class_names: one name per class [C].
+        list_sha256: ``Listing.sha256`` of the list, ``""`` without one.
+    """
+
+    dataset: str
+    split: str
+    root: str | Path | Callable[[int], bytes]
+    paths: Sequence[str]
+    labels: np.ndarray
+    class_names: Sequence[str]
+    list_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where each image of a part will lie.
+
+    Args:
+        keys: name of each image's members without ending [N].
+        sizes: bytes of each image before any resizing, int64 [N].
+        stamps: when each file was last changed, ns, 0 for images in memory, int64 [N].
+        shards: the images of each shard in the order of its tar, int64 each.
+        parameters: how it is packed.
+        facts: content of ``plan.json``: all that a resumed packing must have in common.
+    """
+
+    keys: tuple[str, ...]
+    sizes: np.ndarray
+    stamps: np.ndarray
+    shards: tuple[np.ndarray, ...]
+    parameters: dict[str, Any]
+    facts: dict[str, Any]
+
+    @property
+    def hash_images(self) -> bool:
+        """Whether the fingerprint of the images is over their content."""
+        return int(self.sizes.sum()) <= CONTENT_LIMIT
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the facts, by which a shard is known to belong to this plan."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(part: PartToPack, parameters: dict[str, Any]) -> Plan:
+    """Return where each image will lie: a function of the list, the seed and the images' sizes.
+
+    Args:
+        part: what to pack.
+        parameters: how to pack it: ``shard_bytes``, ``seed`` and what else decides about bytes.
+
+    Raises:
+        UserError: a label, path or key is not usable, or an image is missing, empty or too large.
+    """
+    _check_labels(part)
+    keys = _keys(part)
+    sizes, stamps = _facts_of_images(part)
+    order = keyed_permutation(derive(parameters["seed"], "shards"), len(sizes))
+    shards = _cut(order, sizes, parameters["shard_bytes"])
+    lines = (f"{y} {p}\n" for y, p in zip(part.labels.tolist(), part.paths, strict=True))
+    facts = {
+        "format": FORMAT,
+        "dataset": part.dataset,
+        "split": part.split,
+        "images": len(keys),
+        "shards": len(shards),
+        **parameters,
+        "list": _sha256("".join(lines)),
+        "class_names": _sha256("".join(f"{name}\n" for name in part.class_names)),
+        "sizes": hashlib.sha256(sizes.astype("<i8").tobytes()).hexdigest(),
+    }
+    return Plan(tuple(keys), sizes, stamps, tuple(shards), parameters, facts)
+
+
+def agree(folder: Path, plan: Plan) -> None:
+    """Write the plan into an empty folder, or check that it is the one that was begun there.
+
+    Raises:
+        UserError: the folder was begun with other parameters or images, or cannot be written.
+    """
+    path = folder / PLAN
+    content = (json.dumps(plan.facts, indent=1) + "\n").encode()
+    if not path.is_file():
+        write_atomic(path, content)
+        return
+    try:
+        begun = json.loads(path.read_bytes())
+        changed = [name for name in plan.facts if begun.get(name) != plan.facts[name]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"`{path}` cannot be read ({error}); delete `{folder}`, or pass another out="
+        ) from error
+    if changed:
+        what = ", ".join(_difference(name, begun.get(name), plan.facts[name]) for name in changed)
+        raise UserError(
+            f"`{folder}` was begun with other images or parameters: {what}; use the same as "
+            "before, pass another out=, or delete that folder"
+        )
+
+
+_HASHED = {
+    "list": "the paths or labels of the list differ",
+    "class_names": "the names of the classes differ",
+    "sizes": "the sizes of the image files differ",
+}
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    return _HASHED.get(name) or f"{name} was {old}, now it is {new}"
+
+
+def _check_labels(part: PartToPack) -> None:
+    labels, classes = np.asarray(part.labels), len(part.class_names)
+    if part.split not in SPLITS:
+        raise UserError(f"a split is one of {', '.join(SPLITS)}, found `{part.split}`")
+    if len(labels) == 0:
+        raise UserError(f"the {part.split} split of {part.dataset} has no images to pack")
+    if len(labels) != len(part.paths):
+        raise UserError(
+            f"one label per image is needed, found {len(part.paths)} paths and {len(labels)} labels"
+        )
+    wrong = np.nonzero((labels < 0) | (labels >= classes))[0]
+    if len(wrong):
+        first = int(wrong[0])
+        raise UserError(
+            f"`{part.paths[first]}` has label {labels[first]}, but there are names of {classes} "
+            f"classes, 0 to {classes - 1}; correct the list or the names"
+        )
+
+
+def _keys(part: PartToPack) -> list[str]:
+    owners: dict[str, str] = {}
+    for path in part.paths:
+        stem, dot, _ = path.rpartition("/")[2].rpartition(".")
+        if not (stem and dot) or member_ending(path) in (".", LABEL.decode()) or "\n" in path:
+            raise UserError(
+                f"image {path!r} has no name with an ending such as .jpg, on one line, by which "
+                "readers of shards know images; rename it"
+            )
+        key = member_key(path)
+        if owners.get(key) == path:
+            raise UserError(f"the list names `{path}` twice; name each image once")
+        if key in owners:
+            raise UserError(
+                f"`{owners[key]}` and `{path}` would both be `{key}` in a shard, where the ending "
+                "and dots in a name do not count; rename one of them"
+            )
+        owners[key] = path
+    return list(owners)
+
+
+def _facts_of_images(part: PartToPack) -> tuple[np.ndarray, np.ndarray]:
+    """Return size and time of each image, int64 [N] each."""
+    facts = np.zeros((2, len(part.paths)), dtype=np.int64)
+    problems = []
+    for row, path in enumerate(part.paths):
+        if callable(part.root):
+            facts[0, row] = len(part.root(row))
+        else:
+            try:
+                found = os.stat(os.path.join(part.root, path))  # noqa: PTH116, PTH118 (speed)
+            except OSError as error:
+                problems.append(f"`{path}` ({error.strerror})")
+                continue
+            if not stat.S_ISREG(found.st_mode):
+                problems.append(f"`{path}` (not a file)")
+                continue
+            facts[:, row] = found.st_size, found.st_mtime_ns
+        if not 0 < facts[0, row] <= LARGEST:
+            problems.append(f"`{path}` ({'empty' if not facts[0, row] else 'over 1 GiB'})")
+    if problems:
+        more = ", ..." if len(problems) > 3 else ""
+        where = "" if callable(part.root) else f" below `{part.root}`"
+        raise UserError(
+            f"{len(problems):,} of {len(part.paths):,} images{where} cannot be packed: "
+            f"{', '.join(problems[:3])}{more}; copy them again or remove them from the list"
+        )
+    return facts[0], facts[1]
+
+
+def _cut(order: np.ndarray, sizes: np.ndarray, shard_bytes: int) -> list[np.ndarray]:
+    room = shard_bytes - len(END)
+    starts, used = [], room
+    for place, size in enumerate(sizes[order].tolist()):
+        taken = sample_bytes(size)
+        if used + taken > room:  # a larger image has a shard for itself
+            starts.append(place)
+            used = 0
+        used += taken
+    return np.split(order, starts[1:])
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def content_of(
+    paths: Sequence[str], labels: np.ndarray, sizes: np.ndarray, hashes: Sequence[str] | None
+) -> str:
+    """Return what ``Split.fingerprint`` gives for the same images in a folder.
+
+    Args:
+        paths: of each image [N].
+        labels: class of each image [N].
+        sizes: bytes of each image [N].
+        hashes: SHA-256 of each image's bytes [N], ``None`` for a split above ``CONTENT_LIMIT``.
+    """
+    total = hashlib.sha256()
+    for row, (path, label, size) in enumerate(
+        zip(paths, labels.tolist(), sizes.tolist(), strict=True)
+    ):
+        fact = hashes[row] if hashes is not None else f"{size} {path.rpartition('/')[2]}"
+        total.update(f"{label} {fact}\n".encode("utf-8", "surrogateescape"))
+    return f"{'listing' if hashes is None else 'content'}:{total.hexdigest()}"
