@@ -260,6 +260,33 @@ def bench_plot(words: tuple[str, ...], as_json: str | None) -> None:
         write_atomic(Path(as_json), (json.dumps(figures, indent=1) + "\n").encode())
 
 
+@bench.command("data")
+@click.argument("words", nargs=-1, metavar="[what=...] [rounds=5]")
+@click.option("--json", "as_json", type=click.Path(), help="Write the figures to this file.")
+def bench_data(words: tuple[str, ...], as_json: str | None) -> None:
+    """Compare reading, decoding and packing images with other people's pipelines.
+
+    \b
+    what=loading     photographs from folders, streams and shards to batches for the network
+    what=reading     bytes of small images; random reads that the disk has to answer
+    what=memory      CIFAR-sized images that lie in memory
+    what=packing     writing shards
+    what=index       opening the index of iNaturalist 2018, orders of an epoch, checksums
+    \b
+    Example:
+      ltbench bench data what=loading,packing rounds=7
+    """  # noqa: D301
+    from ltbench.atomic import write_atomic
+    from ltbench.bench import data_report
+    from ltbench.config import parse_word
+
+    figures = data_report.report(dict(parse_word(w) for w in words), console)
+    if as_json:
+        import json
+
+        write_atomic(Path(as_json), (json.dumps(figures, indent=1) + "\n").encode())
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: exit code 2 for a user's mistake, 130 for Ctrl-C."""
     rank = os.environ.get("RANK")

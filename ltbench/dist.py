@@ -13,6 +13,7 @@ import torch.distributed as td
 from torch import Tensor
 
 from ltbench.errors import UserError
+from ltbench.rendezvous import meet
 
 BUCKET = 25 * 2**20  # bytes of gradients per all-reduce; large enough to amortise the latency
 LEFT = "this job's ranks have lost each other"
@@ -62,8 +63,14 @@ def init(device: torch.device, minutes: float = 10) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     wait = datetime.timedelta(minutes=minutes)
     try:
+        store, own, ranks = meet(wait)
         td.init_process_group(
-            backend, timeout=wait, device_id=device if backend == "nccl" else None
+            backend,
+            store=store,
+            rank=own,
+            world_size=ranks,
+            timeout=wait,
+            device_id=device if backend == "nccl" else None,
         )
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]

@@ -28,6 +28,7 @@ def step(self, run, update, micro, at, stats):
     log = do_step(self, run, update, micro, at, stats)
     entry = {
         "try": os.environ["TORCHELASTIC_RESTART_COUNT"],
+        "pid": os.getpid(),
         "world": dist.world(),
         "place": [at.stage, at.epoch, at.step],
         "index": [i for part in micro for i in part.index.tolist()],

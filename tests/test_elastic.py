@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
+import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +32,11 @@ WORDS = [
 
 @dataclass
 class Job:
-    """What torchrun did with a run: its exit codes, what its ranks said, what they wrote."""
+    """What torchrun did with a run: its exit codes, what its ranks said, what they left."""
 
     folder: Path
     codes: list[int]
-    said: str  # by the ranks, not by torchrun
-    seconds: float
+    said: str  # by the ranks; not by torchrun, which always ends with a traceback of its own
 
     @property
     def weights(self) -> dict:
@@ -48,50 +46,46 @@ class Job:
     def record(self) -> dict:
         return json.loads((self.folder / "out" / "record.json").read_text())
 
+    @property
     def steps(self) -> list[dict]:
-        """The log of all ranks, in order of time."""
-        files = sorted((self.folder / "logs").glob("*.jsonl"), key=lambda p: p.stat().st_mtime)
+        """What each rank did in each step."""
+        files = (self.folder / "logs").glob("*.jsonl")
         return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def launch(
-    folder: Path, ranks: int, *words: str, mishap: str = "none", restarts: int = 0, agents: int = 1
+    folder: Path, ranks: int, *words: str, mishap: str = "none", restarts: int = 0, nodes: int = 1
 ) -> Job:
-    """Run torchrun, one for all ranks or one for each as on so many nodes."""
-    logs, said = folder / "logs", folder / f"said{time.monotonic_ns()}"
+    """Run torchrun: one for all ranks, or one each for so many nodes that meet on loopback."""
+    logs, said = folder / "logs", folder / f"said-{ranks}"
     logs.mkdir(parents=True, exist_ok=True)
     where = ["--standalone"]
-    if agents > 1:
-        endpoint = f"127.0.0.1:{free_port()}"
-        where = [f"--nnodes={agents}", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}"]
-        where += [f"--rdzv-id={folder.name}"]
-    command = [sys.executable, "-m", "torch.distributed.run", *where]
-    command += [f"--nproc-per-node={ranks // agents}", f"--max-restarts={restarts}"]
+    if nodes > 1:
+        where = [f"--nnodes={nodes}", "--rdzv-backend=c10d", "--rdzv-id=test"]
+        where += [f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+    where += [f"--nproc-per-node={ranks // nodes}", f"--max-restarts={restarts}", "--redirects=3"]
+    start = [sys.executable, "-m", "torch.distributed.run", *where]
     own = [str(WORKER), str(logs), mishap, "run", *WORDS, *words, f"out={folder / 'out'}"]
-    start = time.monotonic()
-    started = [
+    agents = [
         subprocess.Popen(
-            [*command, f"--log-dir={said / str(node)}", "--redirects=3", *own],
+            [*start, f"--log-dir={said / str(node)}", *own],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
-        for node in range(agents)
+        for node in range(nodes)
     ]
     try:
-        codes = [process.wait(timeout=200) for process in started]
+        codes = [agent.wait(timeout=200) for agent in agents]
     finally:
-        for process in started:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-    texts = [p.read_text() for p in sorted(said.glob("**/std*.log"))]
-    return Job(folder, codes, "".join(texts), time.monotonic() - start)
+        for agent in agents:
+            if agent.poll() is None:
+                os.killpg(agent.pid, signal.SIGTERM)
+    return Job(folder, codes, "".join(p.read_text() for p in sorted(said.glob("**/std*.log"))))
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -100,6 +94,15 @@ def free_port() -> int:
 def differing(a: dict, b: dict) -> list[str]:
     assert a.keys() == b.keys()
     return [name for name in a if not bool((a[name] == b[name]).all())]
+
+
+def visited(steps: list[dict], stage: int, epoch: int) -> dict[int, list[int]]:
+    """The images of each step of an epoch."""
+    found: dict[int, list[int]] = {}
+    for s in steps:
+        if s["place"][:2] == [stage, epoch]:
+            found.setdefault(s["place"][2], []).extend(s["index"])
+    return {step: sorted(index) for step, index in sorted(found.items())}
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +115,78 @@ def unbroken(tmp_path_factory) -> Job:
 def test_a_killed_rank_is_brought_back_and_nothing_differs(unbroken, tmp_path):
     job = launch(tmp_path, 2, mishap="kill:1:0.1.3", restarts=2)
     assert job.codes == [0], job.said
-    assert [s["try"] for s in job.steps()] != [s["try"] for s in unbroken.steps()]
+    assert {s["try"] for s in job.steps} == {"0", "1"}
+    assert [0, 0, 0] not in [s["place"] for s in job.steps if s["try"] == "1"]
     assert differing(job.weights, unbroken.weights) == []
     assert job.record["metrics"] == unbroken.record["metrics"]
     assert job.record["execution"]["ranks"] == [2]
+    assert "Traceback" not in job.said
+
+
+@pytest.mark.slow
+def test_two_nodes_are_two_ranks(unbroken, tmp_path):
+    job = launch(tmp_path, 2, nodes=2)
+    assert job.codes == [0, 0], job.said
+    assert differing(job.weights, unbroken.weights) == []
+
+
+@pytest.mark.slow
+def test_a_rank_killed_on_one_node_brings_both_back(unbroken, tmp_path):
+    job = launch(tmp_path, 2, mishap="kill:1:0.1.3", restarts=2, nodes=2)
+    assert job.codes == [0, 0], job.said
+    assert len({s["pid"] for s in job.steps}) == 4
+    assert differing(job.weights, unbroken.weights) == []
+    assert "Traceback" not in job.said
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
+def test_another_number_of_ranks_goes_on_with_the_next_image(first, then, unbroken, tmp_path):
+    broken = launch(tmp_path, first, mishap=f"kill:{first - 1}:0.1.3")
+    assert broken.codes != [0]
+    before = visited(broken.steps, 0, 1)
+    job = launch(tmp_path, then)
+    assert job.codes == [0], job.said
+    after = visited([s for s in job.steps if s["world"] == then], 0, 1)
+    assert (list(before), list(after)) == ([0, 1, 2], [2, 3, 4, 5])  # the checkpoint has two steps
+    whole = {**before, **after}
+    assert whole == visited(unbroken.steps, 0, 1)
+    images = [i for step in whole.values() for i in step]
+    assert sorted(images) == list(range(len(images)))  # each one once
+    assert job.record["execution"]["ranks"] == [first, then]
+    assert job.record["execution"]["ranks_from"] == [
+        "stage 0, epoch 0, step 0",
+        "stage 0, epoch 1, step 2",
+    ]
+    assert f"goes on at stage 0, epoch 1, step 2 with {then} rank(s) instead of {first}" in job.said
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "mistake",
+        pytest.param("kill", marks=pytest.mark.slow),
+        pytest.param("bug", marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_that_fails_ends_the_run_with_its_own_message(kind, tmp_path):
+    """Nobody waits: without that the others would run into the test's time limit."""
+    job = launch(tmp_path, 2, mishap=f"{kind}:1:0.1.3")
+    assert job.codes == [1]
+    lines = [line for line in job.said.splitlines() if "error:" in line]
+    theirs = [line for line in lines if line.startswith("[rank 0] error: another rank failed")]
+    assert len(theirs) <= 1  # none if torchrun was faster
+    own = [line for line in lines if line not in theirs]
+    wanted = ["[rank 1] error: image `7.jpg` cannot be read: repair it"]
+    assert own == (wanted if kind == "mistake" else [])
+    assert job.said.count("Traceback") == (kind == "bug")
+    assert ("ValueError: a bug" in job.said) == (kind == "bug")
+    assert not list((tmp_path / "out").glob("**/.partial-*"))
+
+
+@pytest.mark.slow
+def test_a_failure_in_a_grid_over_ranks_ends_the_grid(tmp_path):
+    job = launch(tmp_path, 2, "seed=0,1", mishap="mistake:1:0.1.3")
+    assert job.codes == [1]
+    assert job.said.count("image `7.jpg` cannot be read: repair it") == 2  # of both seeds
+    assert "seed 1: this job's ranks have lost each other" in job.said
     assert "Traceback" not in job.said

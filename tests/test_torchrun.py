@@ -51,11 +51,30 @@ def test_two_processes_train_what_one_trains(tmp_path):
     assert records[0]["recipe"]["digest"] == records[1]["recipe"]["digest"]
 
 
+PARTS = [
+    "stages.0.method=ce",  # mixing draws its partners from all ranks, but from one pass at a time
+    "stages.0.batch_size=64",
+    "stages.0.micro_batch=16",
+    "stages.1.micro_batch=16",
+    "run.batchnorm=local",
+    "run.max_steps=3",
+]
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_may_take_turns_at_the_parts_of_a_batch(ranks, tmp_path):
+    """Four passes of one rank are one pass of four: weights and running statistics agree."""
+    one, more = launch(tmp_path / "one", 1, *PARTS), launch(tmp_path / "more", ranks, *PARTS)
+    assert any(name.endswith("running_var") for name in one)
+    for name in one:
+        torch.testing.assert_close(one[name], more[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
 @pytest.mark.parametrize(
     "extra",
     [
         ["run.precision=bf16", "run.max_steps=2"],
-        ["stages.0.accumulate=2", "run.deterministic=true", "run.max_steps=2"],
+        ["stages.0.micro_batch=32", "run.deterministic=true", "run.max_steps=2"],
         ["run.channels_last=false", "stages.0.last_batch=drop", "run.max_steps=2"],
     ],
 )

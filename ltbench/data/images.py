@@ -180,7 +180,7 @@ class ImageSplit:
     def _finish(self, view: int, images: Tensor, key: int | None, positions: np.ndarray) -> Tensor:
         if key is None:
             return finish(images, *self._statistics)
-        draws = draw(derive(key, "view", view, "colours"), positions)
+        draws = draw(derive(derive(key, "view", view), "colours"), positions)
         colours = self._pipeline(view)[0] in JITTERED
         return finish(images, *self._statistics, draws, colours=colours)
 

@@ -299,7 +299,7 @@ class _Images(Dataset[Any]):
         except UserError as error:
             return str(error)  # an exception would come back with the worker's traceback in it
         labels = torch.from_numpy(self.split.labels[job.indices])
-        notes = getattr(self.split, "take_notes", tuple)()
+        notes: list[str] = getattr(self.split, "take_notes", list)()
         return Loaded(images, labels, torch.from_numpy(job.indices), tuple(notes))
 
 

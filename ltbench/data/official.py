@@ -88,7 +88,7 @@ class Official(ListOptions):
                 f"data.root=`{self.root}` holds shards of `{named}`, needed are those of "
                 f"`{self.registered}`; give another root, or use data=shards"
             )
-        manifest = {"verify": self.verify}
+        manifest: dict[str, str] = {"verify": self.verify}
         for part, listing in listings(parts, self.root).items():
             manifest[f"{part}_official"] = self._verify(part, listing)
         data = assemble(self, self.registered, parts)

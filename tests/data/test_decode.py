@@ -189,6 +189,17 @@ def test_an_end_marker_inside_the_file_is_not_its_end() -> None:
     assert np.array_equal(decode_pixels(array(content), "x").numpy(), by_pillow(content))
 
 
+def test_a_decoder_that_fills_up_cut_images_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generous(data: torch.Tensor) -> torch.Tensor:
+        return torch.full((3, 48, 64), 128, dtype=torch.uint8)
+
+    monkeypatch.setattr(decode_module, "decode_jpeg", generous)
+    assert decode_pixels(array(JPEG), "x").unique().tolist() == [128]
+    for content in (JPEG[:-2], JPEG[:-1], JPEG[: len(JPEG) // 2], b"", b"\xff"):
+        with pytest.raises(UserError):
+            decode_pixels(array(content), "x")
+
+
 def test_bytes_after_the_end_are_pillows_to_judge() -> None:
     content = encoded(SMALL) + b"\0\0rest"
     assert np.array_equal(decode_pixels(array(content), "x").numpy(), by_pillow(content))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import io
+import hashlib
+import os
 import zipfile
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 
 from ltbench.data import files
-from ltbench.data.files import FileSplit, LongTail, read_image
-from ltbench.data.transforms import IMAGENET_STATS, INAT_STATS, eval_transform, train_transform
+from ltbench.data.files import FileSource, LongTail
+from ltbench.data.lists import ImageList
+from ltbench.data.transforms import IMAGENET_STATS, INAT_STATS, train_transform
 from ltbench.errors import UserError
 from ltbench.seeding import keyed_bits
 
@@ -21,48 +23,75 @@ def picture(seed: int = 0, height: int = 30, width: int = 40) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def make(root: Path, names: list[str], labels: list[int], size: int = 16) -> FileSplit:
-    transforms = train_transform("imagenet", size), eval_transform("imagenet", size)
-    return FileSplit(names, np.array(labels), root, *transforms)
+NAMES = ["c0/0.jpg", "c1/1.jpg", "c0/2.jpg", "c1/3.jpg"]
+LABELS = np.array([0, 1, 0, 1])
 
 
 @pytest.fixture
-def split(tmp_path: Path) -> FileSplit:
-    for i in range(4):
-        (tmp_path / f"c{i % 2}").mkdir(exist_ok=True)
-        picture(i).save(tmp_path / f"c{i % 2}" / f"{i}.jpg")
-    return make(tmp_path, [f"c{i % 2}/{i}.jpg" for i in range(4)], [0, 1, 0, 1])
+def source(tmp_path: Path) -> FileSource:
+    for i, name in enumerate(NAMES):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(i).save(tmp_path / name)
+    return FileSource(NAMES, tmp_path)
 
 
-def test_shapes_types_and_length(split: FileSplit) -> None:
-    views = split.load(np.array([2, 0, 1]), key=3, positions=np.array([7, 8, 9]), views=2)
-    assert [(view.shape, view.dtype) for view in views] == [((3, 3, 16, 16), torch.float32)] * 2
-    assert len(split) == 4
-    assert split.labels.dtype == np.int64
-    assert not split.in_memory
+def test_bytes_names_and_sizes_are_those_of_the_files(source: FileSource) -> None:
+    assert len(source) == 4
+    assert source.paths == NAMES
+    found = source.read(np.array([2, 0, 2]))
+    for content, name in zip(found, ["c0/2.jpg", "c0/0.jpg", "c0/2.jpg"], strict=True):
+        assert content.dtype == np.uint8
+        assert content.tobytes() == (Path(source.root) / name).read_bytes()
+    assert source.name(1) == f"{source.root}/c1/1.jpg"
+    assert source.sizes().tolist() == [(Path(source.root) / n).stat().st_size for n in NAMES]
 
 
-def test_augmentation_depends_on_key_position_and_view_only(split: FileSplit) -> None:
-    positions = np.array([10, 11, 12])
-    (a,) = split.load(np.array([3, 1, 3]), key=3, positions=positions)
-    (alone,) = split.load(np.array([3]), key=3, positions=np.array([12]))
-    assert torch.equal(a[2], alone[0])
-    assert not torch.equal(a[0], a[2])  # the same image at two positions
-    first, second = split.load(np.array([3]), key=3, positions=np.array([12]), views=2)
-    assert torch.equal(first, alone)
-    assert not torch.equal(first, second)
-    (other,) = split.load(np.array([3]), key=4, positions=np.array([12]))
-    assert not torch.equal(other, alone)
+def test_a_missing_file_is_named(source: FileSource) -> None:
+    (Path(source.root) / "c1" / "1.jpg").unlink()
+    (Path(source.root) / "c1" / "3.jpg").unlink()
+    (Path(source.root) / "c1" / "3.jpg").mkdir()
+    for index, reason in ((1, "No such file"), (3, "Is a directory")):
+        with pytest.raises(UserError, match=rf"c1/{index}\.jpg`: {reason}"):
+            source.read(np.array([0, index]))
+    with pytest.raises(UserError, match=r"c1/1\.jpg`: No such file"):
+        source.sizes()
+    with pytest.raises(UserError, match=r"c1/1\.jpg`: No such file"):
+        source.fingerprint(LABELS)
 
 
-def test_evaluation_is_resize_and_centre_crop(split: FileSplit) -> None:
-    (image,) = split.load(np.array([0]), key=None, positions=np.array([0]))
-    (again,) = split.load(np.array([0]), key=None, positions=np.array([5]))
-    assert torch.equal(image, again)
-    pil = read_image(f"{split.root}/c0/0.jpg")  # 40 x 30: short side to 18, then crop 16
-    small = np.asarray(pil.resize((24, 18), Image.Resampling.BILINEAR))[1:17, 4:20] / 255.0
-    expected = (small - np.array(IMAGENET_STATS[0])) / np.array(IMAGENET_STATS[1])
-    assert np.allclose(image[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+def test_options_make_the_split(source: FileSource) -> None:
+    options = ImageList(image_size=16, augment="inat", augment_views=("sim",))
+    split = options.files(NAMES, LABELS, Path(source.root))
+    views = split.load(np.array([2, 0]), key=3, positions=np.array([7, 8]), views=2)
+    assert [(view.shape, view.dtype) for view in views] == [
+        ((2, 3, 16, 16), torch.uint8),
+        ((2, 3, 16, 16), torch.float32),
+    ]
+    assert split.labels.tolist() == LABELS.tolist()
+    assert split.fingerprint() == source.fingerprint(LABELS)
+    same = options.split(source, LABELS).load(
+        np.array([2, 0]), key=3, positions=np.array([7, 8]), views=2
+    )
+    assert all(map(torch.equal, views, same))
+    slow = ImageList(image_size=16, augment="inat", decode="pil").split(source, LABELS)
+    assert slow.load(np.array([2]), key=3, positions=np.array([7]))[0].dtype == torch.float32
+    with pytest.raises(ValueError, match="decode"):
+        ImageList(decode="opencv")
+    with pytest.raises(ValueError, match="unreadable"):
+        ImageList(unreadable="skip")
+
+
+def test_an_unreadable_file_is_replaced_where_that_is_asked_for(source: FileSource) -> None:
+    (Path(source.root) / "c0" / "0.jpg").write_bytes(b"")
+    split = ImageList(image_size=16, unreadable="replace").split(source, LABELS)
+    at = {"key": 3, "positions": np.array([7])}
+    (found,) = split.load(np.array([0]), **at)
+    assert torch.equal(found, split.load(np.array([2]), **at)[0])
+    (note,) = split.take_notes()
+    assert "c0/0.jpg" in note
+    assert "c0/2.jpg" in note
+    with pytest.raises(UserError, match=r"c0/0\.jpg`: it is empty"):
+        ImageList(image_size=16).split(source, LABELS).load(np.array([0]), **at)
 
 
 def test_inat_has_its_own_statistics_and_no_jitter() -> None:
@@ -76,81 +105,63 @@ def test_inat_has_its_own_statistics_and_no_jitter() -> None:
         assert len(brightness) > 1
 
 
-def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
-    rgb = picture()
-    for mode, ending in [
-        ("L", "png"),
-        ("P", "png"),
-        ("CMYK", "jpg"),
-        ("RGBA", "png"),
-        ("1", "png"),
-    ]:
-        rgb.convert(mode).save(tmp_path / f"{mode}.{ending}")
-        image = read_image(str(tmp_path / f"{mode}.{ending}"))
-        assert (image.mode, image.size) == ("RGB", rgb.size)
-        want = np.asarray(rgb.convert(mode).convert("RGB"), dtype=float)
-        assert abs(np.asarray(image, dtype=float) - want).mean() < (40 if ending == "jpg" else 0.5)
+def printed(root: Path, names: list[str], labels: list[int]) -> str:
+    return FileSource(names, root).fingerprint(np.array(labels))
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
-    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    Image.fromarray(ramp).save(tmp_path / "deep.png")
-    image = np.asarray(read_image(str(tmp_path / "deep.png")))
-    assert np.array_equal(image[..., 0], (ramp >> 8).astype(np.uint8))
-    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(UserError, match="32 bits"):
-        read_image(str(tmp_path / "float.tif"))
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image\n", b"\x89PNG\r\n\x1a\n", "cut", None])
-def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes | str | None) -> None:
-    if content == "cut":
-        buffer = io.BytesIO()
-        picture().save(buffer, "JPEG")
-        content = buffer.getvalue()[: len(buffer.getvalue()) // 2]
-    if content is not None:
-        (tmp_path / "bad.jpg").write_bytes(content)  # type: ignore[arg-type]
-    with pytest.raises(UserError) as caught:
-        read_image(str(tmp_path / "bad.jpg"))
-    assert "bad.jpg" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_fingerprint_sees_content_labels_and_order_but_not_folders(split: FileSplit) -> None:
-    root, names = Path(split.root), ["c0/0.jpg", "c1/1.jpg", "c0/2.jpg", "c1/3.jpg"]
-    base = split.fingerprint()
+def test_fingerprint_sees_content_labels_and_order_but_not_folders(source: FileSource) -> None:
+    root = Path(source.root)
+    base = printed(root, NAMES, [0, 1, 0, 1])
     assert base.startswith("content:")
-    assert make(root, names, [0, 1, 0, 1]).fingerprint() == base
-    assert make(root, names, [0, 1, 1, 1]).fingerprint() != base
-    assert make(root, names[::-1], [0, 1, 0, 1]).fingerprint() != base
-    assert (
-        make(
-            root / "c0", ["0.jpg", "../c1/1.jpg", "2.jpg", "../c1/3.jpg"], [0, 1, 0, 1]
-        ).fingerprint()
-        == base
-    )
+    assert source.fingerprint(LABELS) == base
+    assert printed(root, NAMES, [0, 1, 1, 1]) != base
+    assert printed(root, NAMES[::-1], [0, 1, 0, 1]) != base
+    elsewhere = ["0.jpg", "../c1/1.jpg", "2.jpg", "../c1/3.jpg"]
+    assert printed(root / "c0", elsewhere, [0, 1, 0, 1]) == base
     file = root / "c0" / "0.jpg"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    assert make(root, names, [0, 1, 0, 1]).fingerprint() != base
+    assert printed(root, NAMES, [0, 1, 0, 1]) != base
     file.write_bytes(b"")
     with pytest.raises(UserError, match=r"0\.jpg` is empty"):
-        make(root, names, [0, 1, 0, 1]).fingerprint()
+        printed(root, NAMES, [0, 1, 0, 1])
+    with pytest.raises(UserError, match=r"0\.jpg` is empty"):
+        source.sizes()
     file.unlink()
     with pytest.raises(UserError, match=r"0\.jpg"):
-        make(root, names, [0, 1, 0, 1]).fingerprint()
+        printed(root, NAMES, [0, 1, 0, 1])
 
 
-def test_fingerprint_of_a_large_split_is_its_listing(
-    split: FileSplit, monkeypatch: pytest.MonkeyPatch
+def test_fingerprints_are_written_as_records_have_them(
+    source: FileSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "CONTENT_LIMIT", 100)
-    root, names = Path(split.root), ["c0/0.jpg", "c1/1.jpg"]
-    base = make(root, names, [0, 1]).fingerprint()
-    assert base.startswith("listing:")
-    picture(0).save(root / "c0" / "0.jpg", quality=30)  # a lossy copy
-    assert make(root, names, [0, 1]).fingerprint() != base
+    names, labels = [*NAMES, NAMES[0]], [0, 1, 0, 1, 7]  # an image may be listed twice
+    contents = [(Path(source.root) / name).read_bytes() for name in names]
+    lines = [
+        f"{label} {hashlib.sha256(content).hexdigest()}\n"
+        for label, content in zip(labels, contents, strict=True)
+    ]
+    whole = hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert printed(Path(source.root), names, labels) == f"content:{whole}"
+    monkeypatch.setattr(files, "CONTENT_LIMIT", sum(map(len, contents)))
+    assert printed(Path(source.root), names, labels) == f"content:{whole}"
+    monkeypatch.setattr(files, "CONTENT_LIMIT", sum(map(len, contents)) - 1)
+    lines = [
+        f"{label} {len(content)} {name.split('/')[1]}\n"
+        for label, content, name in zip(labels, contents, names, strict=True)
+    ]
+    whole = hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert printed(Path(source.root), names, labels) == f"listing:{whole}"
+
+
+def test_names_that_are_not_text_are_kept(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    picture().save(tmp_path / name)
+    source = FileSource([name], tmp_path)
+    assert source.paths == [name]
+    assert source.read(np.array([0]))[0].tobytes() == (tmp_path / name).read_bytes()
+    assert source.fingerprint(np.array([3])).startswith("content:")
 
 
 def test_thin_keeps_the_ratio_whatever_the_classes_hold() -> None:
@@ -182,13 +193,12 @@ def test_real_photographs_of_every_shape(shared_data: Path, tmp_path: Path) -> N
             :24
         ]
         archive.extractall(tmp_path, names)
-    split = make(tmp_path, names, [int("car" in name) for name in names], size=64)
-    (images,) = split.load(np.arange(len(names)), key=1, positions=np.arange(len(names)))
+    labels, at = np.array([int("car" in name) for name in names]), np.arange(len(names))
+    split = ImageList(image_size=64).files(names, labels, tmp_path)
+    (images,) = split.finish(split.load(at, key=1, positions=at), key=1, positions=at)
     assert images.shape == (len(names), 3, 64, 64)
     assert torch.isfinite(images).all()
-    grey = [i for i, name in enumerate(names) if Image.open(tmp_path / name).mode == "L"]
-    assert grey, "the side views of cars are grey"
-    (plain,) = split.load(np.array(grey), key=None, positions=np.array(grey))
-    raw = plain * torch.tensor(IMAGENET_STATS[1])[:, None, None]
-    raw += torch.tensor(IMAGENET_STATS[0])[:, None, None]
-    assert torch.allclose(raw[:, 0], raw[:, 1], atol=1e-5)
+    grey = np.array([i for i in at if Image.open(tmp_path / names[i]).mode == "L"])
+    assert len(grey), "the side views of cars are grey"
+    (plain,) = split.load(grey, key=None, positions=grey)
+    assert torch.equal(plain[:, 0], plain[:, 1])

@@ -62,7 +62,7 @@ def test_one_tree_holds_out_a_balanced_test(tmp_path: Path) -> None:
     assert np.bincount(data.test.labels).tolist() == [10, 10]
     assert data.info.class_counts == (10, 2)
     train, test = data.train, data.test
-    names = {*train._paths.tolist()}, {*test._paths.tolist()}  # type: ignore[attr-defined]
+    names = {*train.source._paths.tolist()}, {*test.source._paths.tolist()}  # type: ignore[attr-defined]
     assert not names[0] & names[1]
     assert len(names[0] | names[1]) == 32
     assert data.manifest["test"] == "held out, 10 a class, seed 0"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 from collections.abc import Sequence
 
@@ -55,7 +56,7 @@ class Bytes:
         self.buffer = getattr(self, "buffer", np.empty(10**6, np.uint8))
         self.buffer[: len(joined)] = np.frombuffer(joined, np.uint8)
         ends = np.cumsum([0, *(len(self.files[i]) for i in indices.tolist())]).tolist()
-        return [self.buffer[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [self.buffer[a:b] for a, b in itertools.pairwise(ends)]
 
     def name(self, index: int) -> str:
         return f"image {index}"

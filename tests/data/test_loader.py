@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ltbench.data.files import FileSplit
-from ltbench.data.loader import Loaded, batches, eval_batches, steps_per_epoch
-from ltbench.data.transforms import eval_transform, train_transform
+from ltbench.data.files import FileSource
+from ltbench.data.images import ImageSplit
+from ltbench.data.loader import Loaded, Loader, batches, eval_batches, steps_per_epoch
 from ltbench.errors import UserError
 from ltbench.seeding import keyed_bits, keyed_permutation
 
@@ -18,18 +18,16 @@ N, BATCH = 33, 12  # two full steps and one of 9
 
 
 @pytest.fixture(scope="module")
-def split(tmp_path_factory: pytest.TempPathFactory) -> FileSplit:
+def split(tmp_path_factory: pytest.TempPathFactory) -> ImageSplit:
     root = tmp_path_factory.mktemp("images")
     for i in range(N):
         pixels = keyed_bits(i, np.arange(20 * 24 * 3)).reshape(20, 24, 3).astype(np.uint8)
         Image.fromarray(pixels).save(root / f"{i}.png")
-    return FileSplit(
-        [f"{i}.png" for i in range(N)],
-        np.arange(N) % 5,
-        root,
-        train_transform("imagenet", 8),
-        eval_transform("imagenet", 8),
-    )
+    return images([f"{i}.png" for i in range(N)], np.arange(N) % 5, root)
+
+
+def images(paths: list[str], labels: np.ndarray, root: Path | str) -> ImageSplit:
+    return ImageSplit(FileSource(paths, root), labels, augment="imagenet", image_size=8)
 
 
 def whole(steps: list[list[Loaded]]) -> list[torch.Tensor]:
@@ -39,7 +37,7 @@ def whole(steps: list[list[Loaded]]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_ranks_and_workers_change_no_bit(split: FileSplit, world: int, workers: int) -> None:
+def test_ranks_and_workers_change_no_bit(split: ImageSplit, world: int, workers: int) -> None:
     order = keyed_permutation(3, N)
     expected = whole(list(batches(split, order, BATCH, key=5, views=2)))
     ranks = [
@@ -56,7 +54,7 @@ def test_ranks_and_workers_change_no_bit(split: FileSplit, world: int, workers: 
     assert labels.tolist() == (order % 5).tolist()
 
 
-def test_views_epochs_and_repeats_of_an_image_differ(split: FileSplit) -> None:
+def test_views_epochs_and_repeats_of_an_image_differ(split: ImageSplit) -> None:
     order = np.zeros(4, dtype=np.int64)
     (step,) = batches(split, order, 4, key=1, views=2)
     a, b = step[0].views
@@ -66,7 +64,7 @@ def test_views_epochs_and_repeats_of_an_image_differ(split: FileSplit) -> None:
     assert not torch.equal(other[0].views[0], a)
 
 
-def test_global_random_state_is_neither_read_nor_moved(split: FileSplit) -> None:
+def test_global_random_state_is_neither_read_nor_moved(split: ImageSplit) -> None:
     order = np.arange(N)
     first = whole(list(batches(split, order, BATCH, key=0)))
     torch.manual_seed(123)
@@ -77,7 +75,7 @@ def test_global_random_state_is_neither_read_nor_moved(split: FileSplit) -> None
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
-def test_start_resumes_inside_an_epoch_without_loading(split: FileSplit) -> None:
+def test_start_resumes_inside_an_epoch_without_loading(split: ImageSplit) -> None:
     order = keyed_permutation(1, N)
     unbroken = whole(list(batches(split, order, BATCH, key=9)))
     loaded: list[int] = []
@@ -93,6 +91,8 @@ def test_start_resumes_inside_an_epoch_without_loading(split: FileSplit) -> None
             loaded.extend(indices.tolist())
             return split.load(indices, **options)  # type: ignore[arg-type]
 
+        finish = split.finish
+
         def fingerprint(self) -> str:
             return ""
 
@@ -101,7 +101,7 @@ def test_start_resumes_inside_an_epoch_without_loading(split: FileSplit) -> None
     assert loaded == order[BATCH:].tolist()
 
 
-def test_accumulation_cuts_the_same_global_batch(split: FileSplit) -> None:
+def test_accumulation_cuts_the_same_global_batch(split: ImageSplit) -> None:
     order = keyed_permutation(2, N)
     steps = list(batches(split, order, BATCH, key=4, accumulate=3, rank=1, world=2))
     sizes = [[len(micro.labels) for micro in step] for step in steps]
@@ -122,7 +122,7 @@ def test_accumulation_cuts_the_same_global_batch(split: FileSplit) -> None:
         (28, {"world": 2, "accumulate": 2}, 3),
     ],
 )
-def test_steps(split: FileSplit, n: int, options: dict[str, object], steps: int) -> None:
+def test_steps(split: ImageSplit, n: int, options: dict[str, object], steps: int) -> None:
     assert steps_per_epoch(n, BATCH, **options) == steps  # type: ignore[arg-type]
     order = np.arange(n) % N
     found = list(batches(split, order, BATCH, key=None, **options))  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_steps(split: FileSplit, n: int, options: dict[str, object], steps: int)
     assert all(len(micro.labels) for step in found for micro in step)
 
 
-def test_batches_that_cannot_be_cut(split: FileSplit) -> None:
+def test_batches_that_cannot_be_cut(split: ImageSplit) -> None:
     with pytest.raises(UserError, match="larger than the data set"):
         batches(split, np.arange(N), N + 1, key=0)
     with pytest.raises(UserError, match="multiple of ranks"):
@@ -140,7 +140,7 @@ def test_batches_that_cannot_be_cut(split: FileSplit) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_evaluation_sees_every_image_once(split: FileSplit, world: int) -> None:
+def test_evaluation_sees_every_image_once(split: ImageSplit, world: int) -> None:
     parts = [list(eval_batches(split, 4, rank=r, world=world)) for r in range(world)]
     index = torch.cat([batch.index for part in parts for batch in part])
     assert index.tolist() == list(range(N))
@@ -148,10 +148,8 @@ def test_evaluation_sees_every_image_once(split: FileSplit, world: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_more_ranks_than_images(split: FileSplit) -> None:
-    two = FileSplit(
-        ["0.png", "1.png"], np.array([0, 1]), split.root, *[eval_transform("plain", 8)] * 2
-    )
+def test_more_ranks_than_images(split: ImageSplit) -> None:
+    two = images(["0.png", "1.png"], np.array([0, 1]), split.source.root)
     assert [len(list(eval_batches(two, 4, rank=r, world=3))) for r in range(3)] == [1, 1, 0]
 
 
@@ -161,12 +159,13 @@ def drain(iterator: Iterator[object]) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_image_stops_with_one_line(split: FileSplit, tmp_path: Path, workers: int) -> None:
-    good = (Path(split.root) / "0.png").read_bytes()
+def test_a_broken_image_stops_with_one_line(
+    split: ImageSplit, tmp_path: Path, workers: int
+) -> None:
+    good = (Path(split.source.root) / "0.png").read_bytes()
     (tmp_path / "good.png").write_bytes(good)
     (tmp_path / "cut.png").write_bytes(good[: len(good) // 2])
-    transforms = (split._train_transform, split._eval_transform)
-    broken = FileSplit(["good.png", "cut.png"] * 4, np.zeros(8), tmp_path, *transforms)
+    broken = images(["good.png", "cut.png"] * 4, np.zeros(8), tmp_path)
     with pytest.raises(UserError) as caught:
         drain(batches(broken, np.arange(8), 2, key=0, workers=workers))
     assert "cut.png" in str(caught.value)
@@ -175,7 +174,7 @@ def test_a_broken_image_stops_with_one_line(split: FileSplit, tmp_path: Path, wo
         drain(eval_batches(broken, 4, workers=workers))
 
 
-class Deadly(FileSplit):
+class Deadly(ImageSplit):
     def load(self, *args: object, **options: object) -> tuple[torch.Tensor, ...]:
         import os
         import signal
@@ -184,7 +183,29 @@ class Deadly(FileSplit):
         raise AssertionError
 
 
-def test_a_killed_worker_is_an_error_and_not_a_hang(split: FileSplit) -> None:
-    deadly = Deadly(["0.png"] * 4, np.zeros(4), split.root, *[eval_transform("plain", 8)] * 2)
+def test_a_killed_worker_is_an_error_and_not_a_hang(split: ImageSplit) -> None:
+    source = FileSource(["0.png"] * 4, split.source.root)
+    deadly = Deadly(source, np.zeros(4), augment="plain", image_size=8)
     with pytest.raises(UserError, match="data worker"):
         drain(eval_batches(deadly, 2, workers=1))
+
+
+def test_an_unreadable_image_is_replaced_and_written_down(
+    split: ImageSplit, tmp_path: Path
+) -> None:
+    good = (Path(split.source.root) / "0.png").read_bytes()
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes(good[:-40] if i == 2 else good)
+    labels = np.array([0, 1] * 4)
+    source = FileSource([f"{i}.png" for i in range(8)], tmp_path)
+    broken = ImageSplit(source, labels, augment="plain", image_size=8, unreadable="replace")
+    loader = Loader(broken, workers=1, quarantine=tmp_path / "bad.txt")
+    with pytest.warns(UserWarning, match=r"2\.png"):
+        steps = [step for key in range(2) for step in loader.batches(np.arange(8), 4, key=key)]
+    seen = torch.cat([micro.labels for step in steps for micro in step])
+    assert seen.tolist() == [*labels.tolist(), *labels.tolist()]
+    assert (tmp_path / "bad.txt").read_text().count("\n") == 1
+    (tmp_path / "5.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="2 of 8 images cannot be read"):  # noqa: SIM117
+        with pytest.warns(UserWarning, match="png"):
+            list(loader.batches(np.arange(8), 4, key=0))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -200,7 +201,7 @@ def test_a_stand_in_has_the_official_counts(tmp_path: Path, standin: Callable[..
     assert (len(data.train), len(data.val), len(data.test)) == (62_500, 7_300, 36_500)
     classes = np.unique(data.train.labels, return_index=True)[1][:8]
     (images,) = data.train.load(classes, key=None, positions=classes)
-    means = images.mean(dim=(2, 3)).numpy()
+    means = images.float().mean(dim=(2, 3)).numpy()
     assert len({tuple(row) for row in means.round(3).tolist()}) == 8  # a pattern per class
 
 

@@ -119,7 +119,9 @@ def test_orders_never_change(name):
     assert hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16] == GOLDEN[name]
 
 
-@pytest.mark.parametrize("name", ["square_root", "reversed", "progressive", "effective", "weighted"])
+@pytest.mark.parametrize(
+    "name", ["square_root", "reversed", "progressive", "effective", "weighted"]
+)
 def test_drawn_classes_follow_the_probabilities(name):
     epoch, epochs, draws = 2, 10, 40
     options = {"progress": epoch / (epochs - 1)} if name == "progressive" else {}

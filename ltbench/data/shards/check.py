@@ -25,7 +25,7 @@ from ltbench.data.shards.format import (
     read_manifest,
 )
 from ltbench.data.shards.jobs import Progress, Tick, run_jobs
-from ltbench.data.shards.resize import eight_bits
+from ltbench.data.shards.resize import eight_bits, reason_of
 from ltbench.data.shards.ustar import BLOCK, sample_head
 from ltbench.errors import UserError
 
@@ -258,7 +258,7 @@ def _undecodable(data: bytes) -> str:
             image.load()
             eight_bits(image).convert("RGB")
     except Exception as error:  # decoders raise anything, from KeyError to struct.error
-        return f"{error}".split("\n")[0] or type(error).__name__
+        return reason_of(error)
     return ""
 
 

@@ -90,7 +90,7 @@ class Address:
         """What no two addresses share; user and password are left out."""
         if self.root.startswith("hf://"):
             repository, revision, folder = self._hub()
-            return f"{_endpoint()} {repository}@{revision}/{folder}"
+            return f"{_endpoint()}/{repository}@{revision}/{folder}"
         query = urlsplit(self.root).query
         return f"{self._public()}?{query}" if query else self._public()
 
@@ -417,7 +417,8 @@ def cache_folder(address: Address) -> Path:
     users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     base = Path(own or f"{users}/ltbench").expanduser()
     digest = hashlib.sha256(address.identity.encode()).hexdigest()[:24]
-    readable = re.sub(r"[^\w.]+", "-", address.shown().partition("://")[2]).strip("-.")[-60:]
+    readable = address.identity.partition("?")[0].partition("://")[2]
+    readable = re.sub(r"[^\w.]+", "-", readable).strip("-.")[:60]
     return base / "shards" / f"{readable}-{digest}"
 
 

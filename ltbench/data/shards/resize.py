@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ltbench.errors import UserError
 
@@ -35,10 +35,9 @@ def shrink(data: bytes, short: int, name: str) -> bytes | None:
             small = eight_bits(image).resize((width, height), Image.Resampling.BICUBIC)
         small.save(buffer, "JPEG", quality=QUALITY)
     except Exception as error:  # decoders raise anything, from KeyError to struct.error
-        reason = f"{error}".split("\n")[0] or type(error).__name__
         raise UserError(
-            f"cannot resize image `{name}`: {reason}; replace it, remove it from the list, or pack "
-            "without resize_short="
+            f"cannot resize image `{name}`: {reason_of(error)}; replace it, remove it from the "
+            "list, or pack without resize_short="
         ) from error
     return buffer.getvalue()
 
@@ -57,3 +56,10 @@ def eight_bits(image: Image.Image) -> Image.Image:
         raise ValueError("32 bits a channel")
     through = "RGBA" if "transparency" in image.info else image.mode
     return image.convert(through).convert("RGB")
+
+
+def reason_of(error: Exception) -> str:
+    """Return in a few words why a decoder failed."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image, or a damaged one"
+    return f"{error}".split("\n")[0] or type(error).__name__

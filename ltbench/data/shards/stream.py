@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ltbench.data.images import ImageSplit
@@ -87,6 +88,11 @@ def stream_batches(
             "data.stream=true reads whole splits of prepared shards, found image files or a part "
             "of a split; prepare the data set as it is to be used, or leave data.stream out"
         )
+    if split.unreadable == "replace":
+        raise UserError(
+            "a stream cannot fetch another image in place of an unreadable one; set "
+            "data.unreadable=raise, or leave data.stream out"
+        )
     parts = world * accumulate
     n = len(split)
     steps = steps_per_epoch(n, batch_size, world=world, accumulate=accumulate, last=last)
@@ -147,8 +153,6 @@ class _Stream(IterableDataset[Any]):
             yield str(error)  # an exception would come back with the worker's traceback in it
 
     def _batches(self, worker: int) -> Iterator[Loaded]:
-        import webdataset as wds
-
         low, high = self.borders[worker : worker + 2]
         rng = random.Random(derive(self.seed, "held", self.rank, worker))
         shuffled = wds.shuffle(self.held, rng=rng)(_images(self.source, self.seed, low, high))
@@ -172,16 +176,8 @@ class _Held:
         return len(self.source)
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
-        try:
-            return [
-                np.frombuffer(bytearray(self.batch[index]), dtype=np.uint8)
-                for index in indices.tolist()
-            ]
-        except KeyError as error:
-            raise UserError(
-                "a stream cannot fetch another image in place of an unreadable one; set "
-                "data.unreadable=raise or leave data.stream out"
-            ) from error
+        data = [bytearray(self.batch[index]) for index in indices.tolist()]
+        return [np.frombuffer(one, dtype=np.uint8) for one in data]
 
     def name(self, index: int) -> str:
         return self.source.name(index)
@@ -210,8 +206,6 @@ def _images(source: ShardSource, seed: int, low: int, high: int) -> Iterator[tup
 
 def _members(source: ShardSource, rows: np.ndarray, start: int) -> Iterator[tuple[int, bytes]]:
     """Yield row and bytes of some images that follow each other in one shard, from a byte on."""
-    from webdataset.tariterators import tar_file_expander
-
     shard = int(source.index[rows[0]]["shard"])
     name = source.manifest.shards[shard].name
     shown = f"`{source.folder / name}`" if source.remote is None else source.remote.shown(name)
@@ -219,8 +213,9 @@ def _members(source: ShardSource, rows: np.ndarray, start: int) -> Iterator[tupl
     row = next(wanted)
     reason = "the tar ends before it, or its bytes are others"
     with _Tap(source, shard, start) as tap:
+        members = wds.tariterators.tar_file_expander([{"url": name, "stream": tap}], eof_value=None)
         try:
-            for member in tar_file_expander([{"url": name, "stream": tap}], eof_value=None):
+            for member in members:
                 data: bytes = member["data"]
                 of_row = source.index[row]
                 if len(data) != of_row["size"] or zlib.crc32(data) != of_row["crc32"]:

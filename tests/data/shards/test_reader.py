@@ -85,7 +85,7 @@ def test_a_part_of_the_index(packed: Path) -> None:
     rows = np.array([9, 2, 33])
     part = ShardSource(packed, rows)
     assert part.labels.tolist() == LABELS[rows].tolist()
-    assert part.class_counts.tolist() == [3, 0, 0] or part.class_counts.sum() == 3
+    assert part.class_counts.tolist() == [2, 0, 1]
     assert [image.tobytes() for image in part.read(np.array([2, 0]))] == [content(33), content(9)]
     assert part.name(1).startswith("c2/2.jpg ")
     inner = part.subset(np.array([2]))
@@ -143,17 +143,23 @@ def test_a_pickle_holds_neither_index_nor_descriptors(packed: Path) -> None:
     assert other.read(np.array([4]))[0].tobytes() == content(4)
 
 
+def descriptors() -> set[str]:
+    try:
+        return {path.name for path in Path("/proc/self/fd").iterdir()}
+    except OSError:  # elsewhere than on Linux
+        return set()
+
+
 def test_few_descriptors_are_kept(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "OPEN_FILES", 2)
     source = ShardSource(packed)
-    open_before = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else set()
+    open_before = descriptors()
     for i in range(N):
         assert source.read(np.array([i]))[0].tobytes() == content(i)
         assert len(source._files._open) <= 2
     assert len(source.read(np.arange(N))) == N  # a batch may need more of them
     del source
-    if open_before:
-        assert set(os.listdir("/proc/self/fd")) <= open_before
+    assert descriptors() <= open_before
 
 
 def test_a_flipped_bit_is_named(folder: Path) -> None:
@@ -176,8 +182,6 @@ def test_bytes_that_are_right_at_the_second_look(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = damage(folder, 11)
-    right = (folder.parent / "right").with_suffix(".tar")
-    right.write_bytes(shard.read_bytes())
     source = ShardSource(folder)
     whole = bytearray(shard.read_bytes())
     whole[int(source.index[11]["offset"])] ^= 4
@@ -190,6 +194,29 @@ def test_bytes_that_are_right_at_the_second_look(
     monkeypatch.setattr(reader._Files, "_forget", forget)
     assert source.read(np.array([11]))[0].tobytes() == content(11)
     assert forgotten == [(source.index[11]["offset"], len(content(11)))]
+
+
+def test_the_whole_batch_is_announced_before_waiting(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ShardSource(packed)
+    real, log = os.preadv, []
+
+    def preadv(fd: int, into: list[memoryview], offset: int, flags: int = 0) -> int:
+        if flags:
+            raise BlockingIOError
+        log.append(("read", offset, len(into[0])))
+        return real(fd, into, offset)
+
+    monkeypatch.setattr(reader, "_AT_ONCE", 8)
+    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda fd, at, n, advice: log.append(("told", at, n)), raising=False
+    )
+    order = np.array([20, 4, 31, 8])
+    assert [image.tobytes() for image in source.read(order)] == [content(i) for i in order]
+    assert [kind for kind, _, _ in log] == ["told"] * 4 + ["read"] * 4
+    assert {one[1:] for one in log[:4]} == {one[1:] for one in log[4:]}
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
