@@ -272,6 +272,7 @@ def bench_data(words: tuple[str, ...], as_json: str | None) -> None:
     what=memory      CIFAR-sized images that lie in memory
     what=packing     writing shards
     what=index       opening the index of iNaturalist 2018, orders of an epoch, checksums
+    what=workers     memory of a loader process, by the size of the data set
     \b
     Example:
       ltbench bench data what=loading,packing rounds=7

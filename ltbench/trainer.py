@@ -24,7 +24,7 @@ from ltbench.backbones.batchnorm import (
 )
 from ltbench.checkpoint import Background, Position, Snapshot, Store
 from ltbench.data.base import Data, DatasetInfo, Split
-from ltbench.data.loader import Loaded, Loader, steps_per_epoch
+from ltbench.data.loader import Loaded, Loader, open_loader, steps_per_epoch
 from ltbench.epoch_stats import EpochStats
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
@@ -250,7 +250,7 @@ class Trainer:
         """Return the loader processes of one purpose, kept over epochs and stages."""
         if name not in self._loaders:
             run = self.recipe.run
-            self._loaders[name] = Loader(
+            self._loaders[name] = open_loader(
                 split,
                 workers=run.workers,
                 device=self.device,

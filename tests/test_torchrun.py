@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ltbench import get_recipe
+from ltbench.errors import UserError
+
 WORDS = [
     "recipe=quickstart",
     "backbone=resnet20_cifar",
@@ -67,7 +70,18 @@ def test_ranks_may_take_turns_at_the_parts_of_a_batch(ranks, tmp_path):
     one, more = launch(tmp_path / "one", 1, *PARTS), launch(tmp_path / "more", ranks, *PARTS)
     assert any(name.endswith("running_var") for name in one)
     for name in one:
-        torch.testing.assert_close(one[name], more[name], atol=1e-4, rtol=1e-4, msg=name)
+        torch.testing.assert_close(one[name], more[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_parts_that_do_not_come_out_even_are_refused():
+    stage = get_recipe("quickstart", "stages.0.micro_batch=16").stages[0]
+    assert [stage.passes(ranks) for ranks in (1, 2, 4)] == [4, 2, 1]
+    assert get_recipe("quickstart").stages[0].passes(8) == 1
+    for ranks in (3, 8):
+        with pytest.raises(UserError, match="does not cut `batch_size` = 64 into parts"):
+            stage.passes(ranks)
+    with pytest.raises(UserError, match=r"^`stages.1`: `micro_batch` = 48 does not cut"):
+        get_recipe("quickstart", "stages.1.micro_batch=48")
 
 
 @pytest.mark.parametrize(

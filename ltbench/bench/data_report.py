@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ltbench.bench import data
+from ltbench.bench.workers import workers
 from ltbench.errors import UserError, did_you_mean
 
 WHAT: dict[str, Callable[..., list[data.Row]]] = {
@@ -18,6 +19,7 @@ WHAT: dict[str, Callable[..., list[data.Row]]] = {
     "memory": data.memory,
     "packing": data.packing,
     "index": data.index,
+    "workers": workers,
 }
 
 
@@ -57,7 +59,7 @@ def _table(title: str, rows: list[data.Row]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("goal", "case", "pipeline"):
         table.add_column(column)
-    for column in ("images/s", "ms", "ratio", "goal is", ""):
+    for column in ("images/s", "ms", "MiB", "ratio", "goal is", ""):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(row["goal"], row["case"], row["pipeline"], *_values(row))
@@ -78,6 +80,7 @@ def _values(row: data.Row) -> list[str]:
     return [
         f"{speed:,.0f}" if speed is not None else "",
         f"{1000 * seconds:,.1f}" if seconds is not None else "",
+        f"{row['mib']:,.0f}" if "mib" in row else "",
         f"{ratio:.2f}" if ratio is not None else "",
         bound if most is None else f"<= {most:g}",
         met,

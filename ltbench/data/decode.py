@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ltbench.errors import UserError
 from ltbench.seeding import keyed_uniform
 
 Box = tuple[int, int, int, int]  # top, left, height, width
+Name = str | Callable[[], str]
 
 try:
     from torchvision.io import decode_jpeg
@@ -29,7 +31,7 @@ _TOP, _LEFT, _FIRST_TRY = range(3)
 _START, _END = b"\xff\xd8", b"\xff\xd9"  # of every complete JPEG
 
 
-def decode_pixels(data: np.ndarray, name: str) -> Tensor:
+def decode_pixels(data: np.ndarray, name: Name) -> Tensor:
     """Return an image file's pixels as RGB, whatever its mode and format.
 
     A complete JPEG is decoded by torchvision, with the same library as Pillow's and so to the
@@ -39,7 +41,7 @@ def decode_pixels(data: np.ndarray, name: str) -> Tensor:
 
     Args:
         data: the file, uint8 [n].
-        name: how messages call it.
+        name: how messages call it; a function is asked only when there is a message.
 
     Returns:
         uint8 [H, W, 3].
@@ -59,12 +61,12 @@ def decode_pixels(data: np.ndarray, name: str) -> Tensor:
     return torch.from_numpy(np.array(decode_pil(data, name)))
 
 
-def decode_pil(data: np.ndarray, name: str) -> Image.Image:
+def decode_pil(data: np.ndarray, name: Name) -> Image.Image:
     """Return an image file as RGB, whatever its mode: grey, palette, CMYK, with or without alpha.
 
     Args:
         data: the file, uint8 [n].
-        name: how messages call it.
+        name: how messages call it; a function is asked only when there is a message.
 
     Raises:
         UserError: the file is empty, cut, not an image, or has more than 16 bits a channel.
@@ -83,12 +85,16 @@ def decode_pil(data: np.ndarray, name: str) -> Image.Image:
         raise _unreadable(name, "it is not an image, or a damaged one") from error
     except Exception as error:  # decoders raise anything, from KeyError to struct.error
         raise _unreadable(name, f"{error}".split("\n")[0] or type(error).__name__) from error
-    raise UserError(f"image `{name}` has 32 bits a channel; convert it to 8 bits")
+    raise UserError(f"image `{_text(name)}` has 32 bits a channel; convert it to 8 bits")
 
 
-def _unreadable(name: str, reason: str) -> UserError:
+def _text(name: Name) -> str:
+    return name if isinstance(name, str) else name()
+
+
+def _unreadable(name: Name, reason: str) -> UserError:
     return UserError(
-        f"cannot read image `{name}`: {reason}; replace it or remove it from the data set"
+        f"cannot read image `{_text(name)}`: {reason}; replace it or remove it from the data set"
     )
 
 

@@ -138,13 +138,28 @@ class ImageOptions(DatasetConfig):
         "or replace it by the next image of its class",
     )
 
+    stream: bool = Field(
+        False,
+        description="read training shards front to back instead of from random places, for those "
+        "who cannot store them; instance sampling only",
+    )
+
     @property
     def statistics(self) -> tuple[Channels, Channels]:
         """Mean and standard deviation per channel that images are normalised with."""
         return statistics(self.augment)
 
     def files(self, paths: Sequence[str], labels: np.ndarray, root: Path) -> ImageSplit:
-        """Return a split of image files with this data set's transforms."""
+        """Return a split of image files with this data set's transforms.
+
+        Raises:
+            UserError: a stream was asked for.
+        """
+        if self.stream:
+            raise UserError(
+                f"data.stream=true needs data.root=SHARDS, made by `ltbench data prepare`; found "
+                f"image files in `{root}`"
+            )
         return self.split(FileSource(paths, root), labels)
 
     def split(self, source: Source, labels: np.ndarray) -> ImageSplit:

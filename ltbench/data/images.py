@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from ltbench.data.decode import (
     resized_centre,
     resized_crop,
 )
+from ltbench.data.shards.reader import ShardSource
 from ltbench.data.transforms import (
     BATCHED,
     JITTERED,
@@ -63,6 +65,7 @@ class ImageSplit:
     """
 
     in_memory = False
+    stream = False  # whether training reads shards front to back; see ``StreamLoader``
 
     def __init__(
         self,
@@ -162,6 +165,15 @@ class ImageSplit:
             self._fingerprint = self.source.fingerprint(self.labels)
         return self._fingerprint
 
+    def prefetch(self, order: np.ndarray) -> None:
+        """Begin to fetch what lies elsewhere, in the order of its first use.
+
+        Args:
+            order: indices as they will be read, int64 [n].
+        """
+        if isinstance(self.source, ShardSource):
+            self.source.prefetch(order)
+
     def take_notes(self) -> list[str]:
         """Return a line for each image that this process replaced since the last call."""
         notes, self._notes = self._notes, []
@@ -189,7 +201,7 @@ class ImageSplit:
         return self._names[which], self._transforms[which]
 
     def _decode(self, data: np.ndarray, index: int) -> Tensor | Image.Image:
-        name = self.source.name(index)
+        name = partial(self.source.name, index)
         return decode_pixels(data, name) if self.decode == "fast" else decode_pil(data, name)
 
     def _stand_in(self, index: int, reason: UserError) -> Tensor | Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ltbench.data.base import Split
+from ltbench.data.images import ImageSplit
 from ltbench.errors import UserError
 
 Last = Literal["keep", "drop"]
@@ -127,6 +129,7 @@ class Loader:
     ) -> None:
         workers = 0 if split.in_memory else workers
         self.split, self.device, self.layout = split, torch.device(device), layout
+        self.workers = workers
         self.quarantine = quarantine
         self._noted: set[str] = set()
         self._jobs = _Jobs()
@@ -177,6 +180,8 @@ class Loader:
         """
         parts = world * accumulate
         steps = _steps(len(order), batch_size, parts, last, f"{world} x {accumulate}")
+        if isinstance(self.split, ImageSplit):
+            self.split.prefetch(order[start * batch_size :])
         mine = slice(rank * accumulate, (rank + 1) * accumulate)
         cut = [part for step in steps[start:] for part in np.array_split(step, parts)[mine]]
         return _grouped(self._run([_job(order, rows, key, views) for rows in cut]), accumulate)
@@ -202,19 +207,12 @@ class Loader:
 
     def _run(self, jobs: Sequence[Job]) -> Iterator[Loaded]:
         self._jobs.jobs = jobs
-        try:
+        with worker_errors():
             for job, item in zip(jobs, self._loader, strict=True):
                 if isinstance(item, str):
                     raise UserError(item)
                 self._note(item.notes)
                 yield self._finish(job, item)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                f"a data worker died ({str(error).splitlines()[0]}); lower `workers`, "
-                f"or give the process more memory or shared memory"
-            ) from error
 
     def _finish(self, job: Job, item: Loaded) -> Loaded:
         views = tuple(view.to(self.device, non_blocking=True) for view in item.views)
@@ -238,6 +236,20 @@ class Loader:
                 f"{len(self._noted)} of {len(self.split):,} images cannot be read, more than "
                 f"{REPLACED:.2%}; the last: {notes[-1]}; repair the data set"
             )
+
+
+def open_loader(split: Split, **options: Any) -> Loader:
+    """Return the loader of a split: one that streams, if the split is to be streamed.
+
+    Args:
+        split: the images.
+        options: of ``Loader``.
+    """
+    if getattr(split, "stream", False):
+        from ltbench.data.shards.stream import StreamLoader
+
+        return StreamLoader(split, **options)
+    return Loader(split, **options)
 
 
 def batches(
@@ -268,6 +280,20 @@ def eval_batches(
         options: of ``Loader.eval_batches``.
     """
     return Loader(split, workers=workers, device=device).eval_batches(batch_size, **options)
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Inside, the death of a loader process is a ``UserError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a data worker died ({str(error).splitlines()[0]}); lower `workers`, "
+            f"or give the process more memory or shared memory"
+        ) from error
 
 
 class _Jobs(Sampler[Any]):

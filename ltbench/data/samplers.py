@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -44,14 +43,32 @@ def class_aware_cycle(
     Returns:
         Indices, int64 [length].
     """
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
-    cycles = [_cycle(images.tolist(), rng) for images in by_class]
-    classes = _cycle([c for c, images in enumerate(by_class) if len(images)], rng)
-    drawn: list[int] = []
-    while len(drawn) < length:
-        images = cycles[next(classes)]
-        drawn.extend(itertools.islice(images, per_class))
-    return np.array(drawn[:length], dtype=np.int64)
+    counts = np.bincount(labels)
+    cycles: np.ndarray = np.argsort(labels, kind="stable").astype(np.int64)  # class after class
+    start = np.cumsum(counts) - counts
+    at = counts.copy()  # next place in each class's cycle; its end: shuffle first
+    classes = np.flatnonzero(counts).tolist()
+    drawn = np.empty((-(-length // (len(classes) * per_class)), len(classes), per_class), np.int64)
+    for cycle in drawn:
+        rng.shuffle(classes)
+        visited = np.array(classes)
+        places = start[visited] + at[visited]
+        at[visited] += per_class
+        whole = at[visited] <= counts[visited]
+        cycle[whole] = cycles[places[whole, None] + np.arange(per_class)]
+        for row in np.flatnonzero(~whole).tolist():  # these use their cycles up, in this order
+            c = classes[row]
+            mine = cycles[start[c] : start[c] + counts[c]]
+            held = mine.tolist()
+            place = int(at[c]) - per_class
+            taken = held[place:]
+            while (missing := per_class - len(taken)) > 0:
+                rng.shuffle(held)
+                taken += held[:missing]
+                at[c] = min(missing, len(held))
+            mine[:] = held
+            cycle[row] = taken
+    return drawn.reshape(-1)[:length]
 
 
 class Sampler:
@@ -334,13 +351,6 @@ class TorchSampler(torch.utils.data.Sampler[int]):
 
     def __len__(self) -> int:
         return len(self._order)
-
-
-def _cycle(items: Iterable[int], rng: random.Random) -> Iterator[int]:
-    held = list(items)
-    while True:
-        rng.shuffle(held)
-        yield from held
 
 
 def _draw(labels: np.ndarray, probabilities: np.ndarray, seed: int, epoch: int) -> np.ndarray:

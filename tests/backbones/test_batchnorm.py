@@ -6,16 +6,22 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as td
+import toys
+from test_contract import make_update, stage_of
 from torch import Tensor, nn
 
-from ltbench import dist
+from ltbench import dist, get_recipe
 from ltbench.backbones.batchnorm import (
+    PartStatistics,
     SyncBatchNorm2d,
     convert_sync_batchnorm,
     frozen_statistics,
+    running_statistics,
     set_batchnorm_mode,
 )
 from ltbench.errors import UserError
+from ltbench.optim import Optim, build_optimizer
+from ltbench.trainer import PartRun, freeze, set_modes
 
 SHARES = {"uneven": (6, 2), "one empty": (8, 0)}
 
@@ -163,3 +169,108 @@ def test_mode_reaches_batch_normalisation_only() -> None:
     net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(2))
     set_batchnorm_mode(net, "eval")
     assert [m.training for m in net] == [True, False]
+
+
+def test_only_statistics_that_move_are_averaged_over_ranks() -> None:
+    net = network()
+    assert len(running_statistics(net)) == 6
+    net[1].eval()
+    assert len(running_statistics(net)) == 4
+    assert running_statistics(net.eval()) == []
+
+
+def test_parts_move_statistics_as_ranks_do() -> None:
+    """Also in layers that count batches, or only watch, and if a part comes back in a step."""
+    net, (x, _) = network(), images()
+    net[3][1].eval()
+    shares = (x[:5], x[5:])
+    parts = PartStatistics(net)
+    for scale in (1, 3):  # two steps
+        ranks = [network() for _ in shares]
+        for rank, own in zip(ranks, shares, strict=True):
+            rank.load_state_dict(net.state_dict())
+            rank[3][1].eval()
+            rank(own * scale)
+            rank(own * scale + 1)
+        for shift in (0, 1):
+            for part, own in enumerate(shares):
+                with parts.of(part):
+                    net(own * scale + shift)
+        parts.merge()
+        for name, found in net.state_dict().items():
+            mean = torch.stack([rank.state_dict()[name].double() for rank in ranks]).mean(0)
+            torch.testing.assert_close(found.double(), mean, rtol=1e-12, atol=1e-12)
+    assert int(net[1].num_batches_tracked) == 4
+    assert int(net[3][1].num_batches_tracked) == 0
+
+
+def method_under(policy: str, name: str = "ce", **stage: Any) -> tuple[Any, PartRun]:
+    """A method made ready as the trainer does."""
+    method, chosen = toys.method(name), stage_of(name).model_copy(update=stage)
+    for p in method.parameters():  # scale and shift are not what they start as
+        p.data += 0.1
+    frozen = freeze(method, chosen, policy)  # type: ignore[arg-type]
+    set_modes(method, chosen, frozen, policy)  # type: ignore[arg-type]
+    named = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
+    return method, PartRun(method, build_optimizer(named, Optim(lr=0.05, momentum=0.9)))
+
+
+def moved(method: nn.Module, run: PartRun, key: str) -> dict[str, bool]:
+    before = {n: t.clone() for n, t in method.state_dict().items()}
+    update = make_update(key, method)
+    for step in range(2):
+        toys.step(update, run, [toys.batch(seed=step)], toys.at(step))
+    return {n: not torch.equal(t, before[n]) for n, t in method.state_dict().items()}
+
+
+def of_norm(name: str) -> bool:
+    return name.rpartition(".")[0].endswith(".1")
+
+
+UPDATES = ["plain", "sam", "plot-cagrad", "plot-official", "plot-exact", "plot-certified"]
+
+
+@pytest.mark.parametrize("key", UPDATES)
+@pytest.mark.parametrize("policy", ["local", "frozen", "statistics"])
+def test_policies_say_what_of_batch_normalisation_moves(policy: str, key: str) -> None:
+    method, run = method_under(policy)
+    for name, did in moved(method, run, key).items():
+        kind = name.rpartition(".")[2]
+        if not of_norm(name):
+            assert did, name
+        elif kind in ("weight", "bias"):
+            assert did == (policy == "local"), name
+        else:
+            assert did == (policy != "frozen"), name
+
+
+@pytest.mark.parametrize(
+    ("policy", "frozen_bn", "moves"),
+    [
+        ("local", None, True),  # cRT's own rule
+        ("local", "eval", False),
+        ("statistics", None, True),
+        ("statistics", "eval", False),
+        ("frozen", None, False),
+        ("frozen", "train", False),
+    ],
+)
+@pytest.mark.parametrize("key", ["plain", "sam", "plot-cagrad"])
+def test_policies_and_frozen_parts(
+    policy: str, frozen_bn: str | None, moves: bool, key: str
+) -> None:
+    method, run = method_under(policy, "crt", frozen_bn=frozen_bn)
+    for name, did in moved(method, run, key).items():
+        statistics = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert did == (name.startswith("head.") or (statistics and moves)), name
+
+
+def test_a_network_of_normalisation_alone_leaves_nothing_to_train() -> None:
+    stage = stage_of("ce").model_copy(update={"freeze": ("head", "stem", "layer1", "layer2")})
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        freeze(toys.method("ce"), stage, "statistics")
+
+
+def test_unknown_policies_are_refused() -> None:
+    with pytest.raises(UserError, match=r"run\.batchnorm.*should be 'local', 'sync', 'frozen'"):
+        get_recipe("quickstart", "run.batchnorm=global")

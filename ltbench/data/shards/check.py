@@ -25,6 +25,7 @@ from ltbench.data.shards.format import (
     read_manifest,
 )
 from ltbench.data.shards.jobs import Progress, Tick, run_jobs
+from ltbench.data.shards.layout import PLAN
 from ltbench.data.shards.resize import eight_bits, reason_of
 from ltbench.data.shards.ustar import BLOCK, sample_head
 from ltbench.errors import UserError
@@ -77,7 +78,7 @@ def check(
         progress: told how many images are checked, and how many there are.
 
     Raises:
-        UserError: the level is unknown, or the folder holds no finished shards.
+        UserError: the level is unknown, or the folder holds no shards.
     """
     if level not in LEVELS:
         raise UserError(f"level is one of {', '.join(LEVELS)}, found `{level}`")
@@ -107,13 +108,15 @@ def check(
 
 
 def _splits(folder: Path) -> list[Path]:
-    if (folder / MANIFEST).is_file():
+    """Return the folders of finished and of unfinished splits."""
+    marks = (MANIFEST, PLAN)
+    if any((folder / mark).is_file() for mark in marks):
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    found = sorted({path.parent for mark in marks for path in folder.glob(f"*/{mark}")})
     if not found:
         raise UserError(
-            f"`{folder}` holds no finished shards, neither {MANIFEST} nor folders with one; give "
-            "what `ltbench data prepare` or `ltbench data index` wrote"
+            f"`{folder}` holds no shards, neither {MANIFEST} nor folders with one; give what "
+            "`ltbench data prepare` or `ltbench data index` wrote"
         )
     return found
 

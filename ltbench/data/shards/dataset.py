@@ -110,6 +110,7 @@ def assemble(
         labels["train"] = train.labels[keep]
     counts = np.bincount(labels["train"], minlength=manifests["train"].num_classes)
     splits = {part: options.split(sources[part], labels[part]) for part in parts}
+    splits["train"].stream = options.stream
     facts = {"source": "shards"}
     for part, manifest in manifests.items():
         facts[f"{part}_shards"] = manifest.fingerprint

@@ -135,10 +135,10 @@ class Address:
     def request(self, path: str) -> urllib.request.Request:
         """Return what to ask for a file, with the user's credentials if there are any."""
         if self.root.startswith("hf://"):
-            from huggingface_hub import is_offline_mode
+            from huggingface_hub import constants
             from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-            if is_offline_mode():
+            if constants.HF_HUB_OFFLINE:
                 raise Unreachable(f"cannot fetch {self.shown(path)}: HF_HUB_OFFLINE is set")
             request = urllib.request.Request(self._hub_url(path))
             for name, value in build_hf_headers().items():

@@ -17,7 +17,7 @@ import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ltbench.data.images import ImageSplit
-from ltbench.data.loader import Last, Loaded, steps_per_epoch
+from ltbench.data.loader import Last, Loaded, Loader, steps_per_epoch, worker_errors
 from ltbench.data.shards.reader import ShardSource
 from ltbench.data.shards.remote import Body
 from ltbench.errors import UserError
@@ -25,6 +25,48 @@ from ltbench.seeding import derive, keyed_permutation
 
 HELD = 1000  # images that a process holds to shuffle them
 _BLOCK = 512  # of a tar
+
+
+class StreamLoader(Loader):
+    """A ``Loader`` whose training epochs come from ``stream_batches``; evaluation is as usual."""
+
+    def batches(
+        self,
+        order: np.ndarray,
+        batch_size: int,
+        *,
+        key: int | None,
+        views: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        start: int = 0,
+        last: Last = "keep",
+    ) -> Iterator[list[Loaded]]:
+        """Iterate over the steps of an epoch, in an order of its own; see ``Loader.batches``.
+
+        Raises:
+            UserError: the order has not every image once, the start lies inside the epoch, or see
+                ``stream_batches``.
+        """
+        if not isinstance(self.split, ImageSplit) or key is None:
+            raise UserError("data.stream=true streams training images of prepared shards only")
+        n = len(self.split)
+        if len(order) != n or not np.array_equal(np.bincount(order, minlength=n), np.ones(n)):
+            raise UserError(
+                "data.stream=true reads every image once an epoch, the sampler asks for another "
+                "choice of images; use sampler=instance, or store the shards and leave it out"
+            )
+        if start:
+            raise UserError(
+                f"data.stream=true cannot go on inside an epoch (step {start}); delete the "
+                "checkpoint, and set run.save_steps=null run.save_minutes=null for the next run"
+            )
+        return stream_batches(
+            self.split, batch_size, seed=key, epoch=0, key=key, views=views, rank=rank,
+            world=world, accumulate=accumulate, workers=self.workers, last=last,
+            device=self.device, layout=self.layout,
+        )  # fmt: skip
 
 
 def stream_batches(
@@ -283,7 +325,7 @@ def _load(
         multiprocessing_context=start_method if workers else None,
         generator=torch.Generator(),  # the default one would draw from the global stream
     )
-    try:
+    with worker_errors():
         for positions, item in zip(dataset.jobs, loader, strict=True):
             if isinstance(item, str):
                 raise UserError(item)
@@ -294,13 +336,6 @@ def _load(
                 item.labels.to(device, non_blocking=True),
                 item.index.to(device, non_blocking=True),
             )
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a data worker died ({str(error).splitlines()[0]}); lower `workers`, "
-            f"or give the process more memory or shared memory"
-        ) from error
 
 
 def _same(item: Any) -> Any:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,10 +247,41 @@ def test_tables_that_disagree(root: Path, change: str, message: str) -> None:
     assert all(str(root / "train" / MANIFEST) in problem for problem in found)
 
 
+def test_an_unfinished_split_is_a_problem(root: Path) -> None:
+    (root / "train" / MANIFEST).unlink()
+    for folder in (root, root / "train"):
+        assert "holds no finished shards" in one_line(check(folder, "size", workers=1))
+
+
+def test_photographs(shared_data: Path, tmp_path: Path) -> None:
+    """Photographs of many sizes, some of them grey, as they are and shrunk."""
+    archive = shared_data / "caltech101_short96.zip"
+    if not archive.is_file():
+        pytest.skip(f"needs {archive}")
+    with zipfile.ZipFile(archive) as packed:
+        names = sorted(name for name in packed.namelist() if name.endswith(".jpg"))[::120]
+        packed.extractall(tmp_path / "images", names)
+    labels = np.arange(len(names)) % 2
+    part = PartToPack("caltech", "train", tmp_path / "images", names, labels, ("a", "b"))
+    pack(part, tmp_path / "all/train", workers=1, shard_bytes=50_000)
+    pack(part, tmp_path / "small/train", workers=1, resize_short=48)
+    for folder in (tmp_path / "all", tmp_path / "small"):
+        report = check(folder, "decode", workers=1)
+        assert (report.problems, report.images) == ((), len(names))
+    manifest = read_manifest(tmp_path / "small/train")
+    for row, name in zip(read_index(tmp_path / "small/train", manifest), names, strict=True):
+        shard = (tmp_path / "small/train" / manifest.shards[row["shard"]].name).read_bytes()
+        data = shard[row["offset"] :][: row["size"]]
+        with Image.open(tmp_path / "images" / name) as image, Image.open(io.BytesIO(data)) as small:
+            assert min(small.size) == min(48, *image.size)
+            assert small.mode == image.mode
+    assert len(read_manifest(tmp_path / "all/train").shards) > 2
+
+
 def test_mistakes(tmp_path: Path, made: Path) -> None:
     with pytest.raises(UserError, match="size, crc, sha256, decode, found `all`"):
         check(made, "all")
-    with pytest.raises(UserError, match="holds no finished shards"):
+    with pytest.raises(UserError, match="holds no shards"):
         check(tmp_path)
-    with pytest.raises(UserError, match="holds no finished shards"):
+    with pytest.raises(UserError, match="holds no shards"):
         check(tmp_path / "none")

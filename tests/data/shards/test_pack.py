@@ -765,7 +765,7 @@ def test_an_interrupt_does_not_wait_for_shards(tmp_path: Path) -> None:
         if line not in ("begin\n", "0\n"):
             break
     os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "")
     assert not list(packer.out.glob("*.tar"))
 

@@ -1,0 +1,227 @@
+"""Checkpoints are written while training goes on, and say what data they go on with."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ltbench import checkpoint, get_recipe, run
+from ltbench.checkpoint import Background, Position, Store, copied
+from ltbench.data.memory import MemorySplit
+from ltbench.errors import UserError
+from ltbench.resume import WHAT, check_resume_state, resume_state
+from ltbench.trainer import Trainer
+
+WORDS = [
+    "backbone=resnet20_cifar",
+    "stages.0.epochs=2",
+    "stages.0.update.epochs=1",
+    "stages.0.schedule.warmup=0",
+    "stages.1.epochs=1",
+    "run.device=cpu",
+    "run.threads=1",
+]
+OFTEN = "run.save_minutes=0.0000001"  # after each step
+
+
+def weights(out: Path) -> dict:
+    return load_file(out / "model.safetensors")
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    run(get_recipe("quickstart", *WORDS, f"out={out}"))
+    return out
+
+
+def break_after(steps: int, error: BaseException, monkeypatch) -> None:
+    """Let that error end the run in place of a later step."""
+    do_step, left = Trainer._step, [steps]
+
+    def step(self, *args):
+        if not left[0]:
+            raise error
+        left[0] -= 1
+        return do_step(self, *args)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("an image cannot be read")])
+def test_saved_by_the_clock_a_broken_run_ends_the_same(error, unbroken, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    recipe = get_recipe("quickstart", *WORDS, OFTEN, f"out={out}")
+    with monkeypatch.context() as broken:
+        break_after(9, error, broken)
+        with pytest.raises(type(error)):
+            run(recipe)
+    # The step before the last has always been written; what was under way has been finished.
+    position = Store(out / "checkpoints").latest().position
+    assert position == Position(0, 1, 3)
+    assert not list(out.glob("**/.partial-*"))
+    run(recipe)
+    assert same(weights(out), weights(unbroken))
+
+
+def test_without_a_clock_only_epochs_and_stages_are_saved(tmp_path, monkeypatch):
+    saved = []
+    save = Store.save
+    monkeypatch.setattr(Store, "save", lambda self, s, **k: (saved.append(s), save(self, s, **k)))
+    words = [*WORDS, "run.save_minutes=null", "run.eval_every=9"]
+    run(get_recipe("quickstart", *words, f"out={tmp_path / 'run'}"))
+    assert [s.position for s in saved] == [Position(0, 1), Position(1), Position(2)]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """The first write ends only when two more steps have been done."""
+    do_step, save_file = Trainer._step, checkpoint.save_file
+    steps, went_on, waited = [], threading.Event(), []
+
+    def step(self, *args):
+        steps.append(threading.current_thread())
+        if len(steps) == 5:
+            went_on.set()
+        return do_step(self, *args)
+
+    def slow(tensors, path):
+        if not waited:
+            before = {k: t.clone() for k, t in tensors.items()}
+            waited.append(went_on.wait(timeout=60))
+            assert all(torch.equal(t, before[k]) for k, t in tensors.items())  # training is not
+        save_file(tensors, path)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    run(get_recipe("quickstart", *WORDS, "run.save_steps=3", f"out={tmp_path / 'run'}"))
+    assert waited == [True]
+
+
+def test_a_failed_write_in_the_background_stops_the_run_and_spares_what_was_there(
+    unbroken, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    recipe = get_recipe("quickstart", *WORDS, "run.save_steps=2", f"out={out}")
+    save_file, calls, steps = checkpoint.save_file, [], []
+
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path)
+
+    with monkeypatch.context() as broken:
+        do_step = Trainer._step
+        broken.setattr(Trainer, "_step", lambda *a: (steps.append(0), do_step(*a))[1])
+        broken.setattr(checkpoint, "save_file", full)
+        with pytest.raises(UserError, match="No space left on device") as caught:
+            run(recipe)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(steps) == 6  # found when the next one was due
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["s0-e0000-t000002"]
+    run(recipe)
+    assert same(weights(out), weights(unbroken))
+
+
+def test_work_in_the_background_is_done_in_order_and_never_lost():
+    done, gate = [], threading.Event()
+    background = Background()
+    background.start(lambda: (gate.wait(10), done.append(1))[1])
+    assert done == []
+    gate.set()
+    background.start(lambda: done.append(2))
+    background.wait()
+    assert done == [1, 2]
+
+    def fail() -> None:
+        raise UserError("full")
+
+    background.start(fail)
+    with pytest.raises(UserError, match="full"):
+        background.start(lambda: done.append(3))
+    background.start(lambda: done.append(4))
+    background.close()
+    assert done == [1, 2, 4]
+
+
+def test_copies_do_not_follow_the_tensors():
+    layout = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    tensors = {"a": torch.ones(3), "b": layout, "c": torch.tensor(5), "d": torch.ones(3).t()}
+    before = {k: t.clone() for k, t in tensors.items()}
+    copies = copied(tensors)
+    for t in tensors.values():
+        t.zero_()
+    assert all(torch.equal(copies[k], before[k]) and copies[k].is_contiguous() for k in before)
+
+
+def changed(out: Path, **values: object) -> None:
+    """Edit the resume state of the newest checkpoint."""
+    path = max(out.glob("checkpoints/s*")) / "state.json"
+    state = json.loads(path.read_text())
+    state["facts"]["resume"].update(values)
+    path.write_text(json.dumps(state))
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch) -> Path:
+    out = tmp_path / "run"
+    with monkeypatch.context() as inside:
+        break_after(8, KeyboardInterrupt(), inside)
+        with pytest.raises(KeyboardInterrupt):
+            run(get_recipe("quickstart", *WORDS, "run.save_steps=1", f"out={out}"))
+    return out
+
+
+def test_the_resume_state_is_small_and_says_what_is_next(broken):
+    facts = json.loads((max(broken.glob("checkpoints/s*")) / "state.json").read_text())["facts"]
+    state = facts["resume"]
+    assert len(json.dumps(state)) < 1024
+    recipe = get_recipe("quickstart", *WORDS)
+    data = recipe.data.config.load()
+    assert set(state) == set(WHAT)
+    assert state["data"] == data.train.fingerprint()
+    assert (state["stage"], state["epoch"], state["consumed"]) == (0, 1, 2 * 64)
+    assert (state["batch"], state["sampler"]["name"], state["last"]) == (64, "instance", "keep")
+
+
+def test_other_data_are_refused_in_one_line(broken, monkeypatch):
+    monkeypatch.setattr(MemorySplit, "fingerprint", lambda self: "content:" + "0" * 64)
+    with pytest.raises(UserError, match="the training data changed since the checkpoint") as caught:
+        run(get_recipe("quickstart", *WORDS, f"out={broken}"))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert "found content:000" in message
+    assert "pass another `out=`" in message
+
+
+def test_another_order_of_the_epoch_is_refused(broken):
+    changed(broken, order="f" * 64)
+    with pytest.raises(UserError, match=r"the order of the epoch's images .* changed since"):
+        run(get_recipe("quickstart", *WORDS, f"out={broken}"))
+
+
+@pytest.mark.parametrize("key", WHAT)
+def test_any_difference_is_named(key):
+    stage = get_recipe("quickstart").stages[0]
+    now = resume_state(Position(0, 1, 2), 7, "content:1", stage, np.arange(400))
+    assert set(now) == set(WHAT)
+    check_resume_state(json.loads(json.dumps(now)), now, "here")
+    with pytest.raises(UserError) as caught:
+        check_resume_state({**now, key: "other"}, now, "here")
+    assert str(caught.value).startswith(f"{WHAT[key]} changed since here was written: expected ot")
+
+
+def test_after_the_last_stage_only_the_data_count():
+    state = resume_state(Position(2), 7, "content:1", None, None)
+    assert state == {"version": 1, "data": "content:1", "seed": 7, "stage": 2, "epoch": 0}

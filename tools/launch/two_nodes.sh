@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Train on two machines. The same command on both, HOST being the name or address of the first:
+#
+#   tools/launch/two_nodes.sh HOST recipe=mislas_plot_inat data.root=DIR out=RUN [key=value ...]
+#
+# RUN should lie where both can write: after a restart either of them may hold rank 0. If a rank
+# dies, both nodes start again from the last checkpoint; a node that was lost may be replaced by
+# giving the command anew on another one.
+#
+# Without a second machine, as an example, two nodes of one process each on this one:
+#
+#   tools/launch/two_nodes.sh loopback recipe=quickstart run.device=cpu
+set -euo pipefail
+
+host=$1
+shift
+# Where the nodes meet; a free port of the first node that the second can reach.
+endpoint=$host:${PORT:-29400}
+ranks=${RANKS:-gpu}
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # see one_node.sh
+export LTBENCH_CACHE=${LTBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ltbench} # on each node
+# Else a node that comes in for another waits for an address that nobody tells it any more
+# (PyTorch 2.5 to 2.15 at least; PyTorch issue 135712).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# Machines with several networks may have to be told which one: NCCL_SOCKET_IFNAME for GPUs,
+# GLOO_SOCKET_IFNAME for CPUs.
+
+node() {
+  python -m torch.distributed.run --nnodes=2 --nproc-per-node="$ranks" \
+    --max-restarts="${RESTARTS:-3}" --rdzv-backend=c10d --rdzv-endpoint="$endpoint" \
+    --rdzv-id="${JOB:-ltbench}" -m ltbench run "$@"
+}
+
+if [ "$host" = loopback ]; then
+  endpoint=127.0.0.1:${PORT:-29400}
+  ranks=${RANKS:-1}
+  node "$@" &
+  second=$!
+  node "$@" || status=$?
+  wait "$second" || status=$?
+  exit "${status:-0}"
+fi
+node "$@"
