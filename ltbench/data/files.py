@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,11 +14,11 @@ from pydantic import Field
 from ltbench.data.base import DatasetConfig, Source
 from ltbench.data.images import Decoder, ImageSplit, Unreadable
 from ltbench.data.longtail import class_profile, subsample
+from ltbench.data.shards import format
+from ltbench.data.shards.format import content_of
 from ltbench.data.transforms import Augment, Channels, statistics
 from ltbench.errors import UserError
 from ltbench.seeding import derive
-
-CONTENT_LIMIT = 2 * 2**30  # bytes; larger splits are fingerprinted by names and sizes
 
 
 class FileSource:
@@ -64,11 +64,10 @@ class FileSource:
         return np.array([facts[name] for name in self._paths.tolist()], dtype=np.int64)
 
     def fingerprint(self, labels: np.ndarray) -> str:
-        """Return ``"content:"`` or ``"listing:"`` and a SHA-256 over labels and files in order.
+        """Return what ``content_of`` gives for the files, with checksums up to 2 GiB.
 
-        Up to 2 GiB of files the hash covers the label and all bytes of each image, above that the
-        label, size and name of each file, which find a partial or re-encoded copy but not files
-        altered at equal length. Folders do not count: public copies differ in path prefixes.
+        Above that, names and sizes find a partial or re-encoded copy but not files altered at
+        equal length. Folders do not count: public copies differ in path prefixes.
 
         Args:
             labels: class of each image, int64 [N].
@@ -76,20 +75,12 @@ class FileSource:
         Raises:
             UserError: a file is missing or empty.
         """
-        names: list[bytes] = self._paths.tolist()
         sizes = self.sizes()
-        content = int(sizes.sum()) <= CONTENT_LIMIT
-        parts: dict[bytes, str] = {}
-        total = hashlib.sha256()
-        for name, size, label in zip(names, sizes.tolist(), labels.tolist(), strict=True):
-            if name not in parts:
-                parts[name] = (
-                    hashlib.sha256(_read(_join(self.root, name)).data).hexdigest()
-                    if content
-                    else f"{size} {os.fsdecode(name).rpartition('/')[2]}"
-                )
-            total.update(f"{label} {parts[name]}\n".encode("utf-8", "surrogateescape"))
-        return f"{'content' if content else 'listing'}:{total.hexdigest()}"
+        if int(sizes.sum()) > format.CONTENT_LIMIT:
+            return content_of(self.paths, labels, sizes, None)
+        names: list[bytes] = self._paths.tolist()
+        known = {name: zlib.crc32(_read(_join(self.root, name)).data) for name in set(names)}
+        return content_of(self.paths, labels, sizes, np.array([known[name] for name in names]))
 
 
 def _join(root: str, name: bytes) -> str:

@@ -152,11 +152,7 @@ class ImageSplit:
         )
 
     def fingerprint(self) -> str:
-        """Return ``"content:"`` or ``"listing:"`` and a SHA-256 over the split, in its order.
-
-        Up to 2 GiB of files the hash covers the label and all bytes of each image, above that the
-        label, size and name of each file, which find a partial or re-encoded copy but not files
-        altered at equal length. Folders do not count: public copies differ in path prefixes.
+        """Return a SHA-256 over labels and images in their order: ``shards.format.content_of``.
 
         Raises:
             UserError: a file is missing or empty.

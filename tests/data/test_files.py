@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ltbench.data import files
 from ltbench.data.files import FileSource, LongTail
 from ltbench.data.lists import ImageList
+from ltbench.data.shards import format
 from ltbench.data.transforms import IMAGENET_STATS, INAT_STATS, train_transform
 from ltbench.errors import UserError
 from ltbench.seeding import keyed_bits
@@ -139,14 +140,14 @@ def test_fingerprints_are_written_as_records_have_them(
     names, labels = [*NAMES, NAMES[0]], [0, 1, 0, 1, 7]  # an image may be listed twice
     contents = [(Path(source.root) / name).read_bytes() for name in names]
     lines = [
-        f"{label} {hashlib.sha256(content).hexdigest()}\n"
+        f"{label} {len(content)} {zlib.crc32(content):08x}\n"
         for label, content in zip(labels, contents, strict=True)
     ]
     whole = hashlib.sha256("".join(lines).encode()).hexdigest()
     assert printed(Path(source.root), names, labels) == f"content:{whole}"
-    monkeypatch.setattr(files, "CONTENT_LIMIT", sum(map(len, contents)))
+    monkeypatch.setattr(format, "CONTENT_LIMIT", sum(map(len, contents)))
     assert printed(Path(source.root), names, labels) == f"content:{whole}"
-    monkeypatch.setattr(files, "CONTENT_LIMIT", sum(map(len, contents)) - 1)
+    monkeypatch.setattr(format, "CONTENT_LIMIT", sum(map(len, contents)) - 1)
     lines = [
         f"{label} {len(content)} {name.split('/')[1]}\n"
         for label, content, name in zip(labels, contents, names, strict=True)

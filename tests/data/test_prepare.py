@@ -87,6 +87,7 @@ def test_a_thinned_tail_is_the_same_from_shards(images: Path, shards: Path) -> N
     packed = ImageList(root=str(shards), **options).load()
     assert packed.info.class_counts == files.info.class_counts
     assert torch.equal(pixels(files.train), pixels(packed.train))
+    assert files.train.fingerprint() == packed.train.fingerprint()
 
 
 def test_any_shards_by_their_own_name(images: Path, shards: Path) -> None:

@@ -16,19 +16,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ltbench.data.shards import layout
+from ltbench.data.shards import format
 from ltbench.data.shards.format import (
     MANIFEST,
     ROW,
     Manifest,
     Shard,
+    content_of,
     fingerprint_of,
     write_index,
     write_info,
     write_manifest,
 )
 from ltbench.data.shards.jobs import Progress, Tick, run_jobs
-from ltbench.data.shards.layout import PLAN, SPLITS, content_of
+from ltbench.data.shards.layout import PLAN, SPLITS
 from ltbench.data.shards.ustar import BLOCK
 from ltbench.errors import UserError
 
@@ -96,7 +97,7 @@ def index_tars(
     rows = np.concatenate([_rows(number, scan.samples) for number, scan in enumerate(scans)])
     samples = [sample for scan in scans for sample in scan.samples]
     keys = [sample.name for sample in samples]
-    small = int(rows["size"].sum(dtype=np.int64)) <= layout.CONTENT_LIMIT
+    small = int(rows["size"].sum(dtype=np.int64)) <= format.CONTENT_LIMIT
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)  # until all is new
@@ -120,9 +121,7 @@ def index_tars(
         index_sha256=index_sha256,
         keys_sha256=keys_sha256,
         fingerprint=fingerprint_of(keys, rows["label"], rows["crc32"]),
-        content=content_of(
-            keys, rows["label"], rows["size"], [s.sha256 for s in samples] if small else None
-        ),
+        content=content_of(keys, rows["label"], rows["size"], rows["crc32"] if small else None),
         parameters={"label": label},
     )
     write_manifest(folder, manifest)
@@ -139,7 +138,6 @@ class _Sample:
     size: int = 0
     label: int = -1  # none so far
     crc32: int = 0
-    sha256: str = ""
 
 
 @dataclass
@@ -288,12 +286,9 @@ def _add_checksums(tar: Path, file: BinaryIO, samples: list[_Sample], end: int, 
     for sample in samples:
         for chunk in _chunks(file, sample.offset - at):
             digest.update(chunk)
-        image = hashlib.sha256()
         for chunk in _chunks(file, sample.size):
             digest.update(chunk)
-            image.update(chunk)
             sample.crc32 = zlib.crc32(chunk, sample.crc32)
-        sample.sha256 = image.hexdigest()
         at = sample.offset + sample.size
         tick(at)
     for chunk in _chunks(file, end - at):

@@ -18,6 +18,7 @@ from ltbench.errors import UserError
 
 FORMAT = 1
 INDEX, KEYS, MANIFEST, INFO = "index.npy", "keys.zlib", "manifest.json", "_info.json"
+CONTENT_LIMIT = 2 * 2**30  # bytes; larger splits are fingerprinted by names and sizes
 NAME_BYTES = 100  # what a plain ustar header has room for
 _UNFIT = re.compile(r"^/|//|(^|/)\.{1,2}/|^__[^/]*__/")  # names that tar or webdataset bends
 ROW = np.dtype(
@@ -199,6 +200,34 @@ def fingerprint_of(keys: Iterable[str], labels: np.ndarray, crc32: np.ndarray) -
         for key, label, crc in zip(keys, labels.tolist(), crc32.tolist(), strict=True)
     )
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def content_of(
+    paths: Sequence[str], labels: np.ndarray, sizes: np.ndarray, crc32: np.ndarray | None
+) -> str:
+    """Return ``"content:"`` or ``"listing:"`` and a SHA-256 over images in their order.
+
+    It covers the label, size and checksum of each image; without checksums the label, size and
+    base name. The same images give the same, whether they lie in a folder or in shards.
+
+    Args:
+        paths: of each image [N].
+        labels: class of each image [N].
+        sizes: bytes of each image [N].
+        crc32: checksum of each image's bytes [N]; ``None`` where there are more than
+            ``CONTENT_LIMIT`` bytes, so that a folder need not be read for it.
+    """
+    facts = (
+        (f"{crc:08x}" for crc in crc32.tolist())
+        if crc32 is not None
+        else (path.rpartition("/")[2] for path in paths)
+    )
+    lines = (
+        f"{label} {size} {fact}\n"
+        for label, size, fact in zip(labels.tolist(), sizes.tolist(), facts, strict=True)
+    )
+    digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{'listing' if crc32 is None else 'content'}:{digest}"
 
 
 def member_key(path: str) -> str:

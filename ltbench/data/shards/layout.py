@@ -22,7 +22,6 @@ from ltbench.seeding import derive, keyed_permutation
 PLAN = "plan.json"
 SPLITS = ("train", "val", "test")
 LARGEST = 2**30  # bytes of a shard and of an image
-CONTENT_LIMIT = 2 * 2**30  # bytes; the fingerprint of larger splits has names and sizes only
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,6 @@ class Plan:
     shards: tuple[np.ndarray, ...]
     parameters: dict[str, Any]
     facts: dict[str, Any]
-
-    @property
-    def hash_images(self) -> bool:
-        """Whether the fingerprint of the images is over their content."""
-        return int(self.sizes.sum()) <= CONTENT_LIMIT
 
     @property
     def digest(self) -> str:
@@ -230,23 +224,3 @@ def _cut(order: np.ndarray, sizes: np.ndarray, shard_bytes: int) -> list[np.ndar
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def content_of(
-    paths: Sequence[str], labels: np.ndarray, sizes: np.ndarray, hashes: Sequence[str] | None
-) -> str:
-    """Return what ``Split.fingerprint`` gives for the same images in a folder.
-
-    Args:
-        paths: of each image [N].
-        labels: class of each image [N].
-        sizes: bytes of each image [N].
-        hashes: SHA-256 of each image's bytes [N], ``None`` for a split above ``CONTENT_LIMIT``.
-    """
-    total = hashlib.sha256()
-    for row, (path, label, size) in enumerate(
-        zip(paths, labels.tolist(), sizes.tolist(), strict=True)
-    ):
-        fact = hashes[row] if hashes is not None else f"{size} {path.rpartition('/')[2]}"
-        total.update(f"{label} {fact}\n".encode("utf-8", "surrogateescape"))
-    return f"{'listing' if hashes is None else 'content'}:{total.hexdigest()}"

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ltbench.data.shards import format
 from ltbench.data.shards.format import (
     ROW,
     Manifest,
     Shard,
+    content_of,
     fingerprint_of,
     write_index,
     write_info,
@@ -27,7 +29,6 @@ from ltbench.data.shards.layout import (
     PartToPack,
     Plan,
     agree,
-    content_of,
     make_plan,
 )
 from ltbench.data.shards.shard import Packing, ShardJob, Sidecar, pack_shard, sync_folder
@@ -78,7 +79,7 @@ def pack(
     plan = make_plan(part, parameters)
     with _claimed(out):
         agree(out, plan)
-        task = Packing(str(out), part.root, plan.digest, resize_short, plan.hash_images)
+        task = Packing(str(out), part.root, plan.digest, resize_short)
         jobs = [_job(part, plan, number) for number in range(len(plan.shards))]
         packed = run_jobs(
             partial(pack_shard, task),
@@ -178,14 +179,11 @@ def _finish(
     labels = np.asarray(part.labels)
     index = np.zeros(len(labels), dtype=ROW)
     index["label"] = labels
-    hashes = [""] * len(labels)
     for number, (rows, content) in enumerate(zip(plan.shards, packed, strict=True)):
         index["shard"][rows] = number
         for field in ("offset", "size", "crc32"):
             index[field][rows] = content[field]
-        digests = content["images_sha256"]
-        for place, row in enumerate(rows.tolist()):
-            hashes[row] = digests[64 * place : 64 * place + 64]
+    small = int(index["size"].sum(dtype=np.int64)) <= format.CONTENT_LIMIT
     index_sha256, keys_sha256 = write_index(folder, index, part.paths)
     manifest = Manifest(
         dataset=part.dataset,
@@ -200,7 +198,7 @@ def _finish(
         index_sha256=index_sha256,
         keys_sha256=keys_sha256,
         fingerprint=fingerprint_of(part.paths, index["label"], index["crc32"]),
-        content=content_of(part.paths, labels, index["size"], hashes if hashes[0] else None),
+        content=content_of(part.paths, labels, index["size"], index["crc32"] if small else None),
         list_sha256=part.list_sha256,
         parameters=plan.parameters,
     )

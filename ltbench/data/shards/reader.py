@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 import zlib
@@ -13,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ltbench.data.shards.format import INDEX, Shard, read_index, read_keys, read_manifest
+from ltbench.data.shards import format
+from ltbench.data.shards.format import (
+    INDEX,
+    Shard,
+    content_of,
+    read_index,
+    read_keys,
+    read_manifest,
+)
 from ltbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -162,7 +169,7 @@ class ShardSource:
         return f"{self._key(row)} ({self.manifest.shards[self.index[row]['shard']].name})"
 
     def fingerprint(self, labels: np.ndarray) -> str:
-        """Return what a folder of the same files gives; for a part, a hash of its own.
+        """Return what a folder of the same files gives.
 
         Args:
             labels: class of each image [N].
@@ -170,10 +177,12 @@ class ShardSource:
         if self.rows is None and np.array_equal(labels, self.labels):
             return self.manifest.content
         rows = np.arange(len(self)) if self.rows is None else self.rows
-        total = hashlib.sha256(f"{self.manifest.fingerprint}\n".encode())
-        total.update(rows.astype("<i8").tobytes())
-        total.update(np.asarray(labels).astype("<i8").tobytes())
-        return f"shards:{total.hexdigest()}"
+        keys = read_keys(self.folder, self.manifest)
+        chosen = self.index[rows]
+        small = int(chosen["size"].sum(dtype=np.int64)) <= format.CONTENT_LIMIT
+        paths = [keys[row] for row in rows.tolist()]
+        crc32 = chosen["crc32"] if small else None
+        return content_of(paths, np.asarray(labels), chosen["size"], crc32)
 
     def _key(self, row: int) -> str:
         if self._keys is None:

@@ -31,7 +31,6 @@ class Sidecar(TypedDict):
         offset: of each image's bytes in the tar, in the order of the tar [n].
         size: of each image in bytes [n].
         crc32: of each image's bytes [n].
-        images_sha256: of each image's bytes, joined; ``""`` where the split is too large for it.
     """
 
     plan: str
@@ -40,7 +39,6 @@ class Sidecar(TypedDict):
     offset: list[int]
     size: list[int]
     crc32: list[int]
-    images_sha256: str
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,12 @@ class Packing:
         root: folder of the images, or a function that returns the bytes of image i.
         plan: digest of the plan.
         resize_short: short side that larger images are shrunk to, in pixels.
-        hash_images: whether to take the SHA-256 of each image.
     """
 
     folder: str
     root: str | Path | Callable[[int], bytes]
     plan: str
     resize_short: int | None
-    hash_images: bool
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,6 @@ def _write_shard(task: Packing, job: ShardJob, path: Path, tick: Tick) -> Sideca
     offsets: list[int] = []
     sizes: list[int] = []
     checksums: list[int] = []
-    hashes: list[bytes] = []
     at = flushed = 0
     waiting: list[bytes] = []
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -172,8 +167,6 @@ def _write_shard(task: Packing, job: ShardJob, path: Path, tick: Tick) -> Sideca
             offsets.append(at)
             sizes.append(size)
             checksums.append(zlib.crc32(data))
-            if task.hash_images:
-                hashes.append(hashlib.sha256(data).digest())
             at += size + len(tail)
             if at - flushed >= _FLUSH:
                 _write(descriptor, digest, waiting)
@@ -191,7 +184,6 @@ def _write_shard(task: Packing, job: ShardJob, path: Path, tick: Tick) -> Sideca
         "offset": offsets,
         "size": sizes,
         "crc32": checksums,
-        "images_sha256": b"".join(hashes).hex(),
     }
 
 

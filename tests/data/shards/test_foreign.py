@@ -16,9 +16,8 @@ import pytest
 import webdataset as wds
 from timm.data.readers.reader_wds import ReaderWds
 
-from ltbench.data import files
 from ltbench.data.files import FileSource
-from ltbench.data.shards import layout
+from ltbench.data.shards import format
 from ltbench.data.shards.check import LEVELS, check
 from ltbench.data.shards.foreign import index_tars
 from ltbench.data.shards.format import read_index, read_keys, read_manifest
@@ -134,8 +133,7 @@ def test_the_fingerprint_is_that_of_a_folder(
     source = FileSource([f"d/{i:03d}.jpg" for i in range(NUMBER)], tmp_path)
     labels = np.arange(NUMBER) % 4
     assert index_tars(tars, tmp_path / "a", workers=1).content == source.fingerprint(labels)
-    for module in (files, layout):
-        monkeypatch.setattr(module, "CONTENT_LIMIT", 1000)
+    monkeypatch.setattr(format, "CONTENT_LIMIT", 1000)
     listing = index_tars(tars, tmp_path / "a", workers=1).content
     assert listing == source.fingerprint(labels)
     assert listing.startswith("listing:")

@@ -24,9 +24,8 @@ import webdataset as wds
 from PIL import Image
 from timm.data.readers.reader_wds import ReaderWds
 
-from ltbench.data import files
 from ltbench.data.files import FileSource
-from ltbench.data.shards import layout, shard
+from ltbench.data.shards import format, layout, shard
 from ltbench.data.shards.format import (
     read_index,
     read_keys,
@@ -144,16 +143,13 @@ def test_the_fingerprint_is_that_of_the_folder(
     packed: Path, part: PartToPack, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = FileSource(list(part.paths), images)
-    assert layout.CONTENT_LIMIT == files.CONTENT_LIMIT
     assert read_manifest(packed).content == source.fingerprint(part.labels)
     limit = int(source.sizes().sum())
-    monkeypatch.setattr(files, "CONTENT_LIMIT", limit - 1)
-    monkeypatch.setattr(layout, "CONTENT_LIMIT", limit - 1)
+    monkeypatch.setattr(format, "CONTENT_LIMIT", limit - 1)
     listing = pack(part, tmp_path / "a", workers=1).content
     assert listing.startswith("listing:")
     assert listing == source.fingerprint(part.labels)
-    monkeypatch.setattr(files, "CONTENT_LIMIT", limit)
-    monkeypatch.setattr(layout, "CONTENT_LIMIT", limit)
+    monkeypatch.setattr(format, "CONTENT_LIMIT", limit)
     assert pack(part, tmp_path / "b", workers=1).content == source.fingerprint(part.labels)
 
 

@@ -102,7 +102,7 @@ def test_fingerprints(packed: Path) -> None:
     parts = [np.arange(9), np.arange(9)[::-1], np.arange(10), np.r_[np.arange(8), 20]]
     found = [ShardSource(packed, rows).fingerprint(LABELS[rows]) for rows in parts]
     found.append(whole.fingerprint(LABELS[::-1]))
-    assert all(one.startswith("shards:") and len(one) == 7 + 64 for one in found)
+    assert all(one.startswith("content:") and len(one) == 8 + 64 for one in found)
     assert len(set(found)) == len(found)
     assert ShardSource(packed, parts[0]).fingerprint(LABELS[:9]) == found[0]
 
