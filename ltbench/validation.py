@@ -152,7 +152,7 @@ def _explain(error: Any, path: str, model: type[BaseModel], origins: Origins) ->
 
 def _cross_checks(recipe: Recipe) -> list[str]:
     """Return mistakes that no single field shows."""
-    errors = []
+    errors = _stream_checks(recipe) if getattr(recipe.data.config, "stream", False) else []
     for i, stage in enumerate(recipe.stages):
         method = registries.METHODS.get(stage.method.name)
         at, name = f"stages.{i}", stage.method.name
@@ -177,6 +177,28 @@ def _cross_checks(recipe: Recipe) -> list[str]:
                 stage.update.config, method, stage.epochs
             )
         ]
+    return errors
+
+
+def _stream_checks(recipe: Recipe) -> list[str]:
+    """Return what a recipe asks for that a stream of shards cannot do."""
+    why = "data.stream=true reads every shard once, front to back"
+    errors = [
+        f"`stages.{i}.sampler`: {why}: instance sampling only, found `{stage.sampler.name}`; store "
+        "the shards and leave data.stream out"
+        for i, stage in enumerate(recipe.stages)
+        if stage.epochs is not None and stage.sampler.name != "instance"
+    ]
+    errors += [
+        f"`run.{field}`: {why}, and cannot go on inside an epoch; set run.{field}=null"
+        for field in ("save_steps", "save_minutes")
+        if getattr(recipe.run, field) is not None
+    ]
+    config: Any = recipe.data.config
+    if config.unreadable != "raise":
+        errors.append(f"`data.unreadable`: {why}, and cannot fetch another image; set it to raise")
+    if getattr(config, "imbalance_ratio", None) is not None:
+        errors.append(f"`data.imbalance_ratio`: {why}; pack the thinned set instead")
     return errors
 
 
