@@ -55,7 +55,6 @@ def recipe(shards: Path, out: Path, *more: str) -> object:
 def test_a_stream_trains_a_recipe(shards: Path, tmp_path: Path) -> None:
     result = ltbench.run(recipe(shards, tmp_path / "run"))
     assert sum(result.record.metrics.total) == 9
-    assert result.record.complete
 
 
 def test_a_streamed_epoch_has_every_image_once(shards: Path) -> None:

@@ -4,8 +4,8 @@
 #   tools/launch/two_nodes.sh HOST recipe=mislas_plot_inat data.root=DIR out=RUN [key=value ...]
 #
 # RUN should lie where both can write: after a restart either of them may hold rank 0. If a rank
-# dies, both nodes start again from the last checkpoint; a node that was lost may be replaced by
-# giving the command anew on another one.
+# dies, both nodes start again from the last checkpoint. A node that was lost is replaced by giving
+# the command anew on another one; with NODES=1:2 the other goes on alone meanwhile.
 #
 # Without a second machine, as an example, two nodes of one process each on this one:
 #
@@ -27,7 +27,7 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # GLOO_SOCKET_IFNAME for CPUs.
 
 node() {
-  python -m torch.distributed.run --nnodes=2 --nproc-per-node="$ranks" \
+  python -m torch.distributed.run --nnodes="${NODES:-2}" --nproc-per-node="$ranks" \
     --max-restarts="${RESTARTS:-3}" --rdzv-backend=c10d --rdzv-endpoint="$endpoint" \
     --rdzv-id="${JOB:-ltbench}" -m ltbench run "$@"
 }
