@@ -129,7 +129,7 @@ def together(work: Callable[[], T]) -> T:
         work: done on every rank; communicates nothing.
 
     Raises:
-        UserError: of the lowest rank whose work raised one.
+        UserError: of the lowest rank whose work raised one; says which if others did not.
     """
     if world() == 1:
         return work()
@@ -141,6 +141,8 @@ def together(work: Callable[[], T]) -> T:
         problem = str(error)
     problems = [""] * world()
     td.all_gather_object(problems, problem)
+    if len(set(problems)) > 1:
+        problems = [f"on rank {r}: {p}" if p else "" for r, p in enumerate(problems)]
     _raise_first(problems)
     return done[0]
 

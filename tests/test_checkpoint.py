@@ -165,6 +165,18 @@ def test_copies_do_not_follow_the_tensors():
     assert all(torch.equal(copies[k], before[k]) and copies[k].is_contiguous() for k in before)
 
 
+def test_what_a_kill_left_half_written_is_removed_and_not_read(broken):
+    store = Store(broken / "checkpoints")
+    good = store.latest()
+    for name in (".partial-s0-e0009-t000000", ".partial-s1-e0000-t000000-stage"):
+        half = broken / "checkpoints" / name
+        half.mkdir()
+        (half / "tensors.safetensors").write_bytes(b"half")
+    found = store.latest()
+    assert found.position == good.position
+    assert not list(broken.glob("**/.partial-*"))
+
+
 def changed(out: Path, **values: object) -> None:
     """Edit the resume state of the newest checkpoint."""
     path = max(out.glob("checkpoints/s*")) / "state.json"

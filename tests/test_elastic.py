@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).parent / "elastic_worker.py"
+SCRIPTS = Path(__file__).parent.parent / "tools" / "launch"
 # Two stages of 6 steps an epoch, with mixing, PLOT and a class-aware second stage.
 WORDS = [
     "recipe=quickstart",
@@ -47,6 +48,12 @@ class Job:
         return json.loads((self.folder / "out" / "record.json").read_text())
 
     @property
+    def curves(self) -> list[list[str]]:
+        rows = [x.split(",") for x in (self.folder / "out" / "curves.csv").read_text().split()]
+        speed = rows[0].index("images_per_second")
+        return [row[:speed] + row[speed + 1 :] for row in rows]
+
+    @property
     def steps(self) -> list[dict]:
         """What each rank did in each step."""
         files = (self.folder / "logs").glob("*.jsonl")
@@ -71,7 +78,7 @@ def launch(
             [*start, f"--log-dir={said / str(node)}", *own],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=environment(),
             start_new_session=True,
         )
         for node in range(nodes)
@@ -83,6 +90,12 @@ def launch(
             if agent.poll() is None:
                 os.killpg(agent.pid, signal.SIGTERM)
     return Job(folder, codes, "".join(p.read_text() for p in sorted(said.glob("**/std*.log"))))
+
+
+def environment(**more: str) -> dict[str, str]:
+    here = str(Path(sys.executable).parent)
+    path = f"{here}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **more}
 
 
 def free_port() -> int:
@@ -112,22 +125,52 @@ def unbroken(tmp_path_factory) -> Job:
     return job
 
 
-def test_a_killed_rank_is_brought_back_and_nothing_differs(unbroken, tmp_path):
-    job = launch(tmp_path, 2, mishap="kill:1:0.1.3", restarts=2)
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_killed_rank_is_brought_back_and_nothing_differs(rank, unbroken, tmp_path):
+    job = launch(tmp_path, 2, mishap=f"kill:{rank}:0.1.3", restarts=2)
     assert job.codes == [0], job.said
     assert {s["try"] for s in job.steps} == {"0", "1"}
     assert [0, 0, 0] not in [s["place"] for s in job.steps if s["try"] == "1"]
     assert differing(job.weights, unbroken.weights) == []
     assert job.record["metrics"] == unbroken.record["metrics"]
     assert job.record["execution"]["ranks"] == [2]
+    assert job.curves == unbroken.curves
     assert "Traceback" not in job.said
 
 
 @pytest.mark.slow
 def test_two_nodes_are_two_ranks(unbroken, tmp_path):
-    job = launch(tmp_path, 2, nodes=2)
-    assert job.codes == [0, 0], job.said
-    assert differing(job.weights, unbroken.weights) == []
+    """The script of tools/launch, both nodes on this machine."""
+    done = subprocess.run(
+        [SCRIPTS / "two_nodes.sh", "loopback", *WORDS, f"out={tmp_path / 'out'}"],
+        env=environment(PORT=str(free_port())),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert differing(Job(tmp_path, [], "").weights, unbroken.weights) == []
+
+
+@pytest.mark.slow
+def test_one_node_by_its_script(unbroken, tmp_path):
+    done = subprocess.run(
+        [SCRIPTS / "one_node.sh", *WORDS, f"out={tmp_path / 'out'}"],
+        env=environment(RANKS="2"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert differing(Job(tmp_path, [], "").weights, unbroken.weights) == []
+
+
+@pytest.mark.parametrize("name", ["one_node.sh", "two_nodes.sh", "slurm.sbatch"])
+def test_launch_scripts_are_bash(name):
+    done = subprocess.run(["bash", "-n", SCRIPTS / name], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ from torch import Tensor
 from ltbench.data.decode import decode_pil, decode_pixels
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import batches
-from ltbench.data.shards import reader, remote
+from ltbench.data.shards import reader, transfer
 from ltbench.data.shards.format import INDEX, MANIFEST
 from ltbench.data.shards.pack import PartToPack, pack
 from ltbench.data.shards.reader import ShardSource
@@ -297,7 +297,7 @@ def fetched(url: str) -> bool:
 def transfers(root: Path, scratch: Path) -> dict[str, Counter[str]]:
     """Break downloads; every case has a cache of its own."""
     table: dict[str, Counter[str]] = {}
-    remote.BACKOFF, remote.TIMEOUT = 0.01, 0.5
+    transfer.BACKOFF, transfer.TIMEOUT = 0.01, 0.5
 
     def case(name: str, action: Callable[[Server], bool]) -> None:
         os.environ["LTBENCH_CACHE"] = str(scratch / name.replace(" ", "-").replace(":", ""))

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import Last, Loaded, Loader, steps_per_epoch, worker_errors
 from ltbench.data.shards.reader import ShardSource
-from ltbench.data.shards.remote import Body
+from ltbench.data.shards.transfer import Body
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_permutation
 

@@ -19,10 +19,11 @@ import filelock
 import numpy as np
 import pytest
 
-from ltbench.data.shards import remote
+from ltbench.data.shards import remote, transfer
 from ltbench.data.shards.format import INDEX, INFO, KEYS, MANIFEST
 from ltbench.data.shards.reader import ShardSource
-from ltbench.data.shards.remote import Address, cache_folder, open_remote
+from ltbench.data.shards.remote import cache_folder, open_remote
+from ltbench.data.shards.transfer import Address
 from ltbench.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -56,8 +57,8 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(remote, "BACKOFF", 0.01)
-    monkeypatch.setattr(remote, "TIMEOUT", 5.0)
+    monkeypatch.setattr(transfer, "BACKOFF", 0.01)
+    monkeypatch.setattr(transfer, "TIMEOUT", 5.0)
 
 
 @pytest.fixture
@@ -122,9 +123,9 @@ def test_a_broken_transfer_goes_on_where_it_broke(server: Any, ranges: bool) -> 
 def test_progress_renews_the_tries(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server.fault(SHARD, "cut", after=4000)
     size = open_remote(server.url)["train"].manifest.shards[1].bytes
-    monkeypatch.setattr(remote, "PROGRESS", 4000)
+    monkeypatch.setattr(transfer, "PROGRESS", 4000)
     read_all(server.url)
-    assert server.asked(SHARD) == -(-size // 4000) > remote.TRIES
+    assert server.asked(SHARD) == -(-size // 4000) > transfer.TRIES
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_failures_that_pass(server: Any) -> None:
 def test_a_slow_server_is_not_waited_for(
     server: Any, monkeypatch: pytest.MonkeyPatch, kind: str, seconds: float
 ) -> None:
-    monkeypatch.setattr(remote, "TIMEOUT", 0.3)
+    monkeypatch.setattr(transfer, "TIMEOUT", 0.3)
     server.fault(SHARD, kind, seconds=seconds)
     assert re.search(r"no answer for 0\.3 s|[\d,]+ bytes in 1 s", message(server.url))
     assert server.asked(SHARD) == 3

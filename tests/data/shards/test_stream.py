@@ -20,7 +20,7 @@ from test_remote import ROOT, faults
 from ltbench.data.files import FileSource
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import Loaded
-from ltbench.data.shards import reader, remote
+from ltbench.data.shards import reader, transfer
 from ltbench.data.shards.foreign import index_tars
 from ltbench.data.shards.reader import ShardSource
 from ltbench.data.shards.remote import open_remote
@@ -41,7 +41,7 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(remote, "BACKOFF", 0.01)
+    monkeypatch.setattr(transfer, "BACKOFF", 0.01)
     monkeypatch.setattr(reader, "PAUSE", 0.0)
 
 
