@@ -22,10 +22,10 @@ from ltbench.errors import UserError
 from ltbench.seeding import keyed_permutation
 
 SIZES = (1_000, 50_000, 437_513)  # the last is iNaturalist 2018
-IMAGES, STEPS, BATCH, SIDE = 500, 40, 128, 112
+IMAGES, BATCH, SIDE = 500, 128, 112
 
 
-def workers(folder: Path | None = None, *, rounds: int = 1) -> list[Row]:
+def workers(folder: Path | None = None, *, rounds: int = 1, steps: int = 40) -> list[Row]:
     """Measure the memory that belongs to a loader process alone, after reading from random places.
 
     The data sets have as many images as they say, drawn from a few hundred that are there.
@@ -33,6 +33,7 @@ def workers(folder: Path | None = None, *, rounds: int = 1) -> list[Row]:
     Args:
         folder: where files are written for the time; ``None`` is the system's place.
         rounds: how often each is measured.
+        steps: batches that are read before.
 
     Raises:
         UserError: the system does not tell.
@@ -47,7 +48,9 @@ def workers(folder: Path | None = None, *, rounds: int = 1) -> list[Row]:
             enlarged = _enlarge(at / "shards" / "train", at / f"of{n}" / "train", n)
             # In a process of its own, so that what was left over here is not inherited.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-                found = list(fresh.map(_private, [enlarged] * rounds, range(rounds)))
+                found = list(
+                    fresh.map(_private, [enlarged] * rounds, range(rounds), [steps] * rounds)
+                )
             mib = statistics.median(found) / 2**20
             first = first or mib
             rows.append(
@@ -76,12 +79,12 @@ class _Listening(Loader):
         self.heard = notes
 
 
-def _private(folder: Path, number: int) -> int:
+def _private(folder: Path, number: int, steps: int) -> int:
     source = ShardSource(folder)
     split = _Telling(source, source.labels, augment="inat", image_size=SIDE)
     loader = _Listening(split, workers=1)
     order = keyed_permutation(number, len(split))
-    order = np.resize(order, max(len(order), STEPS * BATCH))[: STEPS * BATCH]
+    order = np.resize(order, max(len(order), steps * BATCH))[: steps * BATCH]
     for _ in loader.batches(order, BATCH, key=number):
         pass
     (last,) = loader.heard
