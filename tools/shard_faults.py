@@ -6,7 +6,7 @@ repaired; "silent" counts wrong data without an error, "other" tracebacks and ha
 
 Usage:
   python tools/shard_faults.py          # short
-  python tools/shard_faults.py --full   # 200 of each damage to the shards
+  python tools/shard_faults.py --full   # 200 of each damage to the shards, 40 killed packers
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -29,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -438,6 +440,45 @@ def killed_workers(root: Path) -> dict[str, Counter[str]]:
     }
 
 
+def killed_packers(scratch: Path, count: int) -> dict[str, Counter[str]]:
+    """Kill packers at random moments; what they left must be right, and a rerun must finish it."""
+    number = 600
+    part = PartToPack(
+        "toy", "train", lambda i: content(i % IMAGES), [f"{i}.jpg" for i in range(number)],
+        np.arange(number) % 3, ["a", "b", "c"],
+    )  # fmt: skip
+    packed = partial(pack, part, shard_bytes=SHARD_BYTES, workers=1)
+    packed(scratch / "undisturbed" / "train")
+    began = time.monotonic()
+    packed(scratch / "again" / "train")
+    usual = time.monotonic() - began
+    whole = _files(scratch / "undisturbed" / "train")
+    tally, out = Counter[str](), scratch / "killed" / "train"
+    moments = (keyed_bits(7, np.arange(10 * count)) % np.uint64(1000)).astype(float) / 1000
+    for moment in moments.tolist():
+        packer = multiprocessing.get_context("fork").Process(target=packed, args=(out,))
+        packer.start()
+        packer.join(0.02 + usual * moment)
+        packer.kill()
+        packer.join()
+        left = _files(out)
+        if packer.exitcode != -signal.SIGKILL or MANIFEST in left:  # too late
+            tally["silent"] += left != whole
+            shutil.rmtree(out, ignore_errors=True)
+            continue
+        committed = [name.removesuffix(".json") for name in left if name.endswith(".tar.json")]
+        tally["right" if all(left[n] == whole[n] for n in committed) else "silent"] += 1
+        if sum(tally.values()) >= count:
+            break
+    packed(out)
+    tally["silent"] += _files(out) != whole
+    return {"killed packer": tally}
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
+
+
 def run(scratch: Path, count: int) -> dict[str, Counter[str]]:
     """Try all faults.
 
@@ -457,6 +498,7 @@ def run(scratch: Path, count: int) -> dict[str, Counter[str]]:
         **transfers(root, scratch / "caches"),
         **odd_images(scratch),
         **killed_workers(root),
+        **killed_packers(scratch / "packers", max(4, count // 5)),
     }
 
 
