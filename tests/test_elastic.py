@@ -173,7 +173,6 @@ def test_launch_scripts_are_bash(name):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.slow
 def test_a_rank_killed_on_one_node_brings_both_back(unbroken, tmp_path):
     job = launch(tmp_path, 2, mishap="kill:1:0.1.3", restarts=2, nodes=2)
     assert job.codes == [0, 0], job.said
