@@ -115,7 +115,8 @@ class State:
         assert method is not None
         tensors = checkpoint.without_prefix("method", snapshot.tensors)
         checkpoint.load_strict(method, tensors, str(folder))
-        set_modes(method, stage, freeze(method, stage))
+        policy = recipe.run.batchnorm
+        set_modes(method, stage, freeze(method, stage, policy), policy)
         method = method.to(memory_format=torch.channels_last)
         history = snapshot.facts["history"]
         return cls(recipe, stage, index, history[-1]["epoch"] if history else 0, method, loaded)
