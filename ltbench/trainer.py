@@ -199,6 +199,8 @@ class Trainer:
                 self.reporter.step(lambda log=log: float(log["loss"]), images)  # type: ignore[misc]
                 if done == total:
                     break
+                if len(order) - size * self.position.step < size:
+                    continue  # how a short rest is cut depends on the ranks, which may change
                 if run.save_steps is not None and done % run.save_steps == 0:
                     self._settle()
                     self._save(index, method, optimizer, stats)

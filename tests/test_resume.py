@@ -198,3 +198,22 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
         done = subprocess.run(command(out), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "another process is running" in done.stderr
+
+
+def test_no_checkpoint_stands_before_a_short_rest(tmp_path, monkeypatch):
+    """With other ranks the rest may be a step of its own or not: images would be lost or twice."""
+    saved = []
+    real = Store.save
+
+    def save(self, snapshot, *, keep=False):
+        saved.append(snapshot.position)
+        real(self, snapshot, keep=keep)
+
+    monkeypatch.setattr(Store, "save", save)
+    recipe = get_recipe("quickstart", *WORDS, "run.save_steps=1", f"out={tmp_path}")
+    images, size = len(recipe.data.config.load().train), recipe.stages[0].batch_size
+    assert images % size > 0
+    run(recipe)
+    inside = [p for p in saved if p.stage == 0 and p.step]
+    assert {p.step for p in inside} == set(range(1, images // size))
+    assert {p.epoch for p in inside} == {0, 1, 2, 3}
