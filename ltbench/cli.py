@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltbench import __version__
+from ltbench.cli_bench import bench
 from ltbench.cli_data import data
 from ltbench.display import (
     console,
@@ -218,74 +218,8 @@ def leaderboard(words: tuple[str, ...], as_csv: bool) -> None:
         console.print(board.render(frame))
 
 
+cli.add_command(bench)
 cli.add_command(data)
-
-
-@cli.group()
-def bench() -> None:
-    """Measure speed, memory and exactness on this machine, as ratios from one run."""
-
-
-@bench.command("plot")
-@click.argument("words", nargs=-1, metavar="[what=...] [key=value ...]")
-@click.option("--json", "as_json", type=click.Path(), help="Write the figures to this file.")
-def bench_plot(words: tuple[str, ...], as_json: str | None) -> None:
-    """Compare PLOT steps with plain ones, solvers with each other, fast class gradients with exact.
-
-    \b
-    what=steps       time of a step by pipeline: plain, sam, PLOT fast, certified, exact, with
-                     torchjd's engine, and reference, the released algorithm
-    what=solvers     time and optimality on captured Gram matrices
-    what=memory      peak memory of a step
-    what=traffic     bytes that ranks exchange
-    what=agreement   the update against the exact one, at a checkpoint of a run (model=)
-    \b
-    Examples:
-      ltbench bench plot
-      ltbench bench plot what=steps classes=100 pipelines=plain,sam,fast
-      ltbench bench plot what=steps,memory backbone=resnet50 pixels=112 batch=32 present=30
-      ltbench bench plot what=agreement model=RUN/checkpoints/s0-e0010-t000000 data.root=DIR
-    \b
-    Further keys: part=last threads=2 rounds=7 batches=4 device=cpu precision=fp32
-                  channels_last=true
-    """  # noqa: D301
-    from ltbench.atomic import write_atomic
-    from ltbench.bench import report
-    from ltbench.config import parse_word
-
-    figures = report.plot(dict(parse_word(w) for w in words), console)
-    if as_json:
-        import json
-
-        write_atomic(Path(as_json), (json.dumps(figures, indent=1) + "\n").encode())
-
-
-@bench.command("data")
-@click.argument("words", nargs=-1, metavar="[what=...] [rounds=5]")
-@click.option("--json", "as_json", type=click.Path(), help="Write the figures to this file.")
-def bench_data(words: tuple[str, ...], as_json: str | None) -> None:
-    """Compare reading, decoding and packing images with other people's pipelines.
-
-    \b
-    what=loading     photographs from folders, streams and shards to batches for the network
-    what=reading     bytes of small images; random reads that the disk has to answer
-    what=memory      CIFAR-sized images that lie in memory
-    what=packing     writing shards
-    what=index       opening the index of iNaturalist 2018, orders of an epoch, checksums
-    what=workers     memory of a loader process, by the size of the data set
-    \b
-    Example:
-      ltbench bench data what=loading,packing rounds=7
-    """  # noqa: D301
-    from ltbench.atomic import write_atomic
-    from ltbench.bench import data_report
-    from ltbench.config import parse_word
-
-    figures = data_report.report(dict(parse_word(w) for w in words), console)
-    if as_json:
-        import json
-
-        write_atomic(Path(as_json), (json.dumps(figures, indent=1) + "\n").encode())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

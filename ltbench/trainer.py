@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from ltbench import checkpoint, dist, registries
@@ -19,8 +18,6 @@ from ltbench.backbones.batchnorm import (
     PartStatistics,
     convert_sync_batchnorm,
     running_statistics,
-    scale_and_shift,
-    set_batchnorm_mode,
 )
 from ltbench.checkpoint import Background, Position, Snapshot, Store
 from ltbench.data.base import Data, DatasetInfo, Split
@@ -28,9 +25,10 @@ from ltbench.data.loader import Loaded, Loader, open_loader, steps_per_epoch
 from ltbench.epoch_stats import EpochStats
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
+from ltbench.freezing import freeze, set_modes
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.optim import build_optimizer, set_lr
-from ltbench.recipe import BatchNormPolicy, Choice, Recipe, Stage
+from ltbench.recipe import Choice, Recipe, Stage
 from ltbench.resume import check_resume_state, resume_state
 from ltbench.seeding import derive
 from ltbench.updates.base import Log, StepRun, Update
@@ -455,58 +453,3 @@ def sample(choice: Choice, labels: np.ndarray, seed: int, stage: Stage, epoch: i
         epochs=stage.epochs or 1,
         batch_size=stage.batch_size or 1,
     )
-
-
-def freeze(method: Method, stage: Stage, batchnorm: BatchNormPolicy = "local") -> list[nn.Module]:
-    """Mark which parameters a stage trains and return the modules that are wholly frozen.
-
-    Args:
-        method: of the stage.
-        stage: says which parts are frozen.
-        batchnorm: says whether batch normalisation is trained; its layers are not among the
-            modules returned for that alone.
-
-    Raises:
-        UserError: a frozen part does not exist, or nothing is left to train.
-    """
-    prefixes = method.freeze if stage.freeze is None else stage.freeze
-    stages = {*method.backbone.stages, "last"}
-    frozen: set[int] = set()
-    for prefix in prefixes:
-        found = [p for n, p in method.named_parameters() if f"{n}.".startswith(f"{prefix}.")]
-        if not found and prefix in stages:
-            found = method.backbone.parameters_of(prefix)
-        if not found:
-            raise UserError(
-                f"`freeze`: nothing is called `{prefix}`; use a stage of the backbone "
-                f"({', '.join(method.backbone.stages)}, last), `backbone`, or the first parts of a "
-                "parameter's name"
-            )
-        frozen |= {id(p) for p in found}
-    for parameter in method.parameters():
-        parameter.requires_grad_(id(parameter) not in frozen)
-    if batchnorm in ("frozen", "statistics"):
-        for parameter in scale_and_shift(method):
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in method.parameters()):
-        raise UserError("`freeze` leaves nothing to train; name fewer parts")
-    return [
-        module
-        for module in method.modules()
-        if (own := list(module.parameters())) and all(id(p) in frozen for p in own)
-    ]
-
-
-def set_modes(
-    method: Method,
-    stage: Stage,
-    frozen: list[nn.Module],
-    batchnorm: BatchNormPolicy = "local",
-) -> None:
-    """Put the method in training mode, and batch normalisation as asked."""
-    method.train()
-    mode = stage.frozen_bn or method.frozen_bn
-    for module in frozen:
-        set_batchnorm_mode(module, mode)
-    if batchnorm == "frozen":
-        set_batchnorm_mode(method, "eval")

@@ -9,10 +9,10 @@ import torch
 import toys
 
 from ltbench import registries, validation
+from ltbench.freezing import freeze, set_modes
 from ltbench.methods.base import Batch
 from ltbench.optim import Optim, build_optimizer
 from ltbench.recipe import Choice, Stage
-from ltbench.trainer import freeze, set_modes
 from ltbench.updates.base import StepRun, weighted_sum
 
 UPDATES = {

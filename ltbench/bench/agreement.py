@@ -19,12 +19,13 @@ from ltbench.class_gradients.engine import Engine, Pass
 from ltbench.data.base import Data
 from ltbench.data.loader import batches
 from ltbench.errors import UserError
+from ltbench.freezing import freeze, set_modes
 from ltbench.methods.base import Batch, Method, Progress
 from ltbench.moo.cagrad import CAGrad, certified_gap
 from ltbench.recipe import Recipe, Stage
 from ltbench.runner import RECIPE
 from ltbench.seeding import derive
-from ltbench.trainer import build_backbone, freeze, set_modes
+from ltbench.trainer import build_backbone
 from ltbench.updates.base import StepRun
 
 C = 0.5

@@ -9,17 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import io
 import itertools
 import json
 import os
 import statistics
-import tempfile
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from ltbench.bench.corpus import CASES, Corpus, photographs, small_images, temporary_folder
 from ltbench.data.base import Source
 from ltbench.data.images import ImageSplit
 from ltbench.data.memory import MemorySplit
@@ -43,11 +41,10 @@ from ltbench.data.samplers import (
     SquareRoot,
 )
 from ltbench.data.shards.format import ROW, Manifest, Shard, write_index, write_manifest
-from ltbench.data.shards.layout import PartToPack
 from ltbench.data.shards.pack import pack
 from ltbench.data.shards.reader import ShardSource
 from ltbench.data.transforms import IMAGENET_STATS
-from ltbench.seeding import keyed_permutation, keyed_uniform
+from ltbench.seeding import keyed_permutation
 
 Row = dict[str, Any]
 """What was found: ``goal``, ``case``, ``pipeline``, ``images_per_second`` or ``seconds``, ``ratio``
@@ -60,26 +57,6 @@ BATCH = 64
 SIDE = 224  # of the network's input
 
 
-@dataclass(frozen=True)
-class Case:
-    """Photographs of one kind.
-
-    Args:
-        width: mean width in pixels.
-        height: mean height in pixels.
-        size: mean bytes of a JPEG.
-    """
-
-    width: int
-    height: int
-    size: int
-
-
-CASES = {
-    "ImageNet": Case(500, 375, 57_000),
-    "Places": Case(256, 256, 29_000),
-    "iNaturalist": Case(800, 600, 153_000),
-}
 LEAST = {
     ("T1", "ImageNet", "ImageFolder"): 2.0,
     ("T1", "ImageNet", "timm"): 2.1,
@@ -100,112 +77,6 @@ LEAST = {
 LEAST_SPEED = {"CIFAR, bytes": 100_000, "CIFAR, float": 55_000}  # images a second (T5)
 MOST = {"open": 0.05, "order": 0.5}  # seconds for iNaturalist 2018 (T7)
 MOST_CRC = 0.02  # of what an image costs (T7)
-
-
-# Photographs ---------------------------------------------------------------------------------
-
-
-def photographs(case: Case, n: int, seed: int = 0) -> list[bytes]:
-    """Return JPEGs cut out of two photographs, of the wanted size in pixels and bytes on average.
-
-    Args:
-        case: what they are like; sides vary by a tenth.
-        n: how many.
-        seed: of the crops.
-    """
-    shown = [Image.fromarray(image) for image in load_sample_images().images]
-    cut = []
-    for draw in keyed_uniform(seed, np.arange(5 * n)).reshape(n, 5):
-        photo = shown[int(draw[0] * 2)]
-        width, height = (
-            round(side * (0.9 + 0.2 * by))
-            for side, by in ((case.width, draw[1]), (case.height, draw[2]))
-        )
-        zoom = min(1.0, photo.width / width, photo.height / height)
-        wide, tall = int(width * zoom), int(height * zoom)
-        left, top = (
-            int(draw[3] * (photo.width - wide + 1)),
-            int(draw[4] * (photo.height - tall + 1)),
-        )
-        box = (left, top, left + wide, top + tall)
-        cut.append(photo.resize((width, height), Image.Resampling.BICUBIC, box))
-    low, high = 1, 100
-    while low < high:  # the quality whose mean size is nearest from below
-        middle = (low + high + 1) // 2
-        some = [len(_jpeg(image, middle)) for image in cut[:24]]
-        low, high = (middle, high) if statistics.fmean(some) <= case.size else (low, middle - 1)
-    return [_jpeg(image, low) for image in cut]
-
-
-def small_images(n: int, seed: int = 0) -> list[bytes]:
-    """Return photographs of 32 x 32 pixels as PNG."""
-    shown = [Image.fromarray(image) for image in load_sample_images().images]
-    made = []
-    for draw in keyed_uniform(seed, np.arange(3 * n)).reshape(n, 3):
-        left, top = int(draw[1] * 500), int(draw[2] * 300)
-        buffer = io.BytesIO()
-        part = shown[int(draw[0] * 2)].crop((left, top, left + 96, top + 96)).resize((32, 32))
-        part.save(buffer, "PNG", compress_level=1)
-        made.append(buffer.getvalue())
-    return made
-
-
-def _jpeg(image: Image.Image, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-class Corpus:
-    """The same images as a folder of classes and as shards.
-
-    Args:
-        at: an empty folder.
-        contents: the images, JPEG or PNG.
-        shard_bytes: largest size of a shard.
-        resize_short: as for ``pack``.
-    """
-
-    def __init__(
-        self,
-        at: Path,
-        contents: Sequence[bytes],
-        *,
-        shard_bytes: int = 64 * 2**20,
-        resize_short: int | None = None,
-    ) -> None:
-        self.folder, self.shards = at / "folder", at / "shards"
-        self.kind = "png" if contents[0][:4] == b"\x89PNG" else "jpg"
-        names = [f"{i % 8}/{i:06}.{self.kind}" for i in range(len(contents))]
-        for name, content in zip(names, contents, strict=True):
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / name).write_bytes(content)
-        self.part = PartToPack(
-            dataset="folder",
-            split="train",
-            root=self.folder,
-            paths=names,
-            labels=np.arange(len(contents)) % 8,
-            class_names=[str(i) for i in range(8)],
-        )
-        self.manifest = pack(
-            self.part,
-            self.shards / "train",
-            shard_bytes=shard_bytes,
-            resize_short=resize_short,
-            workers=1,
-        )
-        self.tars = [self.shards / "train" / shard.name for shard in self.manifest.shards]
-
-    def __len__(self) -> int:
-        return len(self.part.paths)
-
-    def source(self) -> ShardSource:
-        """Return the shards, opened."""
-        return ShardSource(self.shards / "train")
-
-
-# Measuring -----------------------------------------------------------------------------------
 
 
 def compare(
@@ -264,7 +135,7 @@ def loading(folder: Path | None = None, *, images: int = 128, rounds: int = 5) -
         rounds: how often each pipeline runs.
     """
     rows = []
-    with _folder(folder) as at:
+    with temporary_folder(folder) as at:
         corpora = {
             name: Corpus(at / name, photographs(case, images)) for name, case in CASES.items()
         }
@@ -316,7 +187,7 @@ def reading(
         small: small images.
         rounds: how often each pipeline runs.
     """
-    with _folder(folder) as at:
+    with temporary_folder(folder) as at:
         tiny = Corpus(at / "small", small_images(small))
         rows = compare(
             "T4",
@@ -411,7 +282,7 @@ def packing(
         rounds: how often each runs.
     """
     rows = []
-    with _folder(folder) as at:
+    with temporary_folder(folder) as at:
         photos = photographs(CASES["ImageNet"], 100)
         cases = {
             "ImageNet": list(itertools.islice(itertools.cycle(photos), images)),
@@ -438,7 +309,7 @@ def index(folder: Path | None = None, *, rounds: int = 5) -> list[Row]:
     counts = facts["parts"]["train"]["counts"]
     labels = np.repeat(np.arange(len(counts)), counts)
     rows = []
-    with _folder(folder) as at, _one_thread():
+    with temporary_folder(folder) as at, _one_thread():
         _write_index_only(at / "train", labels, counts)
         seconds = _median_seconds(lambda: ShardSource(at / "train"), rounds)
         rows.append(_limit("open the index of iNaturalist 2018", seconds, MOST["open"]))
@@ -639,7 +510,7 @@ def _write_index_only(at: Path, labels: np.ndarray, counts: Sequence[int]) -> No
 
 def _crc_share(folder: Path | None, rounds: int) -> Row:
     contents = photographs(CASES["ImageNet"], BATCH)
-    with _folder(folder) as at:
+    with temporary_folder(folder) as at:
         run = _ours(Corpus(at / "crc", contents).source())
         with _one_thread():
             whole = _median_seconds(lambda: run(1), rounds)
@@ -694,9 +565,3 @@ def _one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextlib.contextmanager
-def _folder(folder: Path | None) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        yield Path(name)

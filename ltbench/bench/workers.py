@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from ltbench.bench.data import CASES, Corpus, Row, _folder, photographs
+from ltbench.bench.corpus import CASES, Corpus, photographs, temporary_folder
+from ltbench.bench.data import Row
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import Loader
 from ltbench.data.shards.format import read_index, read_manifest, write_index, write_manifest
@@ -42,7 +43,7 @@ def workers(folder: Path | None = None, *, rounds: int = 1, steps: int = 40) -> 
         raise UserError("what=workers needs Linux's /proc/PID/smaps_rollup; leave it out here")
     rows: list[Row] = []
     first = 0.0
-    with _folder(folder) as at:
+    with temporary_folder(folder) as at:
         Corpus(at, photographs(CASES["Places"], IMAGES))
         for n in SIZES:
             enlarged = _enlarge(at / "shards" / "train", at / f"of{n}" / "train", n)

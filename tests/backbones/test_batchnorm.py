@@ -20,8 +20,9 @@ from ltbench.backbones.batchnorm import (
     set_batchnorm_mode,
 )
 from ltbench.errors import UserError
+from ltbench.freezing import freeze, set_modes
 from ltbench.optim import Optim, build_optimizer
-from ltbench.trainer import PartRun, freeze, set_modes
+from ltbench.trainer import PartRun
 
 SHARES = {"uneven": (6, 2), "one empty": (8, 0)}
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ltbench.bench import data, data_report, workers
+from ltbench.bench import corpus, data, data_report, workers
 from ltbench.cli import main
 
 GOALS = {"T1", "T2", "T3", "T4", "T5", "T6", "T7"}
@@ -33,8 +33,8 @@ def test_every_goal_is_measured(tmp_path, monkeypatch):
 
 
 def test_photographs_have_the_size_of_their_kind():
-    for case in data.CASES.values():
-        made = data.photographs(case, 4)
+    for case in corpus.CASES.values():
+        made = corpus.photographs(case, 4)
         mean = sum(map(len, made)) / len(made)
         assert abs(mean - case.size) < 0.25 * case.size, case
 
