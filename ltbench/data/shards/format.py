@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import zlib
@@ -142,8 +143,6 @@ def write_index(folder: Path, rows: np.ndarray, keys: Sequence[str]) -> tuple[st
         rows: ``ROW`` records [N]; row i is image i of the list that was packed.
         keys: path of each image as the list has it (a foreign tar: its member's name) [N].
     """
-    import io
-
     packed = zlib.compress("".join(f"{key}\n" for key in keys).encode("utf-8", "surrogateescape"))
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(rows, dtype=ROW), version=(1, 0))
