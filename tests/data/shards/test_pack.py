@@ -567,8 +567,8 @@ def main(root, out, workers, number):
     names = [f"{i % 9}/{i}.jpg" for i in range(int(number))]
     labels = np.arange(len(names)) % 9
     part = PartToPack("toy", "train", root, names, labels, [str(c) for c in range(9)])
-    print("begin", flush=True)
     try:
+        print("begin", flush=True)  # the signal may come before print returns
         pack(part, out, shard_bytes=60_000, workers=int(workers),
              progress=lambda done, total: print(done, flush=True))
     except KeyboardInterrupt:
