@@ -12,6 +12,7 @@ from rich.table import Table
 from ltbench import __version__
 from ltbench.cli_bench import bench
 from ltbench.cli_data import data
+from ltbench.cli_leaderboard import leaderboard
 from ltbench.display import (
     console,
     metrics_table,
@@ -186,40 +187,9 @@ def eval_(words: tuple[str, ...]) -> None:
     console.print(metrics_table(f"{facts['recipe']['name']} on {name}", metrics))
 
 
-@cli.command()
-@click.argument("words", nargs=-1, metavar="[dataset=NAME] [ratio=N] [method=PATTERN] ...")
-@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
-def leaderboard(words: tuple[str, ...], as_csv: bool) -> None:
-    """Show committed records and the literature's numbers in one table.
-
-    \b
-    Filters: dataset=, ratio=, backbone=, method= (shell patterns, any case), sort=COLUMN
-    Examples:
-      ltbench leaderboard dataset=cifar10 ratio=100
-      ltbench leaderboard dataset=inat method="*plot*" sort=few
-    """  # noqa: D301
-    from ltbench import leaderboard as board
-
-    filters: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        known = ("dataset", "ratio", "backbone", "method", "sort")
-        if not equals or key not in known:
-            raise UserError(
-                f"unknown filter `{word}`{did_you_mean(key, known)}; known: {', '.join(known)}"
-            )
-        filters[key] = value
-    frame = board.table(**filters)  # type: ignore[arg-type]
-    if frame.empty:
-        raise UserError("no row matches these filters; `ltbench leaderboard` shows all")
-    if as_csv:
-        click.echo(frame.to_csv(index=False), nl=False)
-    else:
-        console.print(board.render(frame))
-
-
 cli.add_command(bench)
 cli.add_command(data)
+cli.add_command(leaderboard)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -304,7 +304,7 @@ def test_every_target_of_a_recipe_is_a_published_row():
 
 def test_models_with_weights_are_listed(monkeypatch, tmp_path):
     board(tmp_path, record_of(seed=3))
-    monkeypatch.setattr(leaderboard, "leaderboard_dir", lambda: tmp_path)
+    monkeypatch.setattr("ltbench.leaderboard.tables.leaderboard_dir", lambda: tmp_path)
     assert leaderboard.trained_models("mislas*") == [("mislas_cifar10.3", "50.00 % on CIFAR-10-LT")]
     assert leaderboard.trained_models("crt*") == []
 
