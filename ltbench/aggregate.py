@@ -31,6 +31,12 @@ def seed_group(record: Record) -> tuple[Any, ...]:
     return (record.origin, record.recipe.digest, *content, record.shortened)
 
 
+def run_key(record: Record) -> tuple[Any, ...]:
+    """Return what two records of the same recipe, data, code and seed share, but no others."""
+    code = (record.code.version, record.code.commit, record.code.dirty)
+    return (*seed_group(record), code, record.seed)
+
+
 def average_seeds(records: Sequence[Record]) -> list[Row]:
     """Return one row per group of seeds; withdrawn records are left out.
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +8,26 @@ import torch
 from torch import nn
 
 from ltbench import checkpoint, registries
-from ltbench.data.base import Data, DatasetInfo
+from ltbench.data.base import Data
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
 from ltbench.methods.base import Method
 from ltbench.metrics import Metrics
 from ltbench.runner import WEIGHTS, pick_device
-from ltbench.trainer import build_method
-from ltbench.validation import build_recipe
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Return the names that ``create_model`` knows and match a shell pattern: ours, then timm's."""
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Return the names that match a shell pattern.
+
+    Args:
+        pattern: of the names.
+        pretrained: the names that ``load`` knows, instead of those that ``create_model`` knows:
+            ours, then timm's.
+    """
+    if pretrained:
+        from ltbench.hub import zoo
+
+        return zoo.names(pattern)
     import timm
 
     ours = registries.BACKBONES.names(pattern)
@@ -47,49 +56,63 @@ def create_model(name: str, *, num_classes: int, head: str = "linear", **args: A
     return nn.Sequential(backbone, heads[head](backbone.num_features, num_classes))
 
 
-def load(path: str | Path, *, device: str = "cpu") -> Method:
+def load(source: str | Path, *, seed: int = 0, device: str = "cpu") -> Method:
     """Return a trained method in evaluation mode: calling it gives the logits of its ``predict``.
 
     Args:
-        path: a run's folder or its ``model.safetensors``.
+        source: the first of these that fits: a run's folder, a ``model.safetensors``, a folder
+            written by ``ltbench publish``, ``local-dir:PATH`` of one, ``hf-hub:org/name`` with
+            ``@revision`` or not, or a name of the zoo (``ltbench list models pretrained=true``).
+        seed: of the run, for a name of the zoo.
         device: where to put it.
 
     Raises:
-        UserError: the files are missing, damaged or from another model.
+        UserError: the files are missing, damaged or from another model, or cannot be fetched.
     """
-    method, _ = load_described(path)
+    method, _ = load_described(source, seed=seed)
     return method.to(device)
 
 
-def load_described(path: str | Path) -> tuple[Method, dict[str, Any]]:
+def load_described(source: str | Path, *, seed: int = 0) -> tuple[Method, dict[str, Any]]:
     """Return a trained method and the description that lies beside its weights."""
-    file = Path(path)
-    file = file / WEIGHTS if file.is_dir() else file
-    tensors, facts = checkpoint.read_weights(file)
-    try:
-        tree = facts["recipe"]
-        info = DatasetInfo(
-            facts["dataset"],
-            tuple(facts["class_counts"]),
-            tuple(facts["class_names"]),
-            tuple(facts["mean"]),
-            tuple(facts["std"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{file.with_suffix('.json')} lacks `{error}`: not a run's model"
-        ) from error
-    recipe = build_recipe({**tree, "backbone": {**tree["backbone"], **_NO_WEIGHTS}})
-    method: Method | None = None
-    for index in range(len(recipe.stages)):
-        method = build_method(recipe, index, info, method)
-    if method is None:
-        raise UserError(f"{file}: the recipe has no stage")
-    checkpoint.load_strict(method, tensors, str(file))
+    from ltbench.hub.rebuild import rebuild
+
+    tensors, facts, origin = _read(source, seed)
+    method = rebuild(facts, origin)
+    checkpoint.load_strict(method, tensors, origin)
     return method.eval(), facts
 
 
-_NO_WEIGHTS = {"pretrained": False, "weights": None}  # the trained ones replace them anyway
+def _read(source: str | Path, seed: int) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
+    """Return weights, description and what a message calls them."""
+    from ltbench.hub import zoo
+    from ltbench.hub.folder import is_folder, read_folder
+
+    text, path = str(source), Path(source).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if path.exists():
+        if path.is_file() and path.suffix != ".safetensors":
+            raise UserError(f"expected a folder or a .safetensors file, found {path}")
+        weights = path if path.is_file() else path / WEIGHTS
+        alone = not weights.with_suffix(".json").is_file()
+        if alone and weights.name == WEIGHTS and is_folder(folder):
+            return (*read_folder(folder), str(weights))
+        return (*checkpoint.read_weights(weights), str(weights))
+    if text.startswith(_LOCAL):
+        folder = Path(text.removeprefix(_LOCAL)).expanduser()
+    elif text.startswith(zoo.HUB):
+        folder = zoo.fetch_repository(*zoo.parse_address(text))
+    elif isinstance(source, str) and re.fullmatch(r"\w[\w.-]*", source):
+        folder = zoo.fetch(zoo.find(source, seed))
+    else:
+        raise UserError(
+            f"there is no {path}; a model on the Hub is {zoo.HUB}org/name[@revision], those of "
+            "the zoo are shown by `ltbench list models pretrained=true`"
+        )
+    return (*read_folder(folder), text)
+
+
+_LOCAL = "local-dir:"
 
 
 def evaluate(

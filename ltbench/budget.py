@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ltbench.errors import UserError
+from ltbench.optim import Schedule
 from ltbench.schema import EPOCHS, Config
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     """Return a recipe whose longest stage has so many epochs, all that is counted in epochs alike.
 
     Warm-ups, milestones, windows of updates and beginnings of phases keep their share of the
-    schedule, rounded, and last one epoch at least. The record marks such a run as shortened.
+    schedule, rounded, and last one epoch at least; a stage keeps so many that its learning rate is
+    not 0 throughout. The record marks such a run as shortened.
 
     Args:
         recipe: the full schedule.
@@ -31,7 +33,11 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
         raise UserError(f"`epochs`: expected a number of epochs, at least 1, found {epochs!r}")
     if longest == 0:
         raise UserError(f"recipe `{recipe.name}` does not train: leave `epochs` out")
-    return build_recipe(_scaled(recipe, epochs / longest))
+    scaled = _scaled(recipe, epochs / longest)
+    for stage in scaled["stages"]:
+        if stage["epochs"] is not None:
+            stage["epochs"] = Schedule(**stage["schedule"]).shortest(stage["epochs"])
+    return build_recipe(scaled)
 
 
 def _scaled(value: Any, factor: float) -> Any:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from rich.table import Table
 from ltbench import __version__
 from ltbench.cli_bench import bench
 from ltbench.cli_data import data
+from ltbench.cli_diagnose import diagnose
+from ltbench.cli_download import download
+from ltbench.cli_hub import publish
 from ltbench.cli_leaderboard import leaderboard
 from ltbench.display import (
     console,
@@ -103,9 +107,9 @@ def run(words: tuple[str, ...]) -> None:
 
 @cli.command("list")
 @click.argument("kind", default="recipes", type=click.Choice(KINDS))
-@click.argument("pattern", default="*")
+@click.argument("words", nargs=-1, metavar="[PATTERN] [pretrained=true]")
 @click.option("--long", "in_full", is_flag=True, help="All there is to know (methods only).")
-def list_(kind: str, pattern: str, in_full: bool) -> None:
+def list_(kind: str, words: tuple[str, ...], in_full: bool) -> None:
     """List what exists, by name, with an optional shell pattern.
 
     \b
@@ -114,10 +118,12 @@ def list_(kind: str, pattern: str, in_full: bool) -> None:
       ltbench list methods
       ltbench list methods "*cr*" --long    paper, kind, departures, recipes, results
       ltbench list backbones "resnext*"     timm's names too, when ours do not match
+      ltbench list models pretrained=true   trained models: their results, where they lie
     """  # noqa: D301
+    pattern, pretrained = _pattern(kind, words)
     if in_full and kind != "methods":
         raise UserError(f"`--long` is for methods, found {kind}; leave it out")
-    rows = listing(kind, pattern)
+    rows = listing(kind, pattern, pretrained=pretrained)
     if not rows:
         raise UserError(f"no {kind} match `{pattern}`; `ltbench list {kind}` shows all")
     if in_full:
@@ -157,7 +163,7 @@ def show(words: tuple[str, ...]) -> None:
 
 
 @cli.command("eval")
-@click.argument("words", nargs=-1, metavar="model=PATH [dataset=NAME] [data.key=value ...]")
+@click.argument("words", nargs=-1, metavar="model=PATH|NAME [seed=K] [data.key=value ...]")
 def eval_(words: tuple[str, ...]) -> None:
     """Evaluate a trained model on the test set of its own or another data set.
 
@@ -165,15 +171,20 @@ def eval_(words: tuple[str, ...]) -> None:
     Examples:
       ltbench eval model=runs/quickstart-1a2b3c4d/seed0
       ltbench eval model=RUN/model.safetensors data.root=DIR
+      ltbench eval model=quickstart seed=0                      a trained model by its name
+      ltbench eval model=hf-hub:ORG/NAME@COMMIT data.root=DIR
       ltbench eval model=RUN dataset=list data.root=DIR data.train=train.txt data.test=new.txt
     """  # noqa: D301
     path, rest = take(words, "model", required=True)
     dataset, rest = take(rest, "dataset")
+    seed, rest = take(rest, "seed")
+    if seed and not seed.isdecimal():
+        raise UserError(f"`seed`: expected a whole number from 0, found `{seed}`")
     from ltbench.api import evaluate, load_described
     from ltbench.config import parse_word
     from ltbench.validation import build_options
 
-    method, facts = load_described(path)
+    method, facts = load_described(path, seed=int(seed or 0))
     own = dict(facts["recipe"]["data"])
     name = dataset or own["name"]
     options = {k: v for k, v in own.items() if k != "name"} if name == own["name"] else {}
@@ -187,15 +198,18 @@ def eval_(words: tuple[str, ...]) -> None:
     console.print(metrics_table(f"{facts['recipe']['name']} on {name}", metrics))
 
 
-cli.add_command(bench)
-cli.add_command(data)
-cli.add_command(leaderboard)
+for command in (bench, data, diagnose, download, leaderboard, publish):
+    cli.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: exit code 2 for a user's mistake, 130 for Ctrl-C."""
     rank = os.environ.get("RANK")
     mark = f"[rank {rank}] " if rank and os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    shown = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *rest: (
+        f"note: {message}\n" if category is UserWarning else shown(message, category, *rest)
+    )
     try:
         cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
     except UserError as error:
@@ -285,7 +299,7 @@ def run_several(words: Sequence[str]) -> None:
         raise UserError("\n".join(failed))
 
 
-def listing(kind: str, pattern: str) -> list[tuple[str, str]]:
+def listing(kind: str, pattern: str, *, pretrained: bool = False) -> list[tuple[str, str]]:
     """Return names and one-line descriptions of one kind."""
     from ltbench import registries
     from ltbench.config import list_recipes, recipe_summary
@@ -293,9 +307,11 @@ def listing(kind: str, pattern: str) -> list[tuple[str, str]]:
     if kind == "recipes":
         return [(name, recipe_summary(name)) for name in list_recipes(pattern)]
     if kind == "models":
-        from ltbench.leaderboard import trained_models
+        from ltbench.hub import zoo
 
-        return trained_models(pattern)
+        if pretrained:
+            return zoo.listing(pattern)
+        kind = "backbones"  # what `create_model` knows
     registry: Any = getattr(registries, kind.upper())
     names = registry.names(pattern)
     if kind == "backbones" and not names:
@@ -303,6 +319,16 @@ def listing(kind: str, pattern: str) -> list[tuple[str, str]]:
 
         return [(name, "timm") for name in timm.list_models(pattern)]
     return [(name, registry.summary(name)) for name in names]
+
+
+def _pattern(kind: str, words: Sequence[str]) -> tuple[str, bool]:
+    """Return the pattern among the words of `list`, and whether trained models are wanted."""
+    chosen, rest = take(words, "pretrained")
+    if len(rest) > 1 or chosen not in ("", "true", "false") or (chosen and kind != "models"):
+        raise UserError(
+            f"expected a pattern, and for models `pretrained=true`; found {' '.join(words)}"
+        )
+    return (rest[0] if rest else "*"), chosen == "true"
 
 
 def _plain(value: Any) -> str:

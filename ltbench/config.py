@@ -86,14 +86,25 @@ def describe(name: str, words: Sequence[str]) -> tuple[Recipe, list[tuple[str, A
 
 
 def _built(tree: Tree, origins: Origins) -> Recipe:
-    """Check a tree and shorten its schedule if it says `epochs`."""
+    """Check a tree and shorten its schedule if it says `epochs`.
+
+    Raises:
+        UserError: every mistake; or the schedule has a stage that would learn nothing.
+    """
     epochs = tree.pop("epochs", None)
     recipe = build_recipe(tree, origins)
-    if epochs is None:
-        return recipe
-    from ltbench.budget import with_epochs
+    if epochs is not None:
+        from ltbench.budget import with_epochs
 
-    return with_epochs(recipe, epochs)
+        recipe = with_epochs(recipe, epochs)
+    for i, stage in enumerate(recipe.stages):
+        if stage.epochs is not None and stage.schedule.shortest(stage.epochs) > stage.epochs:
+            raise UserError(
+                f"`stages.{i}.epochs`: with this schedule the learning rate is 0 in all "
+                f"{stage.epochs} of them; give at least {stage.schedule.shortest(stage.epochs)}, or "
+                f"`stages.{i}.schedule.shift=0`"
+            )
+    return recipe
 
 
 def parse_word(word: str) -> tuple[str, Any]:
@@ -146,7 +157,8 @@ def read_tree(name: str) -> tuple[Tree, Origins]:
         chosen = {**variants.get(variant, {}), **own.get(variant, {})}
         for key, value in chosen.items():
             assign(tree, origins, key, value, f"{path.name} ({variant})")
-    tree["name"] = f"{path.stem}_{suffix}" if suffix else path.stem
+    if suffix or path.parent == recipes_dir() or "name" not in tree:  # a published one keeps its own
+        tree["name"] = f"{path.stem}_{suffix}" if suffix else path.stem
     return tree, origins
 
 

@@ -64,6 +64,12 @@ class Schedule(Config):
             return 0.5 * (1 + math.cos(math.pi * (at - self.warmup) / span))
         return 1.0
 
+    def shortest(self, epochs: int) -> int:
+        """Return the smallest number of epochs, from ``epochs`` up, not all at rate 0."""
+        while max(self.factor(e, epochs) for e in range(epochs)) < 1e-9:
+            epochs += 1
+        return epochs
+
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], optim: Optim

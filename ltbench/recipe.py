@@ -117,6 +117,19 @@ class RunOptions(Config):
     """CPU threads of torch; 0 leaves torch's own choice."""
 
 
+class Diagnose(Config):
+    """What is written down of the classes' gradients while training; changes nothing of it."""
+
+    every: int = Field(0, ge=0)
+    """Steps from one look to the next, counted over a stage; 0 is never."""
+    part: str | tuple[str, ...] = "last"
+    """Parameters whose gradients are looked at: last, a stage's name, head, backbone or whole; in
+    stages that train nothing of it, whole."""
+    gradients: Literal["auto", "exact", "fast"] = "auto"
+    """exact is one backward pass per class present; fast one in all, approximate; auto is exact for
+    up to 20 classes."""
+
+
 class Target(Config):
     """The published result that a recipe aims at: a row of `leaderboard/published.csv`."""
 
@@ -140,6 +153,7 @@ class Recipe(Config):
     shot_rule: Literal["strict", "inclusive"] = Field("strict", json_schema_extra=NO_DIGEST)
     """strict: many > 100, medium 20..100, few < 20; inclusive: >= 100, 21..99, <= 20."""
     run: RunOptions = RunOptions()
+    diagnose: Diagnose = Field(Diagnose(), json_schema_extra=NO_DIGEST)
     seed: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
     out: str | None = Field(None, json_schema_extra=NO_DIGEST)
     """Output folder; by default runs/<recipe>-<digest>/seed<seed>."""

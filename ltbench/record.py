@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +18,11 @@ from ltbench.record_parts import (
     CheckpointFacts,
     CodeFacts,
     DatasetFacts,
+    Date,
     ExecutionFacts,
     Part,
     RecipeFacts,
+    VerificationFacts,
 )
 from ltbench.sealing import canonical, checksums_of, digest_of, run_id_of
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ltbench.recipe import Recipe
 
 SCHEMA_VERSION = 1
+MOST_IMAGES = 10**12  # of a class
 Origin = Literal["reproduced", "paper"]
 Status = Literal["paper", "claimed", "reproduced", "verified", "withdrawn"]
 
@@ -38,8 +41,8 @@ Status = Literal["paper", "claimed", "reproduced", "verified", "withdrawn"]
 class Record(Part):
     """One run, or one set of per-class counts released with a paper.
 
-    ``run_id`` is a hash of everything but itself and the status; ``checksums`` holds one hash
-    for each field, so that a damaged file can say what in it is not to be trusted.
+    ``run_id`` is a hash of everything but itself, status and verification; ``checksums`` holds
+    one hash for each field, so that a damaged file can say what in it is not to be trusted.
     """
 
     schema_version: Literal[1] = 1
@@ -51,7 +54,7 @@ class Record(Part):
     recipe: RecipeFacts
     dataset: DatasetFacts
     code: CodeFacts
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
     epoch: int | None = Field(ge=0)
     """The epoch reported, counted over all stages; null if `run.max_steps` cut the run."""
     selection: Literal["last"] = "last"
@@ -66,8 +69,9 @@ class Record(Part):
     licence: str = "unspecified"
     submitted_by: str | None = None
     notes: str = ""
-    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
+    date: Date
     checksums: dict[str, str] = Field({})
+    verification: VerificationFacts | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
@@ -75,6 +79,10 @@ class Record(Part):
             raise ValueError(f"origin {self.origin} cannot have status {self.status}")
         if self.origin == "paper" and (self.checkpoint is not None or not self.citation):
             raise ValueError("origin paper needs a citation and has no checkpoint")
+        if self.status == "verified" and self.verification is None:
+            raise ValueError("status verified needs a verification")
+        if max(*self.metrics.class_counts, *self.metrics.total) >= MOST_IMAGES:
+            raise ValueError(f"metrics count more than {MOST_IMAGES:,} images of a class")
         if self.complete == bool(self.shortened):
             raise ValueError("complete must be true exactly when shortened is empty")
         return self
@@ -93,9 +101,7 @@ class Record(Part):
         Raises:
             UserError: it could not be written.
         """
-        content = self.model_dump(mode="json")
-        lines = [f"{json.dumps(key)}: {canonical(value)}" for key, value in content.items()]
-        write_atomic(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        write_atomic(path, record_text(self.model_dump(mode="json")))
 
     @classmethod
     def load(cls, path: Path) -> Record:
@@ -104,20 +110,54 @@ class Record(Part):
         Raises:
             UserError: it is missing, truncated, foreign or edited.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-        except OSError as error:
-            raise UserError(f"cannot read the record {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise UserError(
-                f"record {path} is truncated or not JSON ({error}); run the recipe again or "
-                "restore the file"
-            ) from error
+        content = load_content(path)
         problems = validate_record(content)
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(f"record {path}: {problems[0]}{more}")
         return cls.model_validate(content)
+
+
+def load_content(path: Path) -> Any:
+    """Return the parsed JSON of a record, which is what its hashes are computed from.
+
+    A record of an older version may lack fields that have a default since; who writes it anew must
+    write this content, not that of a ``Record``.
+
+    Raises:
+        UserError: the file is missing, truncated or no JSON.
+    """
+    try:
+        return read_content(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the record {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(
+            f"record {path} is truncated or not JSON ({error}); run the recipe again or "
+            "restore the file"
+        ) from error
+
+
+def read_content(text: bytes) -> Any:
+    """Return the parsed JSON of a record.
+
+    Raises:
+        ValueError: it is not JSON, or says something twice, or holds a number that is none.
+    """
+    try:
+        content = json.loads(
+            text.decode(), parse_constant=_no_constant, object_pairs_hook=_each_once
+        )
+        canonical(content).encode()  # refuses what has no text: 1e999, half of a character
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return content
+
+
+def record_text(content: Mapping[str, Any]) -> bytes:
+    """Return the file of a record: one line per field."""
+    lines = [f"{json.dumps(key)}: {canonical(value)}" for key, value in content.items()]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def validate_record(content: Any) -> list[str]:
@@ -126,31 +166,49 @@ def validate_record(content: Any) -> list[str]:
     Args:
         content: parsed JSON.
     """
+    return [line for _, line in schema_problems(content)] or seal_problems(content)
+
+
+def schema_problems(content: Any) -> list[tuple[str, str]]:
+    """Return what does not fit the schema: the top field (or nothing) and a line for each.
+
+    Args:
+        content: parsed JSON.
+    """
     if not isinstance(content, dict) or not {"schema_version", "run_id"} <= set(content):
-        return ["is not a record of ltbench: expected schema_version and run_id at the top"]
+        return [("", "is not a record of ltbench: expected schema_version and run_id at the top")]
     if content["schema_version"] != SCHEMA_VERSION:
-        return [
+        text = (
             f"has schema_version {content['schema_version']!r}, this version reads "
             f"{SCHEMA_VERSION}; use the version of ltbench that wrote it"
-        ]
+        )
+        return [("", text)]
     try:
-        record = Record.model_validate(content)
+        Record.model_validate_json(canonical(content), strict=True)  # 9.0, "9", true: no counts
     except ValidationError as error:
-        return [_explain(e) for e in error.errors()]
-    plain = record.model_dump(mode="json")
-    now, then = checksums_of(plain), record.checksums
-    edited = [key for key in now if now[key] != then.get(key)]
+        return [(str(e["loc"][0]) if e["loc"] else "", _explain(e)) for e in error.errors()]
+    return []
+
+
+def seal_problems(content: Mapping[str, Any]) -> list[str]:
+    """Return which hashes of a record do not fit its content, one line each.
+
+    They are computed from the file as it stands: fields that it lacks and that have a default
+    count as absent, as they were when it was written.
+
+    Args:
+        content: parsed JSON; recipe and checksums fit the schema.
+    """
+    now, then = checksums_of(content), content.get("checksums", {})
+    edited = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
     problems = []
     if edited:
         problems.append(f"was edited after it was written: do not trust `{'`, `'.join(edited)}`")
-    elif record.run_id != run_id_of(plain):
+    elif content.get("run_id") != run_id_of(content):
         problems.append("was edited after it was written: run_id or checksums do not fit the rest")
-    resolved = record.recipe.resolved
-    if digest_of(resolved) != record.recipe.digest:
-        problems.append(
-            f"recipe.digest is {record.recipe.digest}, but recipe.resolved gives "
-            f"{digest_of(resolved)}"
-        )
+    stated, found = content["recipe"]["digest"], digest_of(content["recipe"]["resolved"])
+    if stated != found:
+        problems.append(f"recipe.digest is {stated}, but recipe.resolved gives {found}")
     return problems
 
 
@@ -258,3 +316,12 @@ def _explain(error: Any) -> str:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of a record")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"`{key}` is given twice")
+        found[key] = value
+    return found

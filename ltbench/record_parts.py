@@ -1,12 +1,15 @@
-"""The parts of a record: recipe, data set, code, execution, checkpoint."""
+"""The parts of a record: recipe, data set, code, execution, checkpoint, verification."""
 
 from __future__ import annotations
 
-from typing import Any
+import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"  # of a file or folder; never climbs out of its place
+MAX_DIFFERING = 2  # predictions; other hardware may round a tie the other way
+MAX_ECE_DIFFERENCE = 0.05  # percentage points
 
 
 class Part(BaseModel):
@@ -15,12 +18,51 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _real(day: str) -> str:
+    datetime.date.fromisoformat(day)
+    return day
+
+
+Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_real)]
+
+
+class _Named(BaseModel):
+    name: str = ""
+
+
+class _Data(_Named):
+    imbalance_ratio: float | None = None
+
+
+class _Stage(BaseModel):
+    epochs: int | None = None
+    update: _Named | None = None
+
+
+class _Run(BaseModel):
+    max_steps: int | None = None
+
+
+class _Tree(BaseModel):
+    """What of a resolved recipe, of whatever version, the tables read."""
+
+    data: _Data = _Data()
+    backbone: _Named = _Named()
+    stages: tuple[_Stage, ...] = ()
+    run: _Run = _Run()
+
+
+def _readable(resolved: dict[str, Any]) -> dict[str, Any]:
+    _Tree.model_validate(resolved)
+    return resolved
+
+
 class RecipeFacts(Part):
     """Which recipe, with every value that changes what is computed."""
 
     name: str
     digest: str = Field(pattern=r"^[0-9a-f]{16}$")
-    resolved: dict[str, Any]
+    resolved: Annotated[dict[str, Any], AfterValidator(_readable)]
     target: dict[str, str] | None = None
     """Method and source of the published row that the recipe aims at."""
     overrides: tuple[str, ...] = ()
@@ -71,3 +113,16 @@ class CheckpointFacts(Part):
     bytes: int = Field(gt=0)
     repository: str | None = None
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+
+
+class VerificationFacts(Part):
+    """That the published weights were evaluated again and gave the recorded results."""
+
+    date: Date
+    code: CodeFacts
+    device: str
+    """Where: the processor's or the GPU's name."""
+    differing: int = Field(ge=0, le=MAX_DIFFERING)
+    """Predictions that differ: the sum over classes of |difference in correct|."""
+    ece_difference: float = Field(ge=0, lt=MAX_ECE_DIFFERENCE)
+    """|Difference in calibration error|, in percentage points."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-UNSEALED = ("schema_version", "run_id", "status", "checksums")  # have no checksum of their own
+OUTSIDE = ("run_id", "status", "verification")  # what is said about a run afterwards
+UNSEALED = (*OUTSIDE, "schema_version", "checksums")  # have no checksum of their own
 
 
 def canonical(value: Any) -> str:
@@ -17,7 +19,7 @@ def canonical(value: Any) -> str:
     )
 
 
-def checksums_of(content: dict[str, Any]) -> dict[str, str]:
+def checksums_of(content: Mapping[str, Any]) -> dict[str, str]:
     """Return a short hash of each field of a record's content."""
     return {
         key: hashlib.sha256(canonical(value).encode()).hexdigest()[:12]
@@ -26,9 +28,9 @@ def checksums_of(content: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def run_id_of(content: dict[str, Any]) -> str:
-    """Return the name of a run: a hash of the content without itself and the status."""
-    rest = {k: v for k, v in content.items() if k not in ("run_id", "status")}
+def run_id_of(content: Mapping[str, Any]) -> str:
+    """Return the name of a run: a hash of the content but itself, status and verification."""
+    rest = {k: v for k, v in content.items() if k not in OUTSIDE}
     return hashlib.sha256(canonical(rest).encode()).hexdigest()[:32]
 
 

@@ -10,7 +10,11 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-OURS = ("ltbench.backbones.cifar_resnet", "ltbench.backbones.resnet")  # register when imported
+OURS = (  # register when imported
+    "ltbench.backbones.cifar_resnet",
+    "ltbench.backbones.resnet",
+    "ltbench.hub.timm_model",
+)
 
 
 class _AfterTimm(MetaPathFinder):

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch.optim import Optimizer
 
@@ -20,15 +19,17 @@ from ltbench.backbones.batchnorm import (
     running_statistics,
 )
 from ltbench.checkpoint import Background, Position, Snapshot, Store
-from ltbench.data.base import Data, DatasetInfo, Split
-from ltbench.data.loader import Loaded, Loader, open_loader, steps_per_epoch
+from ltbench.data.base import Data, DatasetInfo
+from ltbench.data.loader import steps_per_epoch
+from ltbench.diagnose.watch import Watch
 from ltbench.epoch_stats import EpochStats
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
+from ltbench.feed import Feed
 from ltbench.freezing import freeze, set_modes
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.optim import build_optimizer, set_lr
-from ltbench.recipe import Choice, Recipe, Stage
+from ltbench.recipe import Recipe, Stage
 from ltbench.resume import check_resume_state, resume_state
 from ltbench.seeding import derive
 from ltbench.updates.base import Log, StepRun, Update
@@ -67,6 +68,7 @@ class Trainer:
         self, recipe: Recipe, data: Data, folder: Path, device: torch.device, reporter: Reporter
     ) -> None:
         self.recipe, self.data, self.device, self.reporter = recipe, data, device, reporter
+        self.feed = Feed(recipe, data, device, folder)
         self.store = Store(folder / "checkpoints")
         self.writing = Background()
         self.position = Position()
@@ -74,9 +76,7 @@ class Trainer:
         self.worlds: list[int] = []  # numbers of ranks, in their order
         self.worlds_from: list[str] = []  # where each of them took over
         self._fingerprint = ""
-        self._orders: dict[tuple[int, int], np.ndarray] = {}  # of the last epoch asked for
         self._saved = time.monotonic()
-        self._loaders: dict[str, Loader] = {}
         self._seconds = 0.0
         self._clock = time.monotonic()
 
@@ -168,12 +168,14 @@ class Trainer:
         step_run = PartRun(method, optimizer, self._autocast)
         size = stage.batch_size
         per_epoch = steps_per_epoch(
-            len(self._order(stage, index, 0)),
+            len(self.feed.order(index, 0)),
             size,
             world=dist.world(),
             accumulate=stage.passes(dist.world()),
             last=stage.last_batch,
         )
+        folder, look = self.store.folder.parent, self.recipe.diagnose
+        watch = Watch(update, look, folder, per_epoch, self.recipe.shot_rule)
         total = min(stage.epochs * per_epoch, run.max_steps or stage.epochs * per_epoch)
         done = self.position.epoch * per_epoch + self.position.step
         self.reporter.stage(index, stage, total, done)
@@ -183,21 +185,24 @@ class Trainer:
             epoch = self.position.epoch
             lr = set_lr(optimizer, stage.optim, stage.schedule.factor(epoch, stage.epochs))
             set_modes(method, stage, frozen, run.batchnorm)
-            order = self._order(stage, index, epoch)
+            images = len(self.feed.order(index, epoch))
             at = Progress(self.recipe.seed, index, epoch, stage.epochs, self.position.step, lr=lr)
             if at.step == 0:
                 method.on_epoch(at)
             started, first = time.monotonic(), done
-            for micro in self._batches(method, stage, index, epoch, order):
+            for micro in self.feed.batches(method, index, epoch, self.position.step):
                 at = replace(at, step=self.position.step)
-                log = self._step(step_run, update, micro, at, stats)
+                log = self._step(step_run, watch, micro, at, stats)
                 done += 1
-                images = min(size, len(order) - size * self.position.step)
+                left = images - size * self.position.step
                 self.position = replace(self.position, step=self.position.step + 1)
-                self.reporter.step(lambda log=log: float(log["loss"]), images)  # type: ignore[misc]
+                self.reporter.step(
+                    lambda log=log: float(log["loss"]),  # type: ignore[misc]
+                    min(size, left),
+                )
                 if done == total:
                     break
-                if len(order) - size * self.position.step < size:
+                if left - size < size:
                     continue  # how a short rest is cut depends on the ranks, which may change
                 if run.save_steps is not None and done % run.save_steps == 0:
                     self._settle()
@@ -207,57 +212,10 @@ class Trainer:
             speed = (done - first) * size / max(1e-9, time.monotonic() - started)
             self.position = Position(index, epoch + 1, 0)
             self._settle()
+            watch.flush()
             self._end_epoch(index, method, stats, lr, speed)
             if self.position.epoch < stage.epochs and done < total:
                 self._save(index, method, optimizer, stats)
-
-    def _batches(
-        self, method: Method, stage: Stage, index: int, epoch: int, order: np.ndarray
-    ) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each step left in an epoch, streams included."""
-
-        def read(split: Split, name: str, order: np.ndarray, views: int) -> Iterator[list[Loaded]]:
-            return self._loader(name, split).batches(
-                order,
-                stage.batch_size or 1,
-                key=derive(self.recipe.seed, name, index, epoch),
-                views=views,
-                rank=dist.rank(),
-                world=dist.world(),
-                accumulate=stage.passes(dist.world()),
-                start=self.position.step,
-                last=stage.last_batch,
-            )
-
-        sources = [read(self.data.train, "augment", order, method.views)]
-        for name, stream in method.streams.items():
-            split = self.data.val if stream.split == "val" and self.data.val else self.data.train
-            seed = derive(self.recipe.seed, f"order of {name}", index)
-            sampler = Choice(stream.sampler, registries.SAMPLERS.get(stream.sampler).Config())
-            own = sample(sampler, split.labels, seed, stage, epoch)
-            sources.append(read(split, f"augment {name}", np.resize(own, len(order)), 1))
-        for step in zip(*sources, strict=True):
-            streams = [
-                dict(zip(method.streams, map(_batch, parts), strict=True))
-                for parts in zip(*step[1:], strict=True)
-            ] or [{} for _ in step[0]]
-            yield [
-                replace(_batch(main), streams=more)
-                for main, more in zip(step[0], streams, strict=True)
-            ]
-
-    def _loader(self, name: str, split: Split) -> Loader:
-        """Return the loader processes of one purpose, kept over epochs and stages."""
-        if name not in self._loaders:
-            run = self.recipe.run
-            self._loaders[name] = open_loader(
-                split,
-                workers=run.workers,
-                device=self.device,
-                layout=torch.channels_last if run.channels_last else torch.contiguous_format,
-                quarantine=self.store.folder.parent / f"quarantine-{dist.rank()}.txt",
-            )
-        return self._loaders[name]
 
     def _step(
         self, run: PartRun, update: Update, micro: list[Batch], at: Progress, stats: EpochStats
@@ -278,13 +236,6 @@ class Trainer:
         if self.recipe.run.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def _order(self, stage: Stage, index: int, epoch: int) -> np.ndarray:
-        if (index, epoch) not in self._orders:
-            seed = derive(self.recipe.seed, "order", index)
-            order = sample(stage.sampler, self.data.train.labels, seed, stage, epoch)
-            self._orders = {(index, epoch): order}
-        return self._orders[index, epoch]
 
     def _note_ranks(self) -> None:
         """Note the number of ranks where it begins to count."""
@@ -385,7 +336,7 @@ class Trainer:
         stage = stages[position.stage] if position.stage < len(stages) else None
         order = None
         if stage is not None and stage.epochs is not None:
-            order = self._order(stage, position.stage, position.epoch)
+            order = self.feed.order(position.stage, position.epoch)
 
         def state() -> dict[str, Any]:
             self._fingerprint = self._fingerprint or self.data.train.fingerprint()
@@ -414,10 +365,6 @@ class PartRun(StepRun):
         return nullcontext() if self.parts is None else self.parts.of(at.micro)
 
 
-def _batch(loaded: Loaded) -> Batch:
-    return Batch(loaded.views, loaded.labels, loaded.index)
-
-
 def build_backbone(recipe: Recipe) -> Any:
     """Return the recipe's backbone with fresh or given weights."""
     choice = recipe.backbone
@@ -441,15 +388,3 @@ def build_method(
     new = previous is None or stage.start == "fresh"
     backbone = build_backbone(recipe) if previous is None or new else previous.backbone
     return registries.METHODS.get(stage.method.name)(stage.method.config, backbone, info, previous)
-
-
-def sample(choice: Choice, labels: np.ndarray, seed: int, stage: Stage, epoch: int) -> np.ndarray:
-    """Return the order in which an epoch of a stage visits labelled images."""
-    sampler = registries.SAMPLERS.get(choice.name)(choice.config)
-    return sampler.order(
-        labels,
-        seed=seed,
-        epoch=epoch,
-        epochs=stage.epochs or 1,
-        batch_size=stage.batch_size or 1,
-    )

@@ -94,7 +94,9 @@ def test_help_teaches_by_example(command, capsys):
 def test_the_verbs_are_frozen():
     from ltbench.cli import cli
 
-    assert sorted(cli.commands) == ["bench", "data", "eval", "leaderboard", "list", "run", "show"]
+    verbs = ["bench", "data", "diagnose", "download", "eval"]
+    verbs += ["leaderboard", "list", "publish", "run", "show"]
+    assert sorted(cli.commands) == verbs
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,13 @@ def test_a_budget_scales_all_that_counts_epochs():
     assert get_recipe("ldam_drw_plot_cifar10", "epochs=200").digest == full.digest
 
 
+def test_no_stage_is_so_short_that_its_rate_is_zero_throughout():
+    short = get_recipe("lws_cifar10", "epochs=12")  # the last epoch of its stage 2 is at rate 0
+    assert short.stages[1].epochs == 2
+    with pytest.raises(UserError, match="rate is 0 in all 1 of them; give at least 2"):
+        get_recipe("lws_cifar10", "stages.1.epochs=1")
+
+
 @pytest.mark.parametrize("word", ["epochs=0", "epochs=x", "epochs=1.5", "epochs=true"])
 def test_a_wrong_budget_is_one_line(word):
     with pytest.raises(UserError, match="`epochs`: expected a number of epochs") as caught:

@@ -1,27 +1,52 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
+import json
+import re
+import shlex
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from ltbench import get_recipe, leaderboard
 from ltbench.aggregate import average_seeds
+from ltbench.cli_leaderboard import leaderboard as commands
 from ltbench.errors import UserError
+from ltbench.leaderboard import reproduce
+from ltbench.leaderboard.literature import marks
+from ltbench.leaderboard.tables import AS_PUBLISHED, is_tie, track_of
 from ltbench.metrics import BINS, Metrics
 from ltbench.names import backbone_title, dataset_names, matches, method_title
 from ltbench.record import Record
-from ltbench.record_parts import CheckpointFacts, CodeFacts, DatasetFacts, ExecutionFacts
+from ltbench.record import changes as changed_keys
+from ltbench.record_parts import (
+    CheckpointFacts,
+    CodeFacts,
+    DatasetFacts,
+    ExecutionFacts,
+    VerificationFacts,
+)
 from ltbench.record_parts import RecipeFacts as Facts
 
 ROOT = Path(__file__).parent.parent
 COUNTS = (300, 50, 3)
+CHECKED = VerificationFacts(
+    date="2026-01-02",
+    code=CodeFacts(version="0.1.0"),
+    device="some",
+    differing=0,
+    ece_difference=0.0,
+)
+VERIFIED = {"status": "verified", "verification": CHECKED}
 
 
 def record_of(correct=(9, 5, 1), seed=0, name="mislas_cifar10", *words, **changes) -> Record:
@@ -31,7 +56,10 @@ def record_of(correct=(9, 5, 1), seed=0, name="mislas_cifar10", *words, **change
     shortened = changes.pop("shortened", ())
     values = {
         "recipe": Facts(
-            name=recipe.name, digest=recipe.digest, resolved=recipe.tree(digest_only=True)
+            name=recipe.name,
+            digest=recipe.digest,
+            resolved=json.loads(json.dumps(recipe.tree(digest_only=True))),
+            overrides=tuple(changed_keys(recipe)[0]) if words else (),
         ),
         "dataset": DatasetFacts(name="cifar10_lt", train_sha256="a" * 64, test_sha256="b" * 64),
         "code": CodeFacts(version="0.1.0"),
@@ -120,7 +148,7 @@ def test_a_shortened_row_is_marked(tmp_path):
 
 def test_withdrawn_records_are_left_out_and_the_weakest_status_counts(tmp_path):
     gone = record_of((1, 1, 1), 2).model_copy(update={"status": "withdrawn"})
-    good = record_of((9, 5, 1), 1).model_copy(update={"status": "verified"})
+    good = record_of((9, 5, 1), 1).model_copy(update=VERIFIED)
     row = ours(board(tmp_path, record_of(), good, gone)).iloc[0]
     assert (row["n"], row["status"], row["overall"]) == (2, "claimed", 50)
 
@@ -216,13 +244,236 @@ def test_order(tmp_path):
     frame = board(tmp_path, record_of())
     places = list(dict.fromkeys(zip(frame["dataset"], frame["imbalance_ratio"], strict=True)))
     assert places[:5] == [("CIFAR-10-LT", r) for r in (10, 50, 100, 200)] + [("CIFAR-100-LT", 10)]
-    for _, group in frame.groupby(["dataset", "imbalance_ratio"]):
+    for _, group in frame.groupby(["dataset", "imbalance_ratio", "track"]):
         assert group["overall"].is_monotonic_decreasing
     few = board(tmp_path, dataset="inat", sort="few")["few"]
     assert few.dropna().is_monotonic_decreasing
     assert few.notna().tolist() == sorted(few.notna(), reverse=True)  # missing ones last
     methods = board(tmp_path, dataset="cifar100", ratio=50, sort="method")["method"]
     assert methods.str.lower().iloc[0].startswith("bbn")
+
+
+def test_tracks_hold_budget_start_and_data():
+    assert track_of(record_of()) == "200 epochs, from scratch, data aaaaaa/bbbbbb"
+    short = record_of((9, 5, 1), 0, "mislas_cifar10", "epochs=20", shortened=("stages.0.epochs",))
+    assert track_of(short) == "20 epochs, shortened, from scratch, data aaaaaa/bbbbbb"
+    smoke = record_of((9, 5, 1), 0, "ce_cifar10", "run.max_steps=7", shortened=("run.max_steps",))
+    assert track_of(smoke).startswith("7 steps, shortened, ")
+    begun = record_of(backbone_weights="timm:resnet152.tv_in1k")
+    assert "from timm:resnet152.tv_in1k" in track_of(begun)
+    assert ", from 01234567, " in track_of(record_of(backbone_weights="01234567" * 8))
+
+
+def test_one_and_two_stages_of_a_budget_are_one_track_and_sections_are_sorted(tmp_path):
+    two, one = record_of((9, 5, 1)), record_of((1, 1, 1), 0, "ce_cifar10")
+    short = record_of((9, 9, 9), 0, "ce_cifar10", "epochs=20", shortened=("stages.0.epochs",))
+    frame = board(tmp_path, short, two, one, dataset="cifar10", ratio=100)
+    assert ours(frame)["method"].tolist() == ["MiSLAS", "CE", "CE"]  # full before shortened
+    assert frame["track"].nunique() == 3
+    assert (frame["track"].iloc[3:] == AS_PUBLISHED).all()
+    for _, group in frame.groupby("track"):
+        assert group["overall"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize(
+    ("best", "other", "tied"),
+    [
+        ((80.0, 1.0), (78.5, 0.5), True),
+        ((80.0, 1.0), (78.4, 0.5), False),
+        ((80.0, None), (79.6, None), True),
+        ((80.0, None), (79.5, None), False),
+        ((80.0, 0.1), (79.6, None), True),
+        ((80.0, 2.0), (78.1, None), True),
+        ((80.0, None), (79.4, 0.1), False),
+        ((80.3, 0.1), (80.1, 0.1), True),
+    ],
+)
+def test_ties(best, other, tied):
+    rows = [dict(zip(("overall", "overall_std"), row, strict=True)) for row in (best, other)]
+    assert is_tie(*rows) is tied
+
+
+def test_ties_are_marked_within_a_track_whatever_is_filtered(tmp_path):
+    near = [record_of((9, 5, 1 + s), s) for s in (0, 1)]
+    far = [record_of((9, 5, s), s, "gcl_cifar10") for s in (0, 1)]
+    lost = [record_of((1, 1, 1), s, "ldam_drw_cifar10") for s in (0, 1)]
+    alone = record_of((9, 9, 9), 0, "ce_cifar10", shortened=("stages",))
+    records = [*near, *far, *lost, alone]
+    frame = ours(board(tmp_path, *records, dataset="cifar10")).set_index("method")
+    assert frame["tie"].to_dict() == {"MiSLAS": True, "GCL": True, "LDAM-DRW": False, "CE": False}
+    assert ours(board(tmp_path, method="gcl", dataset="cifar10"))["tie"].tolist() == [True]
+    places = board(tmp_path, dataset="places")
+    assert places.loc[places["tie"], "overall"].min() == pytest.approx(40.6)
+    out = io.StringIO()
+    Console(file=out, width=160).print(leaderboard.render(places))
+    assert "≈41.00" in out.getvalue()
+    assert "≈ not to be told from the best of its track" in out.getvalue()
+
+
+def test_filters_by_track_status_origin_and_plot(tmp_path):
+    good = record_of((9, 5, 1)).model_copy(update=VERIFIED)
+    plot = record_of((9, 5, 1), 0, "mislas_plot_cifar10")
+    own = record_of((8, 8, 8), 0, "ce_cifar10", "stages.0.update=plot")
+    board(tmp_path, good, plot, own)
+    assert board(tmp_path, status="verified")["method"].tolist() == ["MiSLAS"]
+    assert len(board(tmp_path, origin="reproduced")) == 3
+    assert board(tmp_path, origin="published", dataset="places").shape[0] == 33
+    ours_with = board(tmp_path, origin="reproduced", plot="true")
+    assert ours_with["method"].tolist() == ["CE", "MiSLAS + PLOT"]
+    assert ours_with["note"].iloc[0].startswith("modified stages.0.update")
+    assert board(tmp_path, plot=True, origin="published")["method"].str.endswith(" + PLOT").all()
+    assert board(tmp_path, plot="false", origin="reproduced")["method"].tolist() == ["MiSLAS"]
+    assert len(board(tmp_path, track="200 epochs*")) == 3
+    assert len(board(tmp_path, track="as published")) == 438
+    for wrong in ({"status": "verifed"}, {"origin": "ours"}, {"plot": "maybe"}):
+        with pytest.raises(UserError, match=f"`{next(iter(wrong))}`: expected .* or .*, found"):
+            board(tmp_path, **wrong)
+
+
+def test_the_command_of_a_row_gives_the_same_digest():
+    words = ["stages.0.update=plot", "stages.0.update.rho=0.2", "epochs=20", "data.profile=step"]
+    for name, changes in (("ce_cifar10", words), ("mislas_plot_cifar100_if50", [])):
+        record = record_of((9, 5, 1), 3, name, *changes)
+        command = shlex.split(reproduce.command([record, record_of((9, 5, 1), 4, name, *changes)]))
+        assert command[:5] == ["ltbench", "run", f"recipe={name}", "seed=3,4", "data.root=DIR"]
+        assert get_recipe(name, *command[5:]).digest == record.recipe.digest
+        assert bool(command[5:]) == bool(changes)
+
+
+SIZES = {  # classes of many, medium, few by rule
+    "ImageNet-LT": {"strict": (385, 479, 136), "ranges": (390, 445, 165)},
+    "Places-LT": {
+        "strict": (131, 163, 71),
+        "inclusive": (132, 156, 77),
+        "ranges": (131, 157, 77),
+    },
+    "iNaturalist-2018": {"strict": (842, 4076, 3224), "ranges": (842, 3701, 3599)},
+}
+
+
+def test_footnotes_on_shot_groups_agree_with_the_arithmetic():
+    def number(text):
+        (found,) = [n.mark for n in leaderboard.footnotes() if text in n.text]
+        return found
+
+    inclusive, ranges = number("cut inclusively"), number("fit fixed ranges")
+    none, nearly = number("under any known rule"), number("40.34")
+    checked = 0
+    for row in leaderboard.published():
+        if row["dataset"] not in SIZES or not all(row[g] for g in ("many", "medium", "few")):
+            continue
+        values = [float(row[g]) for g in ("many", "medium", "few")]
+        off = {
+            rule: abs(statistics.fmean(values, sizes) - float(row["overall"]))
+            for rule, sizes in SIZES[row["dataset"]].items()
+        }
+        mark = {inclusive, ranges, none, nearly} & set(marks(row))
+        if mark == {inclusive}:
+            assert off["inclusive"] < 0.1 < off["strict"]
+        elif mark == {ranges}:
+            assert off["ranges"] < min(0.1, off["strict"])
+        elif mark == {none}:
+            assert min(off.values()) > 0.15
+        elif mark == {nearly}:
+            assert min(off.values()) == pytest.approx(0.14, abs=0.005)
+        else:
+            assert not mark
+            assert off["strict"] < 0.1
+        checked += 1
+    assert checked == 48
+
+
+def test_every_footnote_is_about_rows_that_exist_and_says_what_they_say():
+    notes, rows = leaderboard.footnotes(), leaderboard.published(None)
+    assert [note.mark for note in notes] == [str(n) for n in range(1, len(notes) + 1)]
+    for note in notes:
+        assert note.scope in ("row", "table")
+        for rule in note.rows:
+            assert any(type(note)(note.mark, "", "row", (rule,)).means(r) for r in rows), rule
+    meant = {note.mark: {r["overall"] for r in rows if note.means(r)} for note in notes}
+    assert meant["1"] == {"38.5", "38.1", "41.0"}
+    assert meant["3"] == {"61.7", "61.2"}
+    assert meant["6"] == {"66.49"}
+    assert meant["7"] == {"80.08", "85.90"}
+    assert meant["8"] == {"81.88", "82.47", "82.10", "82.00"}
+
+
+def test_footnotes_are_marked_and_printed(tmp_path):
+    frame = board(tmp_path, dataset="inat", method="ce")
+    assert frame["footnotes"].tolist() == ["", "3", "", "3,15"]
+    out = io.StringIO()
+    Console(file=out, width=200).print(leaderboard.render(frame))
+    assert "CE [3,15]" in out.getvalue()
+    assert "[15] The printed groups do not average" in out.getvalue()
+    assert "[1] " not in out.getvalue()
+
+
+def test_markdown_and_json(tmp_path):
+    frame = board(tmp_path, record_of((9, 5, 1)), record_of((8, 5, 1), 1), dataset="cifar10")
+    frame = frame.assign(method=frame["method"].where(frame.index > 0, "a|b <img> `x`"))
+    text = leaderboard.to_markdown(frame)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == len(frame) + 2
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {14}
+    assert r"a\|b \<img\> \`x\`" in text
+    assert "| 48.3±2.4 |" in text
+    rows = json.loads(frame.to_json(orient="records"))
+    assert rows[-1]["many"] is None
+    assert {"track", "tie", "footnotes", "plot"} <= set(rows[0])
+
+
+def test_the_commands_print_all_forms(tmp_path):
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(commands, list(words), catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output
+
+    words = ("dataset=places", "method=mislas_plot")
+    assert said(*words, "--csv").splitlines()[0].startswith("dataset,imbalance_ratio,track")
+    assert {row["method"] for row in json.loads(said(*words, "--json"))} == {"MiSLAS + PLOT"}
+    assert said("table", *words, "--markdown").startswith("| dataset | ratio |")
+    assert "MiSLAS + PLOT" in said(*words)
+    for wrong, reason in (
+        (("datset=x",), "unknown filter `datset=x` .did you mean `dataset`"),
+        (("dataset=x", "dataset=y"), "`dataset=` is given more than once"),
+        (("build", "out=page.txt"), "expected the name of an .html file"),
+        (("build", f"out={tmp_path / 'no' / 'page.html'}"), "there is no folder"),
+        (("build", "to=x"), "unknown word `to=x`"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            CliRunner().invoke(commands, wrong, catch_exceptions=False)
+
+
+def test_the_readme_has_the_table_of_the_leaderboard(capsys):
+    assert readme_tool().main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_the_readme_table_is_written_between_its_marks(tmp_path, monkeypatch):
+    tool = readme_tool()
+    board(tmp_path, record_of((9, 5, 1)), record_of((9, 9, 1), 0, "mislas_plot_cifar10"))
+    text = tool.results(tmp_path / "records")
+    line = next(line for line in text.splitlines() if line.startswith("| MiSLAS |"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["MiSLAS", "50.00", "63.33", "+13.33", "81.33†", "81.88†", "1"]
+    readme = tmp_path / "README.md"
+    readme.write_text(f"a\n{tool.BEGIN}\nold\n{tool.END}\nb\n")
+    monkeypatch.setattr(tool, "README", readme)
+    assert tool.main(["--check"]) == 1
+    assert tool.main([]) == 0
+    assert tool.main(["--check"]) == 0
+    assert readme.read_text().startswith(f"a\n{tool.BEGIN}\n\n")
+    assert readme.read_text().endswith(f"\n\n{tool.END}\nb\n")
+    assert "old" not in readme.read_text()
+    readme.write_text("nothing")
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        tool.main([])
+
+
+def readme_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "tools/readme_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_mistakes_in_filters_are_named(tmp_path):

@@ -18,7 +18,7 @@ from ltbench.data.base import Data, DatasetInfo
 from ltbench.environment import environment
 from ltbench.errors import UserError
 from ltbench.metrics import BINS, Metrics
-from ltbench.record import Record, make_record, validate_record
+from ltbench.record import Record, load_content, make_record, record_text, validate_record
 from ltbench.sealing import checksums_of, digest_of, run_id_of
 
 ROOT = Path(__file__).parent.parent
@@ -104,9 +104,123 @@ def test_seed_paths_and_workers_leave_the_recipe_part_alone(tmp_path):
 
 def test_status_alone_does_not_change_the_run_id(tmp_path):
     record = record_of(tmp_path)
-    verified = record.model_copy(update={"status": "verified"})
-    assert verified.sealed().run_id == record.run_id
-    assert validate_record(verified.model_dump(mode="json")) == []
+    withdrawn = record.model_copy(update={"status": "withdrawn"})
+    assert withdrawn.sealed() == withdrawn
+    assert validate_record(json.loads(withdrawn.model_dump_json())) == []
+
+
+VERIFICATION = {
+    "date": "2026-01-02",
+    "code": {"version": "0.1.0", "commit": None, "dirty": None},
+    "device": "a processor",
+    "differing": 1,
+    "ece_difference": 0.01,
+}
+
+
+def test_verified_needs_a_verification_and_both_lie_outside_the_seal(tmp_path):
+    content = json.loads(record_of(tmp_path).model_dump_json())
+    verified = {**content, "status": "verified"}
+    assert validate_record(verified) == ["status verified needs a verification"]
+    verified["verification"] = VERIFICATION
+    assert validate_record(verified) == []
+    assert run_id_of(verified) == content["run_id"]
+    verified["verification"] = {**VERIFICATION, "differing": 3}
+    assert "`verification.differing`" in validate_record(verified)[0]
+
+
+def test_a_file_from_before_a_field_with_a_default_is_not_edited(tmp_path):
+    old = json.loads(record_of(tmp_path).model_dump_json())
+    del old["notes"], old["recipe"]["overrides"], old["execution"]["ranks_from"]  # as never known
+    del old["verification"]
+    old["checksums"] = checksums_of(old)
+    old["run_id"] = run_id_of(old)
+    path = tmp_path / "record.json"
+    path.write_bytes(record_text(old))
+    record = Record.load(path)
+    assert (record.notes, record.recipe.overrides, record.run_id) == ("", (), old["run_id"])
+    assert load_content(path) == old
+    path.write_bytes(record_text({**old, "notes": ""}))  # the default, but nobody wrote it then
+    with pytest.raises(UserError, match="do not trust `notes`"):
+        Record.load(path)
+
+
+def every_field(content: dict, path=()):
+    """Yield the path of every field and list entry of plain data."""
+    pairs = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in pairs:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from every_field(value, (*path, key))
+
+
+def test_no_field_can_be_removed_added_or_changed(tmp_path):
+    """Whatever is done to the file, except to what is said about a run afterwards, is noticed."""
+    content = json.loads(record_of(tmp_path).model_dump_json())
+    outside = {"status", "verification"}
+    paths = [p for p in every_field(content) if p[0] not in outside]
+    assert len(paths) > 150
+    for *steps, last in paths:
+        removed, changed, added = (json.loads(json.dumps(content)) for _ in range(3))
+        for copy in (removed, changed, added):
+            node = copy
+            for step in steps:
+                node = node[step]
+            if copy is removed:
+                del node[last]
+            elif copy is changed:
+                node[last] = [node[last]]
+            elif isinstance(node, dict):
+                node[f"{last}_"] = node[last]
+            else:
+                node.append(node[last])
+            assert validate_record(copy) != [], (*steps, last)
+
+
+@pytest.mark.parametrize("value", [9.0, "9", True, -1, None])
+def test_counts_are_integers_and_nothing_that_looks_like_one(tmp_path, value):
+    content = json.loads(record_of(tmp_path).model_dump_json())
+    content["metrics"]["correct"][0] = value
+    content["checksums"] = checksums_of(content)
+    content["run_id"] = run_id_of(content)
+    assert "`metrics.correct.0`" in validate_record(content)[0]
+    content["metrics"]["correct"][0] = 9
+    content["metrics"]["top1"] = 0.9
+    assert "`metrics.top1` is not a field" in validate_record(content)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(date="2026-13-01"), "`date`"),
+        (lambda c: c.update(seed=2**63), "`seed`"),
+        (lambda c: c["metrics"]["class_counts"].__setitem__(0, 10**400), "images of a class"),
+        (lambda c: c["recipe"]["resolved"].update(data="x"), "`recipe.resolved."),
+        (lambda c: c["recipe"]["resolved"].update(stages=[3]), "`recipe.resolved."),
+    ],
+)
+def test_what_no_table_could_show_is_refused(tmp_path, change, message):
+    content = json.loads(record_of(tmp_path).model_dump_json())
+    change(content)
+    problems = validate_record(content)
+    assert message in problems[0]
+    assert "\n" not in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"seed": 0, "seed": 1}', "`seed` is given twice"),
+        (b'{"seed": 1e999}', "not JSON"),
+        (b'{"notes": "\\ud800"}', "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_json_that_says_two_things_or_nothing_is_refused(tmp_path, text, message):
+    path = tmp_path / "record.json"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=message):
+        Record.load(path)
 
 
 def test_no_path_or_name_of_user_or_machine_is_in_a_record(tmp_path):

@@ -9,21 +9,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ltbench.bench import data
+from ltbench.bench import loading, shards
+from ltbench.bench.rounds import Row
 from ltbench.bench.workers import workers
 from ltbench.errors import UserError, did_you_mean
 
-WHAT: dict[str, Callable[..., list[data.Row]]] = {
-    "loading": data.loading,
-    "reading": data.reading,
-    "memory": data.memory,
-    "packing": data.packing,
-    "index": data.index,
+WHAT: dict[str, Callable[..., list[Row]]] = {
+    "loading": loading.loading,
+    "reading": shards.reading,
+    "memory": loading.memory,
+    "packing": shards.packing,
+    "index": shards.index,
     "workers": workers,
 }
 
 
-def report(words: Mapping[str, Any], console: Console) -> dict[str, list[data.Row]]:
+def report(words: Mapping[str, Any], console: Console) -> dict[str, list[Row]]:
     """Measure, print, and return the same as plain data.
 
     Args:
@@ -55,7 +56,7 @@ def report(words: Mapping[str, Any], console: Console) -> dict[str, list[data.Ro
     return figures
 
 
-def _table(title: str, rows: list[data.Row]) -> Table:
+def _table(title: str, rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("goal", "case", "pipeline"):
         table.add_column(column)
@@ -66,7 +67,7 @@ def _table(title: str, rows: list[data.Row]) -> Table:
     return table
 
 
-def _values(row: data.Row) -> list[str]:
+def _values(row: Row) -> list[str]:
     speed, seconds = row.get("images_per_second"), row.get("seconds")
     ratio, least, most = row.get("ratio"), row.get("least"), row.get("most")
     met = ""

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from ltbench.bench.corpus import CASES, Corpus, photographs, temporary_folder
-from ltbench.bench.data import Row
+from ltbench.bench.rounds import Row
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import Loader
 from ltbench.data.shards.format import read_index, read_manifest, write_index, write_manifest

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from ltbench.leaderboard.tables import (
+from ltbench.leaderboard.literature import (
     INAT_RATIOS,
+    footnotes,
     nearest_published,
     published,
+    target_row,
+)
+from ltbench.leaderboard.tables import (
     records,
     render,
     table,
-    target_row,
+    to_markdown,
     trained_models,
 )
 
 __all__ = [
     "INAT_RATIOS",
+    "footnotes",
     "nearest_published",
     "published",
     "records",
     "render",
     "table",
     "target_row",
+    "to_markdown",
     "trained_models",
 ]

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import math
-import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ltbench.aggregate import VALUES, Row, average_seeds, percentages, seed_group
 from ltbench.errors import UserError, did_you_mean
-from ltbench.names import (
-    backbone_title,
-    dataset_names,
-    dataset_title,
-    key,
-    matches,
-    method_title,
-)
-from ltbench.record import Record
+from ltbench.leaderboard.literature import footnotes, marks, published, same_ratio, short_source
+from ltbench.names import dataset_names, dataset_title, matches
+from ltbench.record import Record, Status
 from ltbench.registry import natural
 from ltbench.resources import leaderboard_dir
 
@@ -28,26 +20,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-    from ltbench.recipe import Recipe
-
 COLUMNS = (
-    *("dataset", "imbalance_ratio", "method", "backbone"),
+    *("dataset", "imbalance_ratio", "track", "method", "plot", "backbone"),
     *(column for value in VALUES for column in (value, f"{value}_std")),
-    *("n", "epochs", "origin", "status", "source", "note"),
+    *("tie", "n", "epochs", "origin", "status", "source", "note", "footnotes"),
 )
-INAT_RATIOS = {500.0, 512.0}  # by counts; as papers print it
-
-
-def published(metric: str | None = "top1") -> list[Row]:
-    """Return the rows of ``published.csv``, numbers as text, exactly as printed.
-
-    Args:
-        metric: ``top1``, ``open_set_f``, ``open_set_f_percent``, ``gpu_hours``, or ``None`` for
-            all. Rows of different metrics must not be compared.
-    """
-    with (leaderboard_dir() / "published.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [dict(row) for row in rows if metric in (None, row["metric"])]
+ORIGINS = ("published", "reproduced")
+AS_PUBLISHED = "as published"  # the track of rows whose budgets nobody has lined up
+UNRESOLVED = 0.5  # points: what one run, or a number without a spread, cannot tell apart
 
 
 def records(folder: Path | None = None) -> list[Record]:
@@ -78,6 +58,10 @@ def table(
     ratio: str | float = "",
     backbone: str = "",
     method: str = "",
+    track: str = "",
+    status: str = "",
+    origin: str = "",
+    plot: str | bool = "",
     sort: str = "",
     folder: Path | None = None,
 ) -> pd.DataFrame:
@@ -85,15 +69,21 @@ def table(
 
     Seeds are averaged within one recipe digest, one code path of completeness and one content of
     the data; standard deviations have n - 1 in the denominator and are missing for n = 1. Origins
-    are never mixed. Shot groups of reproduced rows follow the strict rule; published ones, whatever
-    their source used.
+    are never mixed. Rows are sorted within a data set, ratio and track (see ``track_of``), and
+    ``tie`` marks those that cannot be told from the best one there; filters do not change it.
+    Shot groups of reproduced rows follow the strict rule; published ones, whatever their source
+    used.
 
     Args:
         dataset: shell pattern of a title or registered name, any case, ``-LT`` optional.
         ratio: imbalance ratio.
         backbone: shell pattern.
         method: shell pattern of the literature's or the recipe's name.
-        sort: column to sort by within each data set and ratio; by default ``overall``.
+        track: shell pattern.
+        status: ``paper``, ``claimed``, ``reproduced`` or ``verified``.
+        origin: ``published`` or ``reproduced``.
+        plot: whether training used PLOT, ``true`` or ``false``.
+        sort: column to sort by within each data set, ratio and track; by default ``overall``.
         folder: where records lie, by default the committed ones.
 
     Raises:
@@ -106,14 +96,20 @@ def table(
             f"unknown column `{sort}`{did_you_mean(sort, COLUMNS)}; sort by one of "
             f"{', '.join(COLUMNS)}"
         )
-    wanted = _number(ratio)
+    statuses = [s for s in get_args(Status) if s != "withdrawn"]
+    wanted, with_plot = _number(ratio), _choice("plot", str(plot).lower(), ("true", "false"))
+    status, origin = _choice("status", status, statuses), _choice("origin", origin, ORIGINS)
     rows = [
         row
-        for row in [*average_seeds(records(folder)), *map(_cited, published())]
+        for row in board_rows(folder)
         if (not dataset or matches(dataset, *dataset_names(row["dataset"])))
-        and (wanted is None or _same_ratio(row["dataset"], row["imbalance_ratio"], wanted))
+        and (wanted is None or same_ratio(row["dataset"], row["imbalance_ratio"], wanted))
         and (not backbone or matches(backbone, row["backbone"], row.get("registered", "")))
         and (not method or matches(method, row["method"], row.get("recipe", "")))
+        and (not track or matches(track, row["track"]))
+        and (not with_plot or row["plot"] == (with_plot == "true"))
+        and status in ("", row["status"])
+        and origin in ("", row["origin"])
     ]
     column = sort or "overall"
     rows.sort(key=lambda row: _order(row, column))
@@ -122,8 +118,78 @@ def table(
     return frame.astype({**dict.fromkeys(numbers, "float64"), "n": "Int64"})
 
 
+def board_rows(folder: Path | None = None) -> list[Row]:
+    """Return all rows of the table, ours with the records they were made from.
+
+    Args:
+        folder: where records lie, by default the committed ones.
+
+    Returns:
+        Rows with the table's columns; of reproduced ones also ``recipe``, ``registered`` and
+        ``records``.
+
+    Raises:
+        UserError: a record cannot be trusted.
+    """
+    ours = []
+    for seeds in _seeds_of_rows(records(folder)):
+        (row,) = average_seeds(seeds)
+        cited = row["origin"] == "published"
+        row["track"] = AS_PUBLISHED if cited else track_of(seeds[0])
+        row["plot"] = uses_plot(seeds[0])
+        row["footnotes"] = ""
+        ours.append({**row, "records": seeds})
+    rows = [*ours, *map(_cited, published())]
+    _mark_ties(rows)
+    return rows
+
+
+def track_of(record: Record) -> str:
+    """Return what results must share to be ranked together, as one line.
+
+    That is the budget (epochs of the longest stage, so that a short second stage does not part
+    one-stage from two-stage methods), whether the recipe was shortened, where training started
+    from, and the content of training and test data.
+    """
+    resolved = record.recipe.resolved
+    steps = resolved.get("run", {}).get("max_steps")
+    epochs = max((s.get("epochs") or 0 for s in resolved.get("stages", ())), default=0)
+    budget = f"{epochs} epochs" if steps is None else f"{steps} steps"
+    start = record.backbone_weights
+    begin = "from scratch" if start is None else f"from {_abbreviated(start)}"
+    data = f"data {record.dataset.train_sha256[:6]}/{record.dataset.test_sha256[:6]}"
+    return ", ".join([budget, *(["shortened"] if record.shortened else []), begin, data])
+
+
+def uses_plot(record: Record) -> bool:
+    """Whether a stage of a record's recipe takes PLOT steps."""
+    updates = [stage.get("update") or {} for stage in record.recipe.resolved.get("stages", ())]
+    return any(update.get("name") == "plot" for update in updates)
+
+
+def is_tie(best: Mapping[Any, Any], row: Mapping[Any, Any]) -> bool:
+    """Whether two results cannot be told apart.
+
+    They cannot where the intervals mean ± standard deviation overlap; where one has no spread, a
+    difference under half a point, or within the spread of the other, is as little.
+
+    Args:
+        best: the better row.
+        row: the other one.
+    """
+    behind = round(best["overall"] - row["overall"], 9)
+    spreads = [s for s in (best["overall_std"], row["overall_std"]) if s is not None]
+    if len(spreads) == 2:
+        return bool(behind <= sum(spreads))
+    return bool(behind < UNRESOLVED or behind <= sum(spreads))
+
+
 def render(frame: pd.DataFrame) -> Table:
-    """Return ``table``'s rows for the terminal, grouped by data set and ratio."""
+    """Return ``table``'s rows for the terminal, in sections by data set, ratio and track.
+
+    A row that cannot be told from the best one of its section has the sign ``≈``; a number in
+    brackets stands for a footnote, printed below.
+    """
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -131,11 +197,14 @@ def render(frame: pd.DataFrame) -> Table:
     values = [v for v in VALUES if v == "overall" or frame[v].notna().any()]
     rows = frame.to_dict("records")
     places = list(dict.fromkeys(map(_place, rows)))
+    tracks = list(dict.fromkeys(row["track"] for row in rows))
     networks = list(dict.fromkeys(row["backbone"] for row in rows))
     shared = [name for names in (places, networks) if len(names) == 1 for name in names]
     show = Table(
         title=escape(", ".join(shared)) or None,
         title_justify="left",
+        caption="\n".join(_legend(rows)) or None,
+        caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -148,75 +217,46 @@ def render(frame: pd.DataFrame) -> Table:
     show.add_column("origin", overflow="fold")
     before = None
     for row in rows:
-        if len(places) > 1 and _place(row) != before:
-            before = _place(row)
+        section = [_place(row)] * (len(places) > 1) + [row["track"]] * (len(tracks) > 1)
+        if section and section != before:
+            before = section
             show.add_section()
-            show.add_row(escape(before), style="bold cyan")
+            show.add_row(escape(", ".join(section)), style="bold cyan")
         cited = row["origin"] == "published"
         seeds = f"ours, {row['status']}, n={row['n']}, {row['epochs']} epochs"
-        origin = _short(row["source"]) if cited else seeds
-        texts = [row["method"], *([row["backbone"]] if len(networks) > 1 else [])]
-        texts += [_plus_minus(row[v], row[f"{v}_std"]) for v in values]
-        texts.append(f"{origin}; {row['note']}" if row["note"] else origin)
+        origin = short_source(row["source"]) if cited else seeds
+        numbers = [_plus_minus(row[v], row[f"{v}_std"]) for v in values]
+        numbers[0] = f"{'≈' if row['tie'] else ''}{numbers[0]}"
+        notes = f" [{row['footnotes']}]" if row["footnotes"] else ""
+        texts = [row["method"] + notes, *([row["backbone"]] if len(networks) > 1 else [])]
+        texts += [*numbers, f"{origin}; {row['note']}" if row["note"] else origin]
         show.add_row(*map(escape, texts), style=None if cited else "bold")
     return show
 
 
-def nearest_published(dataset: str, ratio: float, method: str, backbone: str) -> Row | None:
-    """Return the published row to set beside a result, or ``None`` if there is nothing comparable.
-
-    Data set, ratio and method must agree (a method's variant in brackets is taken if there is
-    no plain one); the same backbone and rows with shot groups are preferred.
-
-    Args:
-        dataset: registered name or title.
-        ratio: imbalance ratio.
-        method: the literature's name, or a recipe's name.
-        backbone: registered name or title.
-    """
-    title, network = dataset_title(dataset), backbone_title(backbone)
-    names = {key(method), key(method_title(method))}
-
-    def distance(row: Row) -> tuple[bool, bool, bool]:
-        return (row["backbone"] != network, key(row["method"]) not in names, not row["few"])
-
-    rows = [
-        row
-        for row in published()
-        if row["dataset"] == title
-        and _same_ratio(title, float(row["imbalance_ratio"]), ratio)
-        and {key(row["method"]), key(row["method"].split(" (")[0])} & names
-    ]
-    return min(rows, key=distance, default=None)
+def to_markdown(frame: pd.DataFrame) -> str:
+    """Return ``table``'s rows as a Markdown table, with its footnotes below."""
+    heads = ("dataset", "ratio", "track", "method", "backbone", *VALUES, "n", "status", "source")
+    lines = [heads, ["---"] * 5 + ["---:"] * (len(VALUES) + 1) + ["---"] * 2]
+    for row in frame.to_dict("records"):
+        numbers = [_plus_minus(row[v], row[f"{v}_std"]) for v in VALUES]
+        numbers[0] = f"{'≈ ' if row['tie'] else ''}{numbers[0]}"
+        notes = f" [{row['footnotes']}]" if row["footnotes"] else ""
+        place = [row["dataset"], f"{row['imbalance_ratio']:g}", row["track"]]
+        seeds = "" if row["origin"] == "published" else str(row["n"])
+        texts = [*place, row["method"] + notes, row["backbone"], *numbers, seeds, row["status"]]
+        source = f"{row['source']}; {row['note']}" if row["note"] else row["source"]
+        lines.append([plain_markdown(text) for text in (*texts, source)])
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    legend = [plain_markdown(line) for line in _legend(frame.to_dict("records"), escaped=False)]
+    return "\n\n".join([rows, *legend]) + "\n"
 
 
-def target_row(recipe: Recipe) -> str | None:
-    """Return the published row that a recipe aims at as one line, ``None`` if there is none.
-
-    A result that was printed at one ratio only is shown for others as well, and says so.
-    """
-    if recipe.target is None:
-        return None
-    title = dataset_title(recipe.data.name)
-    ratio = getattr(recipe.data.config, "imbalance_ratio", None)
-    rows = [
-        row
-        for row in published()
-        if (row["method"], row["source"]) == (recipe.target.method, recipe.target.source)
-        and row["dataset"] == title
-    ]
-    same = [row for row in rows if ratio is None or float(row["imbalance_ratio"]) == ratio]
-    if not same and len(rows) != 1:
-        return None
-    network = backbone_title(recipe.backbone.name)
-    row = min(same or rows, key=lambda row: row["backbone"] != network)
-    groups = [f"{g} {row[g]}" for g in ("many", "medium", "few") if row[g]]
-    numbers = ", ".join([f"overall {row['overall']}", *groups])
-    return (
-        f"{row['method']} on {title}, ratio {row['imbalance_ratio']}"
-        f"{'' if same else ' (printed at no other)'}, "
-        f"{row['backbone']}: {numbers} ({row['source']})"
-    )
+def plain_markdown(text: str) -> str:
+    """Return a text that Markdown shows as it stands, in a cell of a table too."""
+    for sign in "\\`*_[]<>|~":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())
 
 
 def trained_models(pattern: str = "*") -> list[tuple[str, str]]:
@@ -232,17 +272,60 @@ def trained_models(pattern: str = "*") -> list[tuple[str, str]]:
     return sorted(m for m in models if fnmatch.fnmatchcase(m[0], pattern))
 
 
+def _seeds_of_rows(found: Iterable[Record]) -> list[list[Record]]:
+    """Return the records of each row: of a seed that was run again, the last one."""
+    groups: dict[tuple[Any, ...], dict[int, Record]] = {}
+    for record in sorted(found, key=lambda r: (r.date, r.run_id)):
+        if record.status != "withdrawn":
+            groups.setdefault(seed_group(record), {})[record.seed] = record
+    return [[seeds[k] for k in sorted(seeds)] for seeds in groups.values()]
+
+
+def _mark_ties(rows: Sequence[Row]) -> None:
+    """Set ``tie`` for the best of a track and what cannot be told from it, if there is such."""
+    sections: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        sections.setdefault((_place(row), row["track"]), []).append(row)
+    for section in sections.values():
+        best = max(section, key=lambda row: row["overall"])
+        near = [row for row in section if is_tie(best, row)]
+        for row in section:
+            row["tie"] = len(near) > 1 and any(row is other for other in near)
+
+
 def _cited(row: Row) -> Row:
     """Return a published row with the columns of the table."""
     return {
         **{c: row[c] for c in ("dataset", "method", "backbone", "source")},
         "imbalance_ratio": float(row["imbalance_ratio"]),
         **{v: float(row[v]) if row.get(v) else None for v in VALUES},
+        **{f"{v}_std": None for v in VALUES},
+        "track": AS_PUBLISHED,
+        "plot": row["method"].endswith(" + PLOT"),
         "origin": "published",
         "status": "paper",
         "epochs": "",
         "note": "",
+        "footnotes": ",".join(marks(row)),
     }
+
+
+def _legend(rows: Sequence[Mapping[Any, Any]], *, escaped: bool = True) -> list[str]:
+    """Return what the signs in some rows mean, one line each."""
+    from rich.markup import escape
+
+    lines = ["≈ not to be told from the best of its track"] if any(r["tie"] for r in rows) else []
+    shown = {mark for row in rows for mark in str(row["footnotes"]).split(",")}
+    lines += [f"[{note.mark}] {note.text}" for note in footnotes() if note.mark in shown]
+    return [escape(line) for line in lines] if escaped else lines
+
+
+def _choice(name: str, value: str, known: Sequence[str]) -> str:
+    if value and value not in known:
+        raise UserError(
+            f"`{name}`: expected {' or '.join(known)}, found `{value}`{did_you_mean(value, known)}"
+        )
+    return value
 
 
 def _number(ratio: str | float) -> float | None:
@@ -252,15 +335,16 @@ def _number(ratio: str | float) -> float | None:
         raise UserError(f"`ratio`: expected a number such as 100, found `{ratio}`") from error
 
 
-def _same_ratio(dataset: str, one: float, other: float) -> bool:
-    either = dataset == dataset_title("inat18") and {one, other} <= INAT_RATIOS
-    return one == other or either
-
-
 def _order(row: Row, column: str) -> tuple[Any, ...]:
-    """Sort by data set and ratio, then by a column: best first, missing values last."""
-    place = (natural(row["dataset"].lower()), row["imbalance_ratio"])
-    return (*place, *_worth(row, column), *_worth(row, "overall"))
+    """Sort by data set, ratio and track, then by a column: best first, missing values last."""
+    return (*section_order(row), *_worth(row, column), *_worth(row, "overall"))
+
+
+def section_order(row: Row) -> tuple[Any, ...]:
+    """Return what sections are sorted by: data set, ratio, ours in full, ours shortened, theirs."""
+    place = (tuple(natural(row["dataset"].lower())), row["imbalance_ratio"])
+    track = row["track"]
+    return (*place, track == AS_PUBLISHED, ", shortened" in track, tuple(natural(track)))
 
 
 def _worth(row: Row, column: str) -> tuple[Any, ...]:
@@ -273,13 +357,12 @@ def _worth(row: Row, column: str) -> tuple[Any, ...]:
     return (0, value if rising else -value)
 
 
-def _short(source: str) -> str:
-    """Return a source without a repository's owner and file and without remarks in brackets."""
-    name = re.sub(r"^[\w-]+/|\s*\(.*\)$| README| MODEL_ZOO", "", source)
-    return name.replace(" main Table", " Table").replace(" appendix Table", " app. Table")
+def _abbreviated(start: str) -> str:
+    """Return a source of weights, of a bare hash its beginning."""
+    return start[:8] if len(start) >= 32 and ":" not in start else start
 
 
-def _place(row: Mapping[Hashable, Any]) -> str:
+def _place(row: Mapping[Any, Any]) -> str:
     return f"{row['dataset']}, ratio {row['imbalance_ratio']:g}"
 
 

@@ -6,29 +6,31 @@ import json
 
 import pytest
 
-from ltbench.bench import corpus, data, data_report, workers
+from ltbench.bench import corpus, data_report, loading, shards, workers
+from ltbench.bench.rounds import OURS
 from ltbench.cli import main
+from ltbench.data.samplers import Instance
 
 GOALS = {"T1", "T2", "T3", "T4", "T5", "T6", "T7"}
 
 
 def test_every_goal_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_samplers", lambda: {"instance": data.Instance()})
+    monkeypatch.setattr(shards, "_samplers", lambda: {"instance": Instance()})
     rows = [
-        *data.loading(tmp_path, images=4, rounds=1),
-        *data.reading(tmp_path, images=8, small=16, rounds=1),
-        *data.memory(images=32, rounds=1),
-        *data.packing(tmp_path, images=4, small=8, rounds=1),
-        *data.index(tmp_path, rounds=1),
+        *loading.loading(tmp_path, images=4, rounds=1),
+        *shards.reading(tmp_path, images=8, small=16, rounds=1),
+        *loading.memory(images=32, rounds=1),
+        *shards.packing(tmp_path, images=4, small=8, rounds=1),
+        *shards.index(tmp_path, rounds=1),
     ]
     assert {row["goal"] for row in rows} == GOALS
     for row in rows:
         measured = [row[k] for k in ("images_per_second", "seconds", "ratio") if row.get(k)]
         assert measured
         assert all(value > 0 for value in measured)
-    ours = [row for row in rows if row["pipeline"] == data.OURS and row["goal"] in ("T1", "T2")]
+    ours = [row for row in rows if row["pipeline"] == OURS and row["goal"] in ("T1", "T2")]
     assert all(row["ratio"] == 1 for row in ours)
-    assert {row["pipeline"] for row in rows if row["goal"] == "T1"} > {data.OURS}
+    assert {row["pipeline"] for row in rows if row["goal"] == "T1"} > {OURS}
     assert not list(tmp_path.iterdir())  # nothing is left behind
 
 

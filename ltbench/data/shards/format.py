@@ -21,7 +21,8 @@ FORMAT = 1
 INDEX, KEYS, MANIFEST, INFO = "index.npy", "keys.zlib", "manifest.json", "_info.json"
 CONTENT_LIMIT = 2 * 2**30  # bytes; larger splits are fingerprinted by names and sizes
 NAME_BYTES = 100  # what a plain ustar header has room for
-_UNFIT = re.compile(r"^/|//|(^|/)\.{1,2}/|^__[^/]*__/")  # names that tar or webdataset bends
+_BENT = re.compile(r"/\.{0,2}/")  # in a name after a slash, which tar bends
+_META = re.compile(r"__[^/]*__/")  # begins names that webdataset takes for metadata
 ROW = np.dtype(
     [("shard", "<u4"), ("label", "<i4"), ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")]
 )
@@ -238,8 +239,13 @@ def member_key(path: str) -> str:
     """
     folder, slash, name = path.rpartition("/")
     key = folder + slash + name.rpartition(".")[0].replace(".", "_")
-    longer = max((".cls", member_ending(path)), key=len)
-    if len(f"{key}{longer}".encode("utf-8", "surrogateescape")) > NAME_BYTES or _UNFIT.search(key):
+    ending = member_ending(name)
+    longer = ending if len(ending) > len(".cls") else ".cls"
+    if (
+        len(f"{key}{longer}".encode("utf-8", "surrogateescape")) > NAME_BYTES
+        or _BENT.search(f"/{key}")
+        or _META.match(key)
+    ):
         key = f"long/{hashlib.sha256(path.encode('utf-8', 'surrogateescape')).hexdigest()[:40]}"
     return key
 

@@ -141,6 +141,12 @@ def _difference(name: str, old: Any, new: Any) -> str:
     return _HASHED.get(name) or f"{name} was {old}, now it is {new}"
 
 
+def place_in(root: str | Path) -> Callable[[str], str]:
+    """Return ``os.path.join`` with a folder before, at a fraction of its cost."""
+    before = os.path.join(root, "")  # noqa: PTH118
+    return lambda path: path if path.startswith("/") else before + path
+
+
 def _check_labels(part: PartToPack) -> None:
     labels, classes = np.asarray(part.labels), len(part.class_names)
     if part.split not in SPLITS:
@@ -162,20 +168,22 @@ def _check_labels(part: PartToPack) -> None:
 
 def _keys(part: PartToPack) -> list[str]:
     owners: dict[str, str] = {}
+    unfit = (".", LABEL.decode())
     for path in part.paths:
-        stem, dot, _ = path.rpartition("/")[2].rpartition(".")
-        if not (stem and dot) or member_ending(path) in (".", LABEL.decode()) or "\n" in path:
+        name = path.rpartition("/")[2]
+        if name.rfind(".") < 1 or member_ending(name) in unfit or "\n" in path:
             raise UserError(
                 f"image {path!r} has no name with an ending such as .jpg, on one line, by which "
                 "readers of shards know images; rename it"
             )
         key = member_key(path)
-        if owners.get(key) == path:
+        other = owners.get(key)
+        if other == path:
             raise UserError(f"the list names `{path}` twice; name each image once")
-        if key in owners:
+        if other is not None:
             raise UserError(
-                f"`{owners[key]}` and `{path}` would both be `{key}` in a shard, where the ending "
-                "and dots in a name do not count; rename one of them"
+                f"`{other}` and `{path}` would both be `{key}` in a shard, where the ending and "
+                "dots in a name do not count; rename one of them"
             )
         owners[key] = path
     return list(owners)
@@ -183,23 +191,26 @@ def _keys(part: PartToPack) -> list[str]:
 
 def _facts_of_images(part: PartToPack) -> tuple[np.ndarray, np.ndarray]:
     """Return size and time of each image, int64 [N] each."""
-    facts = np.zeros((2, len(part.paths)), dtype=np.int64)
-    problems = []
+    sizes, stamps, problems = [], [], []
+    located = place_in("" if callable(part.root) else part.root)
     for row, path in enumerate(part.paths):
+        size = stamp = 0
         if callable(part.root):
-            facts[0, row] = len(part.root(row))
+            size = len(part.root(row))
         else:
             try:
-                found = os.stat(os.path.join(part.root, path))  # noqa: PTH116, PTH118 (speed)
+                found = os.stat(located(path))  # noqa: PTH116 (speed)
             except OSError as error:
                 problems.append(f"`{path}` ({error.strerror})")
                 continue
             if not stat.S_ISREG(found.st_mode):
                 problems.append(f"`{path}` (not a file)")
                 continue
-            facts[:, row] = found.st_size, found.st_mtime_ns
-        if not 0 < facts[0, row] <= LARGEST:
-            problems.append(f"`{path}` ({'empty' if not facts[0, row] else 'over 1 GiB'})")
+            size, stamp = found.st_size, found.st_mtime_ns
+        if not 0 < size <= LARGEST:
+            problems.append(f"`{path}` ({'over 1 GiB' if size else 'empty'})")
+        sizes.append(size)
+        stamps.append(stamp)
     if problems:
         more = ", ..." if len(problems) > 3 else ""
         where = "" if callable(part.root) else f" below `{part.root}`"
@@ -207,7 +218,7 @@ def _facts_of_images(part: PartToPack) -> tuple[np.ndarray, np.ndarray]:
             f"{len(problems):,} of {len(part.paths):,} images{where} cannot be packed: "
             f"{', '.join(problems[:3])}{more}; copy them again or remove them from the list"
         )
-    return facts[0], facts[1]
+    return np.array(sizes, dtype=np.int64), np.array(stamps, dtype=np.int64)
 
 
 def _cut(order: np.ndarray, sizes: np.ndarray, shard_bytes: int) -> list[np.ndarray]:

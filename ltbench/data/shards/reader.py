@@ -7,6 +7,7 @@ import os
 import time
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,18 +118,19 @@ class ShardSource:
             UserError: an image cannot be read, or its bytes are not those that were packed.
         """
         indices = np.asarray(indices)
-        wanted = self.index[indices if self.rows is None else self.rows[indices]]
+        wanted = self.index.take(indices if self.rows is None else self.rows[indices])
         order = np.lexsort((wanted["offset"], wanted["shard"]))
-        wanted = wanted[order]
+        wanted = wanted.take(order)  # several times as fast as wanted[order]
         ends = np.cumsum(wanted["size"], dtype=np.int64)
         if len(order) and ends[-1] > len(self._buffer):
             self._buffer = np.empty(int(ends[-1]), dtype=np.uint8)
-        buffer, room, descriptors = self._buffer, self._buffer.data, self._files.open(wanted)
+        buffer, room = self._buffer, self._buffer.data
+        columns = [wanted[name].tolist() for name in ("shard", "offset", "crc32")]
+        descriptors = self._files.open(columns[0])
         images = [buffer] * len(order)
         rest: list[_Job] = []
         # This loop is what reading small images costs, so it calls nothing else until it must.
         at, flags, preadv, checksum = 0, _AT_ONCE, os.preadv, zlib.crc32
-        columns = [wanted[name].tolist() for name in ("shard", "offset", "crc32")]
         for place, end, shard, offset, crc32 in zip(
             order.tolist(), ends.tolist(), *columns, strict=True
         ):
@@ -222,14 +224,13 @@ class _Files:
             while self._open:
                 self._close(next(iter(self._open)))
 
-    def open(self, rows: np.ndarray) -> dict[int, int]:
-        """Return a descriptor of each shard in some rows, -1 where that fails."""
-        shards = np.unique(rows["shard"]).tolist()
+    def open(self, shards: Sequence[int]) -> dict[int, int]:
+        """Return a descriptor of each shard, -1 where that fails."""
         found = dict.fromkeys(shards, -1)
-        for shard in shards:
+        for shard in found:
             with contextlib.suppress(OSError):  # comes up again when the shard is read
                 found[shard] = self._get(shard)
-        while len(self._open) > max(OPEN_FILES, len(shards)):
+        while len(self._open) > max(OPEN_FILES, len(found)):
             self._close(next(iter(self._open)))
         return found
 

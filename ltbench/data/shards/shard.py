@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 from ltbench.atomic import write_atomic
 from ltbench.data.shards.format import MANIFEST, member_ending
 from ltbench.data.shards.jobs import Tick
+from ltbench.data.shards.layout import place_in
 from ltbench.data.shards.ustar import END, padding, sample_head
 from ltbench.errors import UserError
 
@@ -208,11 +209,10 @@ def _reader(task: Packing, job: ShardJob) -> Callable[[int], tuple[bytes, bytes]
                 raise _changed(job.paths[place], job.sizes[place], len(data))
             return data
     else:
-        folder = os.fspath(root)
+        located = place_in(root)
 
         def read(place: int) -> bytes:
-            path = os.path.join(folder, job.paths[place])  # noqa: PTH118 (speed)
-            return _read_file(path, job.sizes[place], job.stamps[place])
+            return _read_file(located(job.paths[place]), job.sizes[place], job.stamps[place])
 
     if short is None:
         return lambda place: (read(place), endings[place])

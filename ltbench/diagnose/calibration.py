@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltbench import schema
+from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.panels import GREY, blank, colours, legend_below, markers, tidy
+from ltbench.diagnose.predictions import groups_of, see, shot_rule
+from ltbench.errors import UserError
+from ltbench.metrics import BINS, Accumulator, Metrics
+from ltbench.seeding import derive, keyed_permutation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AS_TRAINED = "as trained"
+ENOUGH = 10  # images that a bin needs to be drawn
+COOLEST, HOTTEST = 0.05, 20.0  # temperatures that are searched
+
+
+class Calibration(Diagnostic):
+    """Whether a model is right as often as it says, overall and for each shot group."""
+
+    title = "Calibration"
+    shown = (
+        "Above, the accuracy of test images by their confidence, overall and for each shot group; "
+        "below, how many images have such a confidence; the accuracy of bins with fewer than 10 "
+        "images is in the table only. Then the calibration error, the negative "
+        "log-likelihood and the Brier score."
+    )
+    computed = (
+        "Confidence is the softmax probability of the predicted class. Images are put into 15 "
+        "equal bins (lo, hi] of it; the expected calibration error (ECE) is the mean over images "
+        "of |accuracy - mean confidence| of their bin, the same as in the run's record. NLL is "
+        "the mean of -log p(true class) in nats, Brier the mean over images of the squared "
+        "distance between the probabilities and the true class, in [0, 2]. A temperature, where "
+        "one was asked for, is fitted to validation or training images, never to test images. "
+        "The papers give one ECE; the split by shot group is ours."
+    )
+    see = (
+        "Points below the diagonal are over-confident. Models trained on a long tail usually are "
+        "so on few-shot classes and less or not at all on many-shot ones, so that one number or "
+        "one temperature cannot tell or repair both."
+    )
+
+    class Options(schema.Config):
+        """Options of the calibration."""
+
+        temperature: Literal["none", "val", "train"] = "none"
+        """Also divide logits by a temperature fitted to images of this split; training images
+        are seen without augmentation, and a model that has learned them by heart will look too
+        good on them."""
+        temperature_images: int = Field(5000, ge=1)
+        """How many of them at most, drawn at random."""
+
+    options: Options
+
+    def measure(self, subject: Subject) -> Tables:
+        """Return tables ``bins`` and ``summary``: a row per group and bin, and per group.
+
+        Raises:
+            UserError: a temperature needs validation images, and there are none.
+        """
+        import pandas as pd
+
+        temperatures = {AS_TRAINED: 1.0}
+        if self.options.temperature != "none":
+            fitted = self._fit(subject)
+            temperatures[f"temperature from {self.options.temperature}"] = fitted
+        counts, rule = subject.data.info.class_counts, shot_rule(subject)
+        groups = {"overall": list(range(len(counts))), **groups_of(subject)}
+        tallies = {
+            (variant, group): Tally(classes, len(counts), subject.device)
+            for variant in temperatures
+            for group, classes in groups.items()
+        }
+        for seen in see(subject, subject.data.test):
+            for (variant, _), tally in tallies.items():
+                tally.update(seen.logits / temperatures[variant], seen.labels)
+        bins, summary = [], []
+        for (variant, group), tally in tallies.items():
+            if not tally.images:
+                continue
+            metrics = tally.counts.metrics(counts, rule)
+            where = {"variant": variant, "group": group}
+            bins += [{**where, **row} for row in bin_rows(metrics)]
+            summary.append(
+                {
+                    **where,
+                    "temperature": temperatures[variant],
+                    "images": tally.images,
+                    "accuracy": metrics.top1,
+                    "confidence": sum(metrics.bin_confidence) / tally.images,
+                    "ece": metrics.ece,
+                    "nll": tally.nll / tally.images,
+                    "brier": tally.brier / tally.images,
+                }
+            )
+        return {"bins": pd.DataFrame(bins), "summary": pd.DataFrame(summary)}
+
+    def _fit(self, subject: Subject) -> float:
+        """Return the temperature that fits the validation or training images best."""
+        split = subject.data.val if self.options.temperature == "val" else subject.data.train
+        if split is None:
+            raise UserError(
+                "calibration.temperature=val needs validation images, and "
+                f"{subject.data.info.name} has none; use calibration.temperature=train or none"
+            )
+        order = keyed_permutation(derive(subject.recipe.seed, "temperature"), len(split))
+        chosen = np.sort(order[: self.options.temperature_images])
+        parts = [(seen.logits.cpu(), seen.labels.cpu()) for seen in see(subject, split, chosen)]
+        logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        return fit_temperature(logits, labels)
+
+    def draw(self, results: Mapping[str, Tables]) -> Figures:
+        """Return the figures ``reliability`` and ``scores``."""
+        return {"reliability": _reliability(results), "scores": _scores(results)}
+
+
+class Tally:
+    """Sums over the test images of some classes.
+
+    Args:
+        classes: which.
+        num_classes: C.
+        device: where logits are.
+    """
+
+    def __init__(self, classes: list[int], num_classes: int, device: torch.device | str) -> None:
+        self.counts = Accumulator(num_classes, device=device)
+        self.images = 0
+        self.nll = 0.0
+        self.brier = 0.0
+        self._mine = torch.zeros(num_classes, dtype=torch.bool, device=device)
+        self._mine[classes] = True
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits [B, C], labels [B]; images of other classes are left out."""
+        mine = self._mine[labels]
+        logits, labels = logits[mine], labels[mine]
+        if not len(labels):
+            return
+        self.counts.update(logits, labels)
+        self.images += len(labels)
+        nll, brier = proper_scores(logits, labels)
+        self.nll += float(nll.sum())
+        self.brier += float(brier.sum())
+
+
+def proper_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the negative log-likelihood in nats and the Brier score of each image, both [B].
+
+    Args:
+        logits: [B, C].
+        labels: class of each image [B].
+    """
+    log_p = F.log_softmax(logits.double(), dim=1)
+    at = log_p.gather(1, labels[:, None])[:, 0]
+    p = log_p.exp()
+    return -at, (p**2).sum(dim=1) - 2 * at.exp() + 1
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the T in [0.05, 20] for which softmax(logits / T) has the highest likelihood.
+
+    Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv:1706.04599.
+    Departures: found by a bounded search of one variable instead of L-BFGS; the likelihood is
+        concave in 1/T, so that there is one best value. Where all images are classified rightly
+        the end of the range is returned.
+
+    Args:
+        logits: [N, C].
+        labels: class of each image [N].
+    """
+    from scipy.optimize import minimize_scalar
+
+    values = logits.double()
+
+    def loss(inverse: float) -> float:
+        return float(F.cross_entropy(values * inverse, labels))
+
+    ends = 1 / HOTTEST, 1 / COOLEST
+    found = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-8})
+    best = min((*ends, float(found.x)), key=loss)
+    return 1 / best
+
+
+def bin_rows(metrics: Metrics) -> list[dict[str, float | int | None]]:
+    """Return one row per confidence bin; means are ``None`` where it is empty."""
+    rows: list[dict[str, float | int | None]] = []
+    for b in range(BINS):
+        count = metrics.bin_count[b]
+        rows.append(
+            {
+                "bin": b,
+                "low": b / BINS,
+                "high": (b + 1) / BINS,
+                "images": count,
+                "correct": metrics.bin_correct[b],
+                "confidence": metrics.bin_confidence[b] / count if count else None,
+                "accuracy": metrics.bin_correct[b] / count if count else None,
+            }
+        )
+    return rows
+
+
+def _reliability(results: Mapping[str, Tables]) -> Figure:
+    bins = {name: tables["bins"] for name, tables in results.items()}
+    present = {group for table in bins.values() for group in table["group"]}
+    groups = [g for g in ("overall", "many", "medium", "few") if g in present]
+    figure = blank(2.9 * len(groups) + 0.8, 5.4)
+    axes = figure.subplots(
+        2, len(groups), squeeze=False, sharex=True, sharey="row", height_ratios=(2.4, 1)
+    )
+    colour, marker = colours(results), markers(results)
+    for column, group in enumerate(groups):
+        above, below = axes[:, column]
+        above.plot((0, 100), (0, 100), color=GREY, linestyle=":", linewidth=1)
+        for name, table in bins.items():
+            here = table[table["group"] == group]
+            for variant, rows in here.groupby("variant", sort=False):
+                full = rows[rows["images"] >= ENOUGH]
+                plain = variant == AS_TRAINED
+                above.plot(
+                    100 * full["confidence"].astype(float), 100 * full["accuracy"].astype(float),
+                    color=colour[name], linewidth=1.4, linestyle="-" if plain else "--",
+                    marker=marker[name], markersize=4, markerfacecolor=None if plain else "white",
+                    label=name if plain else f"{name}, {variant}",
+                )  # fmt: skip
+                below.stairs(
+                    100 * rows["images"] / rows["images"].sum(), 100 * np.arange(BINS + 1) / BINS,
+                    color=colour[name], linewidth=1.4, linestyle="-" if plain else "--",
+                )  # fmt: skip
+        above.set(title=group if group == "overall" else f"{group}-shot classes", ylim=(-3, 103))
+        below.set(xlabel="confidence, %", xlim=(-2, 102))
+        tidy(above)
+        tidy(below)
+    axes[0, 0].set_ylabel("accuracy, %")
+    axes[1, 0].set_ylabel("test images, %")
+    axes[1, 0].set_ylim(bottom=0)  # shared by the row, once all is drawn
+    figure.align_ylabels()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    legend_below(figure, handles, labels)
+    return figure
+
+
+def _scores(results: Mapping[str, Tables]) -> Figure:
+    series = [
+        (name, variant, rows)
+        for name, tables in results.items()
+        for variant, rows in tables["summary"].groupby("variant", sort=False)
+    ]
+    present = {group for _, _, rows in series for group in rows["group"]}
+    groups = [g for g in ("overall", "many", "medium", "few") if g in present]
+    figure = blank(10.5, 3.6)
+    panels = figure.subplots(1, 3)
+    colour = colours(results)
+    width = 0.8 / len(series)
+    for axes, (column, scale, title) in zip(
+        panels,
+        [("ece", 100, "ECE, %"), ("nll", 1, "NLL, nats"), ("brier", 1, "Brier score")],
+        strict=True,
+    ):
+        for i, (name, variant, rows) in enumerate(series):
+            values = rows.set_index("group")[column].reindex(groups)
+            plain = variant == AS_TRAINED
+            bars = axes.bar(
+                np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width,
+                scale * values, width=0.94 * width, color=colour[name] if plain else "white",
+                edgecolor=colour[name], hatch=None if plain else "///",
+                label=name if plain else f"{name}, {variant}",
+            )  # fmt: skip
+            if len(series) <= 3:
+                axes.bar_label(bars, fmt="%.1f" if scale == 100 else "%.2f", fontsize="x-small")
+        axes.set(title=title, xticks=range(len(groups)), xticklabels=groups)
+        tidy(axes, grid="y")
+    handles, labels = panels[0].get_legend_handles_labels()
+    legend_below(figure, handles, labels)
+    return figure

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations, combinations_with_replacement
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ltbench import schema
+from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.features import collect, sample, thirds
+from ltbench.diagnose.panels import GREY, blank, colours, markers, tidy
+from ltbench.errors import UserError
+from ltbench.seeding import derive
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TURNS = 8  # random rotations that the value by chance is averaged over
+MEASURES = {"svcca": "mean SVCCA correlation", "cka": "linear CKA"}
+
+
+class Cca(Diagnostic):
+    """How alike the representations of frequent and of rare classes are, and those of models."""
+
+    title = "CCA between head and tail representations"
+    shown = (
+        "Similarity, from 0 to 1, of the features of images of head and tail classes (the most "
+        "frequent and the rarest third), by SVCCA and by linear CKA, and the canonical "
+        "correlations themselves (paper: appendix Figure 13c). Between two models: similarity of "
+        "their features of the same images."
+    )
+    computed = (
+        "SVCCA (Raghu et al., NeurIPS 2017, arXiv:1706.05806): both matrices are cut to the "
+        "principal directions that hold 99 % of their variance; the value is the mean canonical "
+        "correlation. Linear CKA: Kornblith et al., ICML 2019, arXiv:1905.00414. Both need "
+        "matrices whose rows belong together, but a head image has no tail image it belongs to. "
+        "So head and tail are paired by feature channel: rows are channels of the layer before "
+        "the classifier, columns are images, less the mean image of their own group. The value "
+        "then says how far images of both groups vary in the same directions of feature space, "
+        "and does not depend on the order of images, as it would if images were paired by chance "
+        "or by rank. Beside it stand two references of the same sizes: `chance`, the tail's "
+        "features turned by a random rotation, and `head_head`, the head sample and a second one "
+        "of head images. Two models are compared on the same images, rows being images. The paper "
+        "does not say how it pairs samples."
+    )
+    see = (
+        "The paper reads a higher head-tail correlation as tail features of better quality: they "
+        "vary as those of the head do. Read a value against its two references, not against 1. "
+        "SVCCA grows with the number of directions kept, so it may exceed `head_head` where the "
+        "tail varies in more of them; CKA does not have this bias."
+    )
+
+    class Options(schema.Config):
+        """Options of CCA."""
+
+        images: int = Field(300, ge=8)
+        """Images of head, and of tail, balanced over their classes."""
+        split: Literal["train", "test"] = "test"
+        """Where they come from."""
+        variance: float = Field(0.99, gt=0, le=1)
+        """Share of the variance that SVCCA keeps of each matrix."""
+        seed: int = Field(0, ge=0)
+        """Of the sample and of the rotations."""
+
+    options: Options
+
+    def measure(self, subject: Subject) -> Tables:
+        """Return tables ``similarity``, ``correlations`` and ``representation``.
+
+        ``representation`` holds the features of the sample as principal scores, which have the
+        same similarities as the features, to compare models with each other.
+
+        Raises:
+            UserError: there are too few images of head classes.
+        """
+        import pandas as pd
+
+        options, counts = self.options, subject.data.info.class_counts
+        split = subject.data.train if options.split == "train" else subject.data.test
+        parts = thirds(counts)
+        chosen = {
+            name: sample(split.labels, parts[name], total=options.images, seed=options.seed)
+            for name in ("head", "tail")
+        }
+        twice = sample(split.labels, parts["head"], total=2 * options.images, seed=options.seed)
+        chosen["again"] = np.setdiff1d(twice, chosen["head"])
+        if len(chosen["again"]) < 2:
+            raise UserError(
+                f"{subject.name}: the head classes have {len(twice)} images in the {options.split} "
+                f"split; lower cca.images={options.images} to half of that"
+            )
+        seen = {name: collect(subject, split, index) for name, index in chosen.items()}
+        head, tail, again = (one.features for one in seen.values())
+        rng = np.random.default_rng(derive(options.seed, "cca"))
+        found = channel_similarity(head, tail, options.variance)
+        head_head = channel_similarity(head, again, options.variance)
+        chance = [
+            channel_similarity(head, tail @ rotation(head.shape[1], rng), options.variance)
+            for _ in range(TURNS)
+        ]
+        similarity = [
+            {
+                "measure": name,
+                "head_tail": found[name],
+                "chance": float(np.mean([one[name] for one in chance])),
+                "head_head": head_head[name],
+                "head_images": len(head),
+                "tail_images": len(tail),
+                "again_images": len(again),
+                "head_classes": len(parts["head"]),
+                "tail_classes": len(parts["tail"]),
+                "channels": head.shape[1],
+                "head_directions": found["first"],
+                "tail_directions": found["second"],
+                "split": options.split,
+                "variance": options.variance,
+            }
+            for name in MEASURES
+        ]
+        correlations = [
+            {"rank": i + 1, "correlation": value} for i, value in enumerate(found["correlations"])
+        ]
+        scores = principal_scores(np.concatenate([head, tail]))
+        table = pd.DataFrame(scores, columns=[f"c{i}" for i in range(scores.shape[1])])
+        table.insert(0, "part", np.repeat(["head", "tail"], [len(head), len(tail)]))
+        table.insert(0, "class", np.concatenate([seen[name].labels for name in ("head", "tail")]))
+        table.insert(0, "image", np.concatenate([chosen[name] for name in ("head", "tail")]))
+        return {
+            "similarity": pd.DataFrame(similarity),
+            "correlations": pd.DataFrame(correlations),
+            "representation": table,
+        }
+
+    def draw(self, results: Mapping[str, Tables]) -> Figures:
+        """Return figure ``head_tail``, and ``models`` where several saw the same images."""
+        figures = {"head_tail": _draw_head_tail(results)}
+        if len(results) > 1 and _same_images(results):
+            share = float(next(iter(results.values()))["similarity"]["variance"].iloc[0])
+            figures["models"] = _draw_models(compare(results, share))
+        return figures
+
+
+def canonical_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the canonical correlations of two sets of variables, largest first.
+
+    Reference: Hotelling, Relations Between Two Sets of Variates, Biometrika 1936; computed as in
+        Björck and Golub, Numerical Methods for Computing Angles Between Linear Subspaces, 1973.
+    Departures: none known; directions without variance are left out.
+
+    Args:
+        x: observations in rows [N, P].
+        y: the same observations in rows [N, Q].
+
+    Returns:
+        In [0, 1], as many as the smaller rank.
+
+    Raises:
+        ValueError: there are not as many rows.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"expected as many rows, found {len(x)} and {len(y)}")
+    found = np.linalg.svd(_principal(x)[0].T @ _principal(y)[0], compute_uv=False)
+    result: np.ndarray = found.clip(0, 1)
+    return result
+
+
+def svcca(x: np.ndarray, y: np.ndarray, variance: float = 0.99) -> float:
+    """Return the mean canonical correlation of the main directions of two representations.
+
+    Reference: Raghu et al., SVCCA: Singular Vector Canonical Correlation Analysis for Deep
+        Learning Dynamics and Interpretability, NeurIPS 2017, arXiv:1706.05806.
+    Departures: none known.
+
+    Args:
+        x: observations in rows [N, P].
+        y: the same observations in rows [N, Q].
+        variance: share of the variance that is kept of each.
+
+    Returns:
+        In [0, 1]; 0 where one of them does not vary.
+    """
+    found = canonical_correlations(main_directions(x, variance), main_directions(y, variance))
+    return float(found.mean()) if len(found) else 0.0
+
+
+def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the centred kernel alignment of two representations with linear kernels.
+
+    Reference: Kornblith et al., Similarity of Neural Network Representations Revisited, ICML
+        2019, arXiv:1905.00414.
+    Departures: none known.
+
+    Args:
+        x: observations in rows [N, P].
+        y: the same observations in rows [N, Q].
+
+    Returns:
+        In [0, 1]; 0 where one of them does not vary.
+    """
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    between = np.linalg.norm(x.T @ y) ** 2
+    within = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    return float(between / within) if within > 0 else 0.0
+
+
+def main_directions(x: np.ndarray, variance: float) -> np.ndarray:
+    """Return the principal scores that hold a share of the variance [N, k], the fewest of them."""
+    left, values = _principal(x)
+    share = np.cumsum(values**2) / max(float((values**2).sum()), np.finfo(float).tiny)
+    kept = min(int((share < variance - 1e-12).sum()) + 1, len(values))
+    scores: np.ndarray = left[:, :kept] * values[:kept]
+    return scores
+
+
+def principal_scores(x: np.ndarray) -> np.ndarray:
+    """Return all principal scores [N, rank]: the representation, less its mean and rotated."""
+    left, values = _principal(x)
+    scores: np.ndarray = left * values
+    return scores
+
+
+def channel_similarity(a: np.ndarray, b: np.ndarray, variance: float = 0.99) -> dict[str, Any]:
+    """Return how alike two sets of images vary in feature space, paired by channel.
+
+    Args:
+        a: features of some images [N, D].
+        b: features of others [M, D].
+        variance: see ``svcca``.
+
+    Returns:
+        ``svcca`` and ``cka``, the ``correlations`` behind the first, and how many directions of
+        each were kept (``first``, ``second``).
+    """
+    first, second = ((one - one.mean(axis=0)).T for one in (a, b))
+    x, y = main_directions(first, variance), main_directions(second, variance)
+    found = canonical_correlations(x, y)
+    return {
+        "svcca": float(found.mean()) if len(found) else 0.0,
+        "cka": linear_cka(first, second),
+        "correlations": found,
+        "first": x.shape[1],
+        "second": y.shape[1],
+    }
+
+
+def rotation(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a random orthogonal matrix, uniformly distributed [D, D]."""
+    q, r = np.linalg.qr(rng.normal(size=(size, size)))
+    result: np.ndarray = q * np.sign(r.diagonal())
+    return result
+
+
+def compare(results: Mapping[str, Tables], variance: float = 0.99) -> dict[str, Any]:
+    """Return similarities of models' representations of the same images.
+
+    Args:
+        results: tables of each model.
+        variance: see ``svcca``.
+
+    Returns:
+        Matrices [S, S] by measure, then by ``all``, ``head`` and ``tail`` images; and ``names``.
+    """
+    names = list(results)
+    tables = {name: results[name]["representation"] for name in names}
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for measure in MEASURES:
+        values[measure] = {}
+        for part in ("all", "head", "tail"):
+            matrix = np.eye(len(names))
+            for i, j in combinations(range(len(names)), 2):
+                x, y = (_scores(tables[names[k]], part) for k in (i, j))
+                value = svcca(x, y, variance) if measure == "svcca" else linear_cka(x, y)
+                matrix[i, j] = matrix[j, i] = value
+            values[measure][part] = matrix
+    return {"names": names, "values": values}
+
+
+def _principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return left singular vectors and values of centred data, without those that are noise."""
+    centred = np.asarray(x, dtype=np.float64) - np.mean(x, axis=0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    scale = max(float(np.abs(x).max(initial=0)) * np.sqrt(x.size), 1e-300)
+    kept = values > max(x.shape) * np.finfo(np.float64).eps * max(
+        scale, float(values.max(initial=0))
+    )
+    return left[:, kept], values[kept]
+
+
+def _scores(table: Any, part: str) -> np.ndarray:
+    own = table if part == "all" else table[table["part"] == part]
+    columns = [name for name in table.columns if name not in ("image", "class", "part")]
+    return np.asarray(own[columns].to_numpy(dtype=np.float64))
+
+
+def _same_images(results: Mapping[str, Tables]) -> bool:
+    tables = [tables["representation"][["image", "class", "part"]] for tables in results.values()]
+    return all(table.equals(tables[0]) for table in tables)
+
+
+def _draw_head_tail(results: Mapping[str, Tables]) -> Figure:
+    """Draw values between their references, and the canonical correlations."""
+    figure = blank(9.6, 0.5 + max(3.6, 0.5 * len(results) + 1.6))
+    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    colour, marker = colours(results), markers(results)
+    ticks, places = [], []
+    for m, (measure, title) in enumerate(MEASURES.items()):
+        for i, (name, tables) in enumerate(results.items()):
+            row = tables["similarity"].set_index("measure").loc[measure]
+            y = m * (len(results) + 1) + i
+            low, high = sorted((row["chance"], row["head_head"]))
+            first = m == i == 0
+            left.plot([low, high], [y, y], color=GREY, linewidth=1)
+            left.plot(
+                row["chance"], y, "|", color="black", markersize=13, markeredgewidth=1.6,
+                label="by chance (tail rotated)" if first else None,
+            )  # fmt: skip
+            left.plot(
+                row["head_head"], y, "x", color="black", markersize=7,
+                label="head and other head images" if first else None,
+            )  # fmt: skip
+            left.plot(
+                row["head_tail"], y, marker[name], color=colour[name], markersize=8,
+                label="head and tail" if first else None,
+            )  # fmt: skip
+            left.annotate(
+                f"{row['head_tail']:.3f}", (row["head_tail"], y), xytext=(0, 8), fontsize=8,
+                textcoords="offset points", ha="center",
+            )  # fmt: skip
+            ticks.append(f"{name}\n{title}" if len(results) == 1 else f"{name}, {measure.upper()}")
+            places.append(y)
+    left.set_yticks(places, ticks, fontsize=8)
+    left.invert_yaxis()
+    left.set_ylim(max(places) + 0.8, -0.9)
+    left.set_xlim(-0.03, 1.03)
+    left.set_xlabel("similarity of head and tail features")
+    left.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    tidy(left, grid="x")
+    for name, tables in results.items():
+        table, row = tables["correlations"], tables["similarity"].iloc[0]
+        label = f"{name} ({row['head_directions']} and {row['tail_directions']} directions)"
+        right.plot(
+            table["rank"], table["correlation"], color=colour[name], marker=marker[name],
+            markersize=3, label=label,
+        )  # fmt: skip
+    right.set_ylim(-0.03, 1.03)
+    right.set_xlabel("rank of the canonical correlation")
+    right.set_ylabel("canonical correlation, head and tail")
+    right.legend(frameon=False, fontsize=8, loc="lower left")
+    tidy(right)
+    return figure
+
+
+def _draw_models(found: Mapping[str, Any]) -> Figure:
+    """Draw a matrix of models for each measure and part of the images."""
+    names, values = found["names"], found["values"]
+    parts = ("all", "head", "tail")
+    side = max(2.6, 0.62 * len(names) + 1.5)
+    figure = blank(3 * side + 1.2, 2 * side + 0.4)
+    panels = figure.subplots(2, 3, sharex=True, sharey=True, squeeze=False)
+    shade: Any = None
+    for row, (measure, title) in zip(panels, MEASURES.items(), strict=True):
+        for axes, part in zip(row, parts, strict=True):
+            matrix = values[measure][part]
+            shade = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
+            for i, j in combinations_with_replacement(range(len(names)), 2):
+                for a, b in {(i, j), (j, i)}:
+                    ink = "black" if matrix[a, b] > 0.55 else "white"
+                    axes.text(
+                        b, a, f"{matrix[a, b]:.2f}", ha="center", va="center", color=ink, fontsize=8
+                    )
+            axes.set_title(f"{title}, {part} images", fontsize=9)
+            axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+            axes.set_yticks(range(len(names)), names, fontsize=8)
+    figure.colorbar(shade, ax=panels, shrink=0.6, label="similarity of two models' features")
+    return figure

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from ltbench import registries, schema
+from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.panels import blank, colours, legend_below
+from ltbench.diagnose.predictions import evaluating
+from ltbench.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SECONDS = 0.2  # a repeat passes at least as many images as take this long
+
+
+class Cost(Diagnostic):
+    """What a model needs: parameters, arithmetic and time in use, time and memory in training."""
+
+    title = "Cost"
+    shown = (
+        "Parameters, multiply-adds and speed of the model that is used, and what its training "
+        "took, each over the first model's where there are several."
+    )
+    computed = (
+        "Parameters are those of the network that makes predictions; trainable ones those that the "
+        "last stage trained. Multiply-adds are counted by torch for convolutions, matrix products "
+        "and attention on one image of the model's size; other operations are left out. Images/s "
+        "are the median over repeats in evaluation mode, fp32, the batch sizes in turn, after a "
+        "pass that does not count; they hold for the threads, the device and the load of the "
+        "machine at that moment, and models are timed one after the other. Time and peak memory of "
+        "training are the record's: compare them only where device, ranks and precision (see the "
+        "table) agree. On a CPU the peak is that of the whole process, the data included. Images "
+        "seen are those of the samplers' orders over all epochs, without second streams, extra "
+        "views or second passes of an update."
+    )
+    see = (
+        "PLOT and the losses leave the model as it is: its ratios of parameters, multiply-adds and "
+        "speed are 1, and only training costs more. Experts and second branches cost at every use."
+    )
+
+    class Options(schema.Config):
+        """Options of the cost."""
+
+        batch_sizes: tuple[int, ...] = Field((1, 250), min_length=1)
+        """Images per pass when timing."""
+        repeats: int = Field(5, ge=1)
+        """How often each batch size is timed."""
+
+        @field_validator("batch_sizes")
+        @classmethod
+        def _positive(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+            if min(sizes) < 1:
+                raise ValueError(f"every batch size must be at least 1, found {min(sizes)}")
+            return tuple(dict.fromkeys(sizes))
+
+    options: Options
+
+    def measure(self, subject: Subject) -> Tables:
+        """Return tables ``cost`` (quantity, value, unit) and ``conditions`` (name, value)."""
+        import pandas as pd
+
+        images = _images(subject, max(self.options.batch_sizes))
+        rows: list[tuple[str, float, str]] = [
+            *parameter_rows(subject.method),
+            ("multiply-adds", multiply_adds(subject.method, images[:1]) / 1e6, "million"),
+        ]
+        speeds = images_per_second(
+            subject.method, images, self.options.batch_sizes, self.options.repeats
+        )
+        rows += [(f"speed, batch {size}", speed, "images/s") for size, speed in speeds.items()]
+        conditions = {
+            "timed on": str(subject.device),
+            "threads": str(torch.get_num_threads()),
+            "image": "x".join(str(n) for n in images.shape[1:]),
+        }
+        rows += training_rows(subject)
+        if subject.record is not None:
+            ran = subject.record.execution
+            conditions |= {
+                "trained on": ran.gpu or ran.cpu,
+                "training device": ran.device,
+                "ranks": ", ".join(map(str, ran.ranks)),
+                "precision": ran.precision,
+                "shortened": ", ".join(subject.record.shortened) or "no",
+            }
+        return {
+            "cost": pd.DataFrame(rows, columns=["quantity", "value", "unit"]),
+            "conditions": pd.DataFrame(conditions.items(), columns=["condition", "value"]),
+        }
+
+    def draw(self, results: Mapping[str, Tables]) -> Figures:
+        """Return the figure ``cost``."""
+        return {"cost": _picture({name: tables["cost"] for name, tables in results.items()})}
+
+
+def parameter_rows(method: nn.Module) -> list[tuple[str, float, str]]:
+    """Return rows for all parameters of the network that predicts, and for the trainable ones.
+
+    Args:
+        method: a method, of which ``export`` gives that network.
+    """
+    network: nn.Module = method.export()  # type: ignore[operator]
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    total = sum(size for size, _ in sizes)
+    trained = sum(size for size, trains in sizes if trains)
+    return [("parameters", float(total), ""), ("trainable parameters", float(trained), "")]
+
+
+@torch.no_grad()
+def multiply_adds(module: nn.Module, images: Tensor) -> int:
+    """Return the multiply-adds of one pass: half of what ``torch.utils.flop_counter`` counts.
+
+    Args:
+        module: in any mode, which it keeps.
+        images: [B, 3, H, W].
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with evaluating(module), FlopCounterMode(display=False) as counter:
+        module(images)
+    return int(counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def images_per_second(
+    module: nn.Module, images: Tensor, batch_sizes: Sequence[int], repeats: int
+) -> dict[int, float]:
+    """Return the median speed for each batch size; the sizes are timed in turn.
+
+    Args:
+        module: in any mode, which it keeps.
+        images: at least as many as the largest batch.
+        batch_sizes: images per pass.
+        repeats: how often each is timed.
+    """
+    found: dict[int, list[float]] = {size: [] for size in batch_sizes}
+    with evaluating(module):
+        passes = {}
+        for size in batch_sizes:
+            _time(module, images[:size], 1)
+            passes[size] = max(1, round(SECONDS / _time(module, images[:size], 1)))
+        for _ in range(repeats):
+            for size, times in found.items():
+                seconds = _time(module, images[:size], passes[size])
+                times.append(size * passes[size] / seconds)
+    return {size: statistics.median(speeds) for size, speeds in found.items()}
+
+
+def _time(module: nn.Module, batch: Tensor, passes: int) -> float:
+    if batch.is_cuda:
+        torch.cuda.synchronize(batch.device)
+    start = time.perf_counter()
+    for _ in range(passes):
+        module(batch)
+    if batch.is_cuda:
+        torch.cuda.synchronize(batch.device)
+    return max(time.perf_counter() - start, 1e-9)
+
+
+def training_rows(subject: Subject) -> list[tuple[str, float, str]]:
+    """Return rows for epochs and images seen, and time and memory where there is a record."""
+    recipe = subject.recipe
+    rows: list[tuple[str, float, str]] = []
+    seen = images_seen(recipe, subject.data.train.labels)
+    if recipe.run.max_steps is None:
+        rows.append(("epochs", float(sum(s.epochs or 0 for s in recipe.stages)), ""))
+    rows.append(("images seen", float(seen), ""))
+    if subject.record is not None:
+        ran = subject.record.execution
+        rows.append(("training time", ran.wall_seconds / 60, "min"))
+        if ran.peak_memory_bytes:
+            rows.append(("training peak memory", ran.peak_memory_bytes / 2**20, "MiB"))
+    return rows
+
+
+def images_seen(recipe: Recipe, labels: np.ndarray) -> int:
+    """Return how many images all stages of a recipe pass to their first stream.
+
+    Args:
+        recipe: with epochs, batch sizes and samplers.
+        labels: class of each training image [N].
+    """
+    total = 0
+    for stage in recipe.stages:
+        if not stage.epochs or not stage.batch_size:
+            continue  # a post-hoc stage trains nothing
+        sampler = registries.SAMPLERS.get(stage.sampler.name)(stage.sampler.config)
+        size = stage.batch_size
+        order = sampler.order(labels, seed=0, epoch=0, epochs=stage.epochs, batch_size=size)
+        epoch = len(order) // size * size if stage.last_batch == "drop" else len(order)
+        most = size * recipe.run.max_steps if recipe.run.max_steps else stage.epochs * epoch
+        total += min(stage.epochs * epoch, most)
+    return total
+
+
+def _images(subject: Subject, most: int) -> Tensor:
+    """Return ``most`` test images as the model gets them, some of them repeated if need be."""
+    split = subject.data.test
+    index = np.arange(min(most, len(split)))
+    views = split.load(index, key=None, positions=index)
+    (images,) = split.finish(tuple(v.to(subject.device) for v in views), key=None, positions=index)
+    return images[torch.arange(most, device=images.device) % len(images)].contiguous()
+
+
+def _picture(results: Mapping[str, pd.DataFrame]) -> Figure:
+    rows: dict[str, str] = {}
+    for table in results.values():
+        rows |= dict(zip(table["quantity"], table["unit"], strict=True))
+    columns = 4
+    lines = -(-len(rows) // columns)
+    figure = blank(11, lines * (0.9 + 0.27 * len(results)) + 0.6)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    colour = colours(results)
+    for axes in panels[len(rows) :]:
+        axes.set_axis_off()
+    for axes, (quantity, unit) in zip(panels, rows.items(), strict=False):
+        values = [
+            float(table.loc[table["quantity"] == quantity, "value"].sum())
+            if quantity in set(table["quantity"]) else float("nan")
+            for table in results.values()
+        ]  # fmt: skip
+        y = np.arange(len(results))
+        axes.barh(y, values, color=list(colour.values()), height=0.7)
+        for at, value in zip(y, values, strict=True):
+            text = _text(value)
+            if len(results) > 1 and values[0] > 0 and np.isfinite(value):
+                text += f"  (x {value / values[0]:.2f})"
+            axes.text(
+                0.02, at, text, va="center", fontsize="small", transform=axes.get_yaxis_transform(),
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none",
+                      "alpha": 0.85},
+            )  # fmt: skip
+        axes.set_title(f"{quantity}, {unit}" if unit else quantity, fontsize="medium", loc="left")
+        axes.set(xticks=[], yticks=[], ylim=(len(results) - 0.5, -0.5))
+        axes.set_xlim(left=0)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+    from matplotlib.patches import Patch
+
+    legend_below(figure, [Patch(color=c) for c in colour.values()], list(colour))
+    return figure
+
+
+def _text(value: float) -> str:
+    if not np.isfinite(value):
+        return "not known"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

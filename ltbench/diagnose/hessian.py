@@ -1,0 +1,449 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ltbench import schema
+from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.features import parameters_of, read, sample, spread_classes
+from ltbench.diagnose.panels import blank, colours, markers, tidy
+from ltbench.diagnose.predictions import evaluating
+from ltbench.errors import UserError
+from ltbench.seeding import derive
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Hessian(Diagnostic):
+    """How sharply the loss of single classes curves around the trained weights."""
+
+    title = "Hessian spectrum of head and tail classes"
+    shown = (
+        "The spectral density of the Hessian of one class's loss, for a frequent, a middle and a "
+        "rare class; then its largest eigenvalue, its trace and its most negative eigenvalue "
+        "(paper: Figure 4, appendix Figures 10 and 11)."
+    )
+    computed = (
+        "The loss is the mean cross-entropy of the model's predicted logits on a sample of the "
+        "training images of one class, without augmentation, in evaluation mode; whatever the "
+        "method was trained with. Hessian-vector products are curvlinops'. Lanczos iterations with "
+        "full reorthogonalisation, from random starts, give the extreme eigenvalues and, by "
+        "stochastic Lanczos quadrature, the density, drawn with narrow Gaussians on a scale that "
+        "is linear around zero and logarithmic beyond. The trace is Hutchinson's mean over "
+        "Rademacher vectors, with its standard error. Departures from the paper: its tool loads "
+        "augmented images and finds the top eigenvalue by power iteration; it takes 100 Lanczos "
+        "steps, here `steps`. With too few steps the largest eigenvalue is a lower bound; "
+        "`residual` bounds the distance of a value to the nearest true one."
+    )
+    see = (
+        "A flat minimum has small largest eigenvalue and trace; eigenvalues well below zero mean "
+        "a saddle, which rare classes are often left at. The paper finds flatter spectra of rare "
+        "classes with PLOT. A class that is fitted perfectly has almost no curvature at all."
+    )
+
+    class Options(schema.Config):
+        """Options of the Hessian spectrum."""
+
+        classes: tuple[int, ...] | None = None
+        """Classes by number; null takes the most frequent, the middle and the rarest one."""
+        images: int = Field(32, ge=1)
+        """Training images of each class, at most."""
+        part: str = "whole"
+        """Parameters: whole, head, backbone, last or a stage of the backbone."""
+        steps: int = Field(25, ge=2)
+        """Lanczos steps of one start, each one Hessian-vector product. As many vectors of the
+        size of the parameters are held in memory."""
+        starts: int = Field(1, ge=1)
+        """Random starts over which the density is averaged."""
+        vectors: int = Field(10, ge=2)
+        """Random vectors for the trace, each one Hessian-vector product."""
+        top: int = Field(3, ge=1)
+        """Largest eigenvalues in the table."""
+        batch_size: int = Field(64, ge=1)
+        """Images that pass through the network at once."""
+        seed: int = Field(0, ge=0)
+        """Of the samples and random vectors."""
+
+        @model_validator(mode="after")
+        def _enough(self) -> Hessian.Options:
+            if self.top > self.steps:
+                raise ValueError(f"top must be at most steps ({self.steps}), found {self.top}")
+            return self
+
+    options: Options
+
+    def measure(self, subject: Subject) -> Tables:
+        """Return tables ``eigenvalues``, ``summary`` and ``nodes`` (of the spectral density).
+
+        Raises:
+            UserError: there is no such class or part, or the loss is not finite.
+        """
+        import pandas as pd
+
+        options, info = self.options, subject.data.info
+        classes = options.classes or tuple(dict.fromkeys(spread_classes(info.class_counts, 3)))
+        wrong = [k for k in classes if not 0 <= k < info.num_classes]
+        if wrong:
+            raise UserError(
+                f"hessian.classes: expected numbers in 0..{info.num_classes - 1}, found {wrong[0]}"
+            )
+        eigenvalues: list[dict[str, Any]] = []
+        summary: list[dict[str, Any]] = []
+        nodes: list[dict[str, Any]] = []
+        for k in classes:
+            chosen = sample(subject.data.train.labels, [k], options.images, seed=options.seed)
+            images, labels = read(subject, subject.data.train, chosen)
+            named = parameters_of(subject, options.part)
+            who = {"class": k, "name": info.class_names[k], "count": info.class_counts[k]}
+            with evaluating(subject.method):
+                module = subject.method.export().eval()
+                product, size = hessian_product(
+                    module, list(named.values()), images, labels, batch_size=options.batch_size
+                )
+                loss = _loss(module, images, labels, options.batch_size)
+                if not np.isfinite(loss):
+                    raise UserError(
+                        f"{subject.name}: the loss of class {k} is NaN or infinite; training has "
+                        "diverged or the weights are damaged"
+                    )
+                found = spectrum(
+                    product,
+                    size,
+                    steps=options.steps,
+                    starts=options.starts,
+                    vectors=options.vectors,
+                    seed=derive(options.seed, "diagnose", "hessian"),
+                    device=subject.device,
+                )
+            top = found.ritz[0][: options.top]
+            eigenvalues += [
+                {**who, "rank": i + 1, "eigenvalue": value, "residual": found.residuals[0][i]}
+                for i, value in enumerate(top)
+            ]
+            summary.append(
+                {
+                    **who,
+                    "images": len(chosen),
+                    "loss": loss,
+                    "parameters": size,
+                    "part": options.part,
+                    "largest": found.largest,
+                    "smallest": found.smallest,
+                    "trace": found.trace,
+                    "trace_error": found.trace_error,
+                }
+            )
+            nodes += [
+                {**who, "start": start, "node": node, "weight": weight}
+                for start, (at, weights) in enumerate(zip(found.ritz, found.weights, strict=True))
+                for node, weight in zip(at, weights, strict=True)
+            ]
+        return {
+            "eigenvalues": pd.DataFrame(eigenvalues),
+            "summary": pd.DataFrame(summary),
+            "nodes": pd.DataFrame(nodes),
+        }
+
+    def draw(self, results: Mapping[str, Tables]) -> Figures:
+        """Return figures ``density`` and ``sharpness``."""
+        return {"density": _draw_density(results), "sharpness": _draw_sharpness(results)}
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What is known of a symmetric operator's eigenvalues.
+
+    Args:
+        ritz: estimated eigenvalues of each start, largest first [steps or fewer].
+        weights: share of the spectrum that each of them stands for; sums to 1.
+        residuals: distance to the nearest true eigenvalue, at most.
+        trace: sum of all eigenvalues.
+        trace_error: standard error of it.
+    """
+
+    ritz: tuple[np.ndarray, ...]
+    weights: tuple[np.ndarray, ...]
+    residuals: tuple[np.ndarray, ...]
+    trace: float
+    trace_error: float
+
+    @property
+    def largest(self) -> float:
+        """The largest eigenvalue."""
+        return float(max(ritz[0] for ritz in self.ritz))
+
+    @property
+    def smallest(self) -> float:
+        """The smallest, or most negative, eigenvalue."""
+        return float(min(ritz[-1] for ritz in self.ritz))
+
+
+def hessian_product(
+    module: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    loss: nn.Module | None = None,
+    batch_size: int = 64,
+) -> tuple[Product, int]:
+    """Return a function that multiplies the Hessian of a mean loss with a vector.
+
+    Reference: Dangel et al., Position: Curvature Matrices Should Be Democratized via Linear
+        Operators, 2025, arXiv:2501.19183 (curvlinops).
+    Departures: none known.
+
+    Args:
+        module: images [B, ...] to outputs, deterministic.
+        parameters: of the module; the others are constants.
+        images: [N, ...].
+        labels: [N, ...].
+        loss: outputs and labels to their mean loss; cross-entropy if not given.
+        batch_size: images that pass through the module at once.
+
+    Returns:
+        The product [P] -> [P], and the number of parameters P.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # at import, of its dependencies
+        from curvlinops import HessianLinearOperator
+
+    batches = _batches(images, labels, batch_size)
+    operator = HessianLinearOperator(
+        module,
+        nn.CrossEntropyLoss() if loss is None else loss,
+        list(parameters),
+        batches,
+        check_deterministic=False,
+    )
+
+    def product(vector: Tensor) -> Tensor:
+        result: Tensor = operator @ vector
+        return result.detach()
+
+    return product, int(operator.shape[0])
+
+
+def spectrum(
+    product: Product,
+    size: int,
+    *,
+    steps: int,
+    starts: int = 1,
+    vectors: int = 10,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Spectrum:
+    """Return extreme eigenvalues, spectral density and trace of a symmetric operator.
+
+    Reference: Golub and Meurant, Matrices, Moments and Quadrature, 2010 (Lanczos quadrature);
+        Ghorbani et al., An Investigation into Neural Net Optimization via Hessian Eigenvalue
+        Density, ICML 2019, arXiv:1901.10159; Hutchinson, A Stochastic Estimator of the Trace of
+        the Influence Matrix for Laplacian Smoothing Splines, 1989.
+    Departures: none known.
+
+    Args:
+        product: multiplies the operator with a vector [P].
+        size: P.
+        steps: Lanczos steps of one start, fewer where the space is exhausted.
+        starts: random starts.
+        vectors: random vectors for the trace, at least 2; from P on, the trace is exact.
+        seed: of all random vectors.
+        device: of the operator.
+        dtype: of the operator.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    where: dict[str, Any] = {"device": device, "dtype": dtype}
+    found = []
+    for _ in range(starts):
+        start = torch.randn(size, generator=generator, dtype=torch.float64).to(**where)
+        found.append(lanczos(product, start, steps))
+    ritz, weights, residuals = zip(*found, strict=True)
+    if vectors >= size:
+        unit = torch.eye(size, **where)
+        trace, error = sum(float(product(e) @ e) for e in unit), 0.0
+    else:
+        samples = []
+        for _ in range(vectors):
+            signs = torch.randint(2, (size,), generator=generator).to(**where) * 2 - 1
+            samples.append(float(product(signs).double() @ signs.double()))
+        trace, error = float(np.mean(samples)), float(np.std(samples, ddof=1)) / vectors**0.5
+    return Spectrum(ritz, weights, residuals, trace, error)
+
+
+def lanczos(
+    product: Product, start: Tensor, steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run Lanczos iterations with full reorthogonalisation.
+
+    Args:
+        product: multiplies a symmetric operator with a vector [P].
+        start: first vector [P], not zero.
+        steps: at most this many; fewer where the Krylov space is exhausted.
+
+    Returns:
+        Ritz values, largest first [m]; weights of the quadrature, which sum to 1 [m]; bounds on
+        the distance to the nearest eigenvalue [m].
+    """
+    basis = [start / start.norm()]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    scale = 0.0
+    for _ in range(min(steps, len(start))):
+        vector = product(basis[-1])
+        diagonal.append(float(vector @ basis[-1]))
+        scale = max(scale, float(vector.norm()))
+        for _ in range(2):  # once is not enough in finite precision
+            for known in basis:
+                vector = vector - (known @ vector) * known
+        beside.append(float(vector.norm()))
+        if beside[-1] <= 100 * torch.finfo(start.dtype).eps * scale:
+            beside[-1] = 0.0
+            break
+        basis.append(vector / beside[-1])
+    inner = np.asarray(beside[: len(diagonal) - 1])
+    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(inner, 1) + np.diag(inner, -1))
+    order = np.argsort(-values, kind="stable")
+    bounds = beside[-1] * np.abs(vectors[-1])
+    return values[order], vectors[0][order] ** 2, bounds[order]
+
+
+def density(
+    grid: np.ndarray, nodes: np.ndarray, weights: np.ndarray, *, linear: float, width: float = 0.08
+) -> np.ndarray:
+    """Return the spectral density per unit of ``squash(eigenvalue)``, its area being 1.
+
+    Args:
+        grid: squashed eigenvalues where it is wanted [G].
+        nodes: eigenvalues [m].
+        weights: share of the spectrum of each, summing to 1 [m].
+        linear: see ``squash``.
+        width: standard deviation of the Gaussian at each node, in squashed units.
+    """
+    distance = (grid[:, None] - squash(nodes, linear)) / width
+    bumps = np.exp(-(distance**2) / 2) / (width * np.sqrt(2 * np.pi))
+    result: np.ndarray = bumps @ weights
+    return result
+
+
+def squash(values: np.ndarray, linear: float) -> np.ndarray:
+    """Return values on a scale linear below ``linear`` and logarithmic (base 10) above."""
+    result: np.ndarray = np.arcsinh(np.asarray(values) / linear) / np.log(10)
+    return result
+
+
+def _batches(images: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
+
+
+@torch.no_grad()
+def _loss(module: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> float:
+    """Return the mean cross-entropy of a module on some images."""
+    total = 0.0
+    for x, y in _batches(images, labels, batch_size):
+        total += float(nn.functional.cross_entropy(module(x), y, reduction="sum"))
+    return total / len(labels)
+
+
+def _draw_density(results: Mapping[str, Tables]) -> Figure:
+    """Draw a panel per class, a line per subject, all on the same scale."""
+    first = next(iter(results.values()))["summary"]
+    classes = list(first["class"])
+    nodes = {name: tables["nodes"] for name, tables in results.items()}
+    every = np.concatenate([table["node"].to_numpy() for table in nodes.values()])
+    reach = max(float(np.abs(every).max()), 1e-12)
+    linear = reach * 1e-3
+    low, high = squash(np.array([every.min(), every.max()]), linear)
+    grid = np.linspace(low - 0.4, high + 0.4, 800)
+    figure = blank(max(6.4, 3.4 * len(classes) + 0.6), 3.9)
+    panels = figure.subplots(1, len(classes), sharey=True, squeeze=False)[0]
+    colour = colours(results)
+    for axes, k in zip(panels, classes, strict=True):
+        for name, table in nodes.items():
+            own = table[table["class"] == k]
+            starts = max(1, own["start"].nunique())
+            line = density(
+                grid, own["node"].to_numpy(), own["weight"].to_numpy() / starts, linear=linear
+            )
+            axes.semilogy(grid, line.clip(1e-12), color=colour[name], label=name, linewidth=1.6)
+        axes.axvline(0, color="#888888", linewidth=0.8, linestyle=":")
+        axes.set_ylim(1e-8, 20)
+        row = first[first["class"] == k].iloc[0]
+        axes.set_title(
+            f"class {row['name']}, {row['count']:,} images, {row['images']} of them used",
+            fontsize=9,
+        )
+        _eigenvalue_ticks(axes, low, high, linear)
+        axes.set_xlabel("eigenvalue")
+        tidy(axes)
+    panels[0].set_ylabel("density of eigenvalues, per decade")
+    if len(results) > 1:
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=len(results),
+            frameon=False,
+        )
+    return figure
+
+
+def _eigenvalue_ticks(axes: Any, low: float, high: float, linear: float) -> None:
+    """Label a squashed axis with eigenvalues: powers of ten on both sides of zero."""
+    powers = [10.0**e for e in np.arange(np.ceil(np.log10(linear)), 20)]
+    marks = [0.0]
+    for sign in (1, -1):
+        inside = [p for p in powers if low <= squash(np.array(sign * p), linear) <= high]
+        marks += [sign * p for p in inside[-1::-2]]
+    marks.sort()
+    axes.set_xticks([float(squash(np.array(mark), linear)) for mark in marks])
+    axes.set_xticklabels([f"{mark:g}" for mark in marks], fontsize=8)
+
+
+def _draw_sharpness(results: Mapping[str, Tables]) -> Figure:
+    """Draw largest eigenvalue, trace and most negative eigenvalue by class."""
+    first = next(iter(results.values()))["summary"]
+    figure = blank(9.6, 3.7)
+    panels = figure.subplots(1, 3)
+    what: tuple[tuple[Literal["largest", "trace", "smallest"], str], ...] = (
+        ("largest", "largest eigenvalue"),
+        ("trace", "trace, ± standard error"),
+        ("smallest", "most negative eigenvalue"),
+    )
+    colour, marker = colours(results), markers(results)
+    for axes, (column, title) in zip(panels, what, strict=True):
+        for i, (name, tables) in enumerate(results.items()):
+            table = tables["summary"]
+            x = np.arange(len(table)) + 0.16 * (i - (len(results) - 1) / 2)
+            error = table["trace_error"] if column == "trace" else None
+            axes.errorbar(
+                x, table[column], yerr=error, fmt=marker[name], color=colour[name], label=name,
+                capsize=3, markersize=6,
+            )  # fmt: skip
+        axes.axhline(0, color="#888888", linewidth=0.8)
+        axes.set_xticks(range(len(first)))
+        labels = [f"{n}\n{c:,}" for n, c in zip(first["name"], first["count"], strict=True)]
+        axes.set_xticklabels(labels, fontsize=8)
+        axes.set_xlim(-0.6, len(first) - 0.4)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("class, training images")
+        tidy(axes, grid="y")
+    panels[0].set_ylabel("of the Hessian of the class's loss")
+    if len(results) > 1:
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=len(results),
+            frameon=False,
+        )
+    return figure

@@ -1,0 +1,409 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltbench import schema
+from ltbench.curves import SERIES
+from ltbench.data.base import Source
+from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.features import sample
+from ltbench.diagnose.panels import GREY, blank, colours, legend_below, markers, tidy
+from ltbench.diagnose.predictions import Seen, groups_of, see
+from ltbench.diagnose.scores import accepted, auroc, fpr_at
+from ltbench.diagnose.unknown import as_own, files_of, source_of
+from ltbench.errors import UserError
+from ltbench.metrics import UNKNOWN, open_set_f
+from ltbench.seeding import derive, keyed_permutation
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SCORES = {
+    "softmax": "largest softmax probability",
+    "energy": "log-sum-exp of the logits",
+    "cosine": "cosine to the nearest prototype",
+}
+DEFINITIONS = {"oltr": True, "decoupling": False}  # whether a rejected known image is wrong
+STEPS = 101  # thresholds of a curve
+BINS = 40  # of a histogram
+
+
+class Openset(Diagnostic):
+    """Whether images of classes that were never trained can be told from those that were."""
+
+    title = "Open set"
+    shown = (
+        "How test images of known classes and images of unknown ones are scored; the F-measure of "
+        "recognising the known while rejecting the unknown, at every threshold; the share of known "
+        "images that are accepted against that of unknown ones."
+    )
+    computed = (
+        "Three scores: the largest softmax probability, the log-sum-exp of the logits (the energy "
+        "with its sign turned), and the largest cosine between an image's features and the class "
+        "prototypes, the means of each class's training features. The class is the largest logit, "
+        "for the cosine the nearest prototype; what scores below the threshold is rejected. The "
+        "F-measure is given in both public definitions: OLTR's, where a rejected known image "
+        "counts as wrong, and that of the decoupling code, where it does not; both count an "
+        "accepted unknown image as missed. Published values take the softmax with the threshold "
+        "0.1; the PLOT paper scores by the cosine to prototypes, without public code or a stated "
+        "threshold. The best threshold for these very images is given for OLTR's definition, as a "
+        "bound from above; the other has no meaningful one, since it tends to 1 when all but a few "
+        "sure images are rejected. AUROC and FPR95 take known "
+        "as positive: FPR95 is the share of unknown images accepted where 95 % of the known are. "
+        "They are also given for the known images of each shot group against all unknown ones. "
+        "Unknown images are cut, resized and normalised as the model's own; that none shows a "
+        "known class is for the user to see to."
+    )
+    see = (
+        "Known and unknown images should lie apart. With many classes a threshold of 0.1 on the "
+        "softmax means something else than with ten, where it rejects nothing. Few-shot classes "
+        "are often scored like unknown ones: a threshold that rejects these rejects the tail."
+    )
+
+    class Options(schema.Config):
+        """Options of the open set."""
+
+        unknown: str | None = None
+        """Folder of images of unknown classes, or a text file with one path a line."""
+        dataset: str | None = None
+        """Instead: a registered data set, whose test images are the unknown ones."""
+        root: str | None = None
+        """Folder of that data set."""
+        options: dict[str, Any] = Field({})
+        """Further options of that data set."""
+        images: int | None = Field(None, ge=1)
+        """How many unknown images at most, drawn at random; all if not given."""
+        threshold: float = Field(0.1, ge=0, le=1)
+        """Largest softmax probability below which an image is rejected."""
+        prototype_images: int = Field(100, ge=1)
+        """Training images of each class at most whose features make its prototype."""
+
+        @model_validator(mode="after")
+        def _one_source(self) -> Openset.Options:
+            if self.unknown is not None and self.dataset is not None:
+                raise ValueError("give unknown=FOLDER or dataset=NAME, not both")
+            return self
+
+    options: Options
+
+    def measure(self, subject: Subject) -> Tables:
+        """Return the tables of ``open_set_tables``.
+
+        Raises:
+            UserError: no unknown images are given, or they cannot be read.
+        """
+        source = self._unknown(subject)
+        order = keyed_permutation(derive(0, "diagnose", "unknown"), len(source))
+        order = np.sort(order[: self.options.images])
+        prototypes = class_prototypes(subject, self.options.prototype_images)
+        known = score(see(subject, subject.data.test), prototypes)
+        unknown = score(see(subject, *as_own(subject, source, order)), prototypes)
+        return open_set_tables(known, unknown, groups_of(subject), self.options.threshold)
+
+    def _unknown(self, subject: Subject) -> Source:
+        """Return the unknown images as files."""
+        cfg = self.options
+        if cfg.unknown is not None:
+            return files_of(cfg.unknown)
+        if cfg.dataset is None:
+            raise UserError(
+                "openset needs images of unknown classes: openset.unknown=FOLDER, or "
+                "openset.dataset=NAME openset.root=DIR for the test images of a data set"
+            )
+        from ltbench.validation import build_options
+
+        values = {**cfg.options, **({"root": cfg.root} if cfg.root is not None else {})}
+        data = build_options("DATASETS", cfg.dataset, values).load()  # type: ignore[attr-defined]
+        if data.info.class_names == subject.data.info.class_names:
+            raise UserError(
+                f"openset.dataset={cfg.dataset} has the classes that {subject.name} was trained "
+                "on; give one of other classes"
+            )
+        return source_of(data.test)
+
+    def draw(self, results: Mapping[str, Tables]) -> Figures:
+        """Return figures ``scores``, ``f_measure`` and ``roc``."""
+        return {
+            "scores": _scores_figure(results),
+            "f_measure": _f_figure(results),
+            "roc": _roc_figure(results),
+        }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of images, higher for known ones, and the classes that go with each score.
+
+    Args:
+        scores: by name, float64 [N].
+        predicted: by name, int64 [N].
+        labels: class of each image, int64 [N]; without meaning for unknown ones.
+    """
+
+    scores: Mapping[str, np.ndarray]
+    predicted: Mapping[str, np.ndarray]
+    labels: np.ndarray
+
+
+def class_prototypes(subject: Subject, images: int) -> Tensor:
+    """Return the mean features of each class's training images, float64 [C, D].
+
+    Args:
+        subject: whose model and training images, seen without augmentation.
+        images: of each class at most, drawn at random.
+    """
+    split, classes = subject.data.train, range(subject.data.info.num_classes)
+    total: Tensor | None = None
+    count = torch.zeros(len(classes), dtype=torch.float64, device=subject.device)
+    for seen in see(subject, split, sample(split.labels, classes, each=images)):
+        features = seen.features.double()
+        if total is None:
+            total = features.new_zeros(len(classes), features.shape[1])
+        total.index_add_(0, seen.labels, features)
+        count += torch.bincount(seen.labels, minlength=len(classes))
+    if total is None:
+        raise UserError(f"{subject.name} has no training images, so that there are no prototypes")
+    return total / count.clamp(min=1)[:, None]
+
+
+def score(batches: Iterable[Seen], prototypes: Tensor) -> Scored:
+    """Return the scores of images that a model has seen.
+
+    Args:
+        batches: the images.
+        prototypes: one per class [C, D].
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    parts = []
+    for seen in batches:
+        logits = seen.logits.double()
+        log_p, best = logits.log_softmax(dim=1).max(dim=1)
+        cosine, nearest = (
+            F.normalize(seen.features.double(), dim=1) @ F.normalize(prototypes, dim=1).T
+        ).max(dim=1)
+        three = torch.stack([log_p.exp(), logits.logsumexp(dim=1), cosine])
+        classes = torch.stack([best, best, nearest])
+        parts.append([x.cpu().numpy() for x in (three, classes, seen.labels)])
+    values, answers, labels = (np.concatenate(p, axis=-1) for p in zip(*parts, strict=True))
+    if not np.isfinite(values).all():
+        raise UserError(
+            "the model gives NaN or infinite scores; training has diverged or the weights are "
+            "damaged"
+        )
+    by_name = dict(zip(SCORES, values, strict=True))
+    return Scored(by_name, dict(zip(SCORES, answers, strict=True)), labels)
+
+
+def open_set_tables(
+    known: Scored, unknown: Scored, groups: Mapping[str, Sequence[int]], threshold: float
+) -> Tables:
+    """Return all numbers of the comparison of known and unknown images.
+
+    Args:
+        known: with labels.
+        unknown: their labels are not used.
+        groups: classes of each shot group.
+        threshold: of the softmax score.
+
+    Returns:
+        tables ``separation`` (a row per score and group of known images), ``f_measure`` (a row per
+        score, definition and threshold), ``curve`` (F at every threshold), ``roc`` and
+        ``histogram``.
+    """
+    import pandas as pd
+
+    members = {"overall": range(int(known.labels.max()) + 1), **groups}
+    inside = {name: np.isin(known.labels, list(classes)) for name, classes in members.items()}
+    inside = {name: there for name, there in inside.items() if there.any()}
+    separation, measures, curves, rocs, histograms = [], [], [], [], []
+    for name in SCORES:
+        ours, theirs = known.scores[name], unknown.scores[name]
+        for group, there in inside.items():
+            separation.append(
+                {
+                    "score": name,
+                    "group": group,
+                    "known": int(there.sum()),
+                    "unknown": len(theirs),
+                    "auroc": auroc(ours[there], theirs),
+                    "fpr95": fpr_at(ours[there], theirs),
+                }
+            )
+        curve = f_curve(known, unknown, name)
+        curves.append(curve)
+        best = curve["threshold"].to_numpy()[curve["oltr"].to_numpy().argmax()]
+        chosen = [("best here", float(best), "oltr")]
+        if name == "softmax":
+            chosen += [("as published", threshold, d) for d in DEFINITIONS]
+        for kind, at, definition in chosen:
+            measures.append(
+                {
+                    "score": name,
+                    "definition": definition,
+                    "kind": kind,
+                    "threshold": at,
+                    "f": f_at(known, unknown, name, at, DEFINITIONS[definition]),
+                    "known_accepted": float((ours >= at).mean()),
+                    "unknown_accepted": float((theirs >= at).mean()),
+                }
+            )
+        both = np.concatenate([ours, theirs])
+        steps = np.unique(np.quantile(both, np.linspace(0, 1, 2 * STEPS - 1)))
+        steps = np.append(steps, np.inf)
+        rocs.append(
+            pd.DataFrame(
+                {
+                    "score": name,
+                    "threshold": steps,
+                    "unknown_accepted": accepted(theirs, steps),
+                    "known_accepted": accepted(ours, steps),
+                }
+            )
+        )
+        edges = np.linspace(*_range(name, both), BINS + 1)
+        parts = {"unknown": theirs, **{g: ours[t] for g, t in inside.items() if g != "overall"}}
+        for kind, values in parts.items():
+            images, _ = np.histogram(values, edges)
+            histograms.append(
+                pd.DataFrame(
+                    {"score": name, "images_of": kind, "low": edges[:-1], "high": edges[1:],
+                     "images": images, "share": images / len(values)}
+                )
+            )  # fmt: skip
+    return {
+        "separation": pd.DataFrame(separation),
+        "f_measure": pd.DataFrame(measures),
+        "curve": pd.concat(curves, ignore_index=True),
+        "roc": pd.concat(rocs, ignore_index=True),
+        "histogram": pd.concat(histograms, ignore_index=True),
+    }
+
+
+def f_at(
+    known: Scored, unknown: Scored, name: str, threshold: float, rejected_is_wrong: bool
+) -> float:
+    """Return the F-measure at one threshold of a score; see ``metrics.open_set_f``.
+
+    Args:
+        known: with labels.
+        unknown: without.
+        name: of the score.
+        threshold: what scores below it is rejected.
+        rejected_is_wrong: whether a rejected known image is a false positive.
+    """
+    answers = [
+        np.where(side.scores[name] >= threshold, side.predicted[name], UNKNOWN)
+        for side in (known, unknown)
+    ]
+    labels = np.concatenate([known.labels, np.full(len(answers[1]), UNKNOWN)])
+    return open_set_f(
+        torch.from_numpy(np.concatenate(answers)),
+        torch.from_numpy(labels),
+        rejected_is_wrong=rejected_is_wrong,
+    )
+
+
+def f_curve(known: Scored, unknown: Scored, name: str) -> pd.DataFrame:
+    """Return the F-measure at evenly spaced thresholds of a score, a column per definition."""
+    import pandas as pd
+
+    both = np.concatenate([known.scores[name], unknown.scores[name]])
+    thresholds = np.linspace(*_range(name, both), STEPS)
+    rows = {
+        definition: [f_at(known, unknown, name, float(t), wrong) for t in thresholds]
+        for definition, wrong in DEFINITIONS.items()
+    }
+    return pd.DataFrame({"score": name, "threshold": thresholds, **rows})
+
+
+def _range(name: str, scores: np.ndarray) -> tuple[float, float]:
+    if name == "softmax":
+        return 0.0, 1.0
+    low, high = float(scores.min()), float(scores.max())
+    return low, high if high > low else low + 1.0
+
+
+def _scores_figure(results: Mapping[str, Tables]) -> Figure:
+    figure = blank(11, 2.5 * len(results) + 0.9)
+    grid = figure.subplots(len(results), len(SCORES), squeeze=False)
+    for line, (name, tables) in zip(grid, results.items(), strict=True):
+        table = tables["histogram"]
+        for axes, (kind, label) in zip(line, SCORES.items(), strict=True):
+            here = table[table["score"] == kind]
+            for of, rows in here.groupby("images_of", sort=False):
+                edges = np.append(rows["low"], rows["high"].iloc[-1])
+                style: dict[str, Any] = (
+                    {"fill": True, "color": GREY, "alpha": 0.45, "label": "unknown"}
+                    if of == "unknown"
+                    else {"color": SERIES[str(of)][1], "linewidth": 1.5}
+                    | {"label": f"known, {of}-shot"}
+                )
+                axes.stairs(100 * rows["share"], edges, **style)
+            axes.set_xlabel(label)
+            axes.set_ylim(bottom=0)
+            tidy(axes)
+        line[0].set_ylabel("images of their kind, %")
+        line[0].set_title(name, loc="left", fontsize="medium")
+    found = dict(zip(*grid[0, 0].get_legend_handles_labels()[::-1], strict=True))
+    legend_below(figure, list(found.values()), list(found))
+    return figure
+
+
+def _f_figure(results: Mapping[str, Tables]) -> Figure:
+    figure = blank(11, 4)
+    panels = figure.subplots(1, len(SCORES), sharey=True)
+    colour = colours(results)
+    style = {"oltr": "-", "decoupling": "--"}
+    for axes, (kind, label) in zip(panels, SCORES.items(), strict=True):
+        for name, tables in results.items():
+            curve = tables["curve"][tables["curve"]["score"] == kind]
+            for definition, line in style.items():
+                axes.plot(
+                    curve["threshold"], curve[definition], line, color=colour[name],
+                    linewidth=1.5, label=f"{name}, {definition}",
+                )  # fmt: skip
+            points = tables["f_measure"]
+            points = points[(points["score"] == kind) & (points["kind"] == "as published")]
+            if len(points):
+                axes.axvline(points["threshold"].iloc[0], color=GREY, linestyle=":", linewidth=1)
+        axes.set(xlabel=f"threshold on the {label}")
+        tidy(axes)
+    panels[0].set_ylabel("F-measure")
+    panels[0].set_ylim(bottom=0)
+    handles, labels = panels[0].get_legend_handles_labels()
+    legend_below(figure, handles, labels)
+    return figure
+
+
+def _roc_figure(results: Mapping[str, Tables]) -> Figure:
+    figure = blank(11, 4.3)
+    panels = figure.subplots(1, len(SCORES), sharey=True)
+    colour, marker = colours(results), markers(results)
+    for axes, (kind, label) in zip(panels, SCORES.items(), strict=True):
+        axes.plot((0, 100), (0, 100), color=GREY, linestyle=":", linewidth=1)
+        for name, tables in results.items():
+            roc = tables["roc"][tables["roc"]["score"] == kind]
+            table = tables["separation"]
+            at = table[(table["score"] == kind) & (table["group"] == "overall")].iloc[0]
+            axes.plot(
+                100 * roc["unknown_accepted"], 100 * roc["known_accepted"], color=colour[name],
+                linewidth=1.5, label=f"{name}: AUROC {at['auroc']:.3f}",
+            )  # fmt: skip
+            axes.plot(100 * at["fpr95"], 95, color=colour[name], marker=marker[name], markersize=6)
+        axes.set(title=label, xlabel="unknown images accepted, %", xlim=(-2, 102), ylim=(-2, 102))
+        axes.set_aspect("equal")
+        axes.legend(frameon=False, loc="lower right", fontsize="small")
+        tidy(axes)
+    panels[0].set_ylabel("known images accepted, %")
+    return figure

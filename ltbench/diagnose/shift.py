@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from ltbench import schema
+from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.panels import GREY, blank, colours, markers, tidy
+from ltbench.metrics import Metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Direction = Literal["forward", "uniform", "backward"]
+
+
+class Shift(Diagnostic):
+    """Accuracy if the test images were long-tailed too, along the training classes or against."""
+
+    title = "Shifted test priors"
+    shown = (
+        "Accuracy on long-tailed test sets: forward, where classes that are frequent in training "
+        "are frequent in the test too, uniform, and backward, where the rarest are the most "
+        "frequent. The number is the ratio of the most to the least frequent class."
+    )
+    computed = (
+        "From correct and total test images of each class alone; the model is not run again. "
+        "Classes are sorted by training images (ties by number); class r of C has a share "
+        "proportional to ratio^(-r/(C-1)) forward and ratio^(-(C-1-r)/(C-1)) backward, as in LADE "
+        "and SADE. Accuracy is the recalls' mean with these shares, the exact expectation. Those "
+        "papers draw a subset with whole numbers of images once: the table also has the mean "
+        "(drawn) of such draws, and their standard deviation (drawn_sd), the sampling noise that "
+        "the exact value does not have. Nothing is told to the model about the test prior: what "
+        "LADE and SADE gain by adapting to it is not in these numbers."
+    )
+    see = (
+        "A steep fall to the right is a model that lives off the frequent classes; a flat line is "
+        "one whose recall does not depend on how often a class was seen."
+    )
+
+    class Options(schema.Config):
+        """Options of the shifted priors."""
+
+        ratios: tuple[float, ...] = Field((2, 5, 10, 25, 50), min_length=1)
+        """Most over least frequent class of the test sets, each above 1."""
+
+        @field_validator("ratios")
+        @classmethod
+        def _above_one(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+            if min(ratios) <= 1:
+                raise ValueError(f"every ratio must be above 1, found {min(ratios):g}")
+            return tuple(sorted(set(ratios)))
+
+    options: Options
+
+    def measure(self, subject: Subject) -> Tables:
+        """Return the table ``shift``, from the record, or by evaluating where there is none."""
+        if subject.record is not None:
+            metrics = subject.record.metrics
+        else:
+            from ltbench.evaluation import evaluate_split
+
+            metrics = evaluate_split(
+                subject.method,
+                subject.data.test,
+                subject.data.info.class_counts,
+                device=subject.device,
+                rule=subject.recipe.shot_rule,
+                workers=subject.recipe.run.workers,
+            )
+        return {"shift": shift_table(metrics, self.options.ratios)}
+
+    def draw(self, results: Mapping[str, Tables]) -> Figures:
+        """Return the figure ``shift``."""
+        return {"shift": _picture({name: tables["shift"] for name, tables in results.items()})}
+
+
+def shifted_prior(
+    class_counts: Sequence[int], direction: Direction, ratio: float = 1.0
+) -> np.ndarray:
+    """Return the share of each class in a shifted test set, by class [C]; they sum to 1.
+
+    Reference: Hong et al., Disentangling Label Distribution for Long-tailed Visual Recognition,
+        CVPR 2021, arXiv:2012.00321 (LADE); Zhang et al., Self-Supervised Aggregation of Diverse
+        Experts for Test-Agnostic Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249 (SADE).
+    Departures: shares instead of whole numbers of images; LADE's code for CIFAR sorts by class
+        number, which there is the order by training images.
+
+    Args:
+        class_counts: training images of each class [C].
+        direction: ``"forward"`` (as in training), ``"uniform"`` or ``"backward"``.
+        ratio: largest over smallest share, >= 1; without effect if uniform.
+    """
+    counts = np.asarray(class_counts)
+    rank = np.empty(len(counts), dtype=int)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    last = max(len(counts) - 1, 1)
+    exponent = {"forward": rank, "uniform": 0 * rank, "backward": last - rank}[direction] / last
+    share = float(ratio) ** -exponent
+    prior: np.ndarray = share / share.sum()
+    return prior
+
+
+def shifted_accuracy(
+    correct: Sequence[int], total: Sequence[int], prior: Sequence[float] | np.ndarray
+) -> float:
+    """Return the expected accuracy on test images whose classes have the shares ``prior``.
+
+    Classes without test images are left out, and the shares of the others made to sum to 1.
+
+    Args:
+        correct: correctly classified test images of each class [C].
+        total: test images of each class [C].
+        prior: share of each class [C].
+    """
+    right, of, share = (np.asarray(x, dtype=float) for x in (correct, total, prior))
+    there = of > 0
+    return float(np.sum(share[there] * right[there] / of[there]) / share[there].sum())
+
+
+def drawn_accuracy(
+    correct: Sequence[int], total: Sequence[int], prior: Sequence[float] | np.ndarray
+) -> tuple[float, float, int]:
+    """Return mean and standard deviation of the accuracy on a drawn subset, and its size.
+
+    The subset has floor(n share_k / largest share) images of class k, drawn without replacement,
+    where n is the number of images of the class with the fewest. Both are those over all draws.
+
+    Args:
+        correct: correctly classified test images of each class [C].
+        total: test images of each class [C].
+        prior: share of each class [C].
+    """
+    right, of, share = (np.asarray(x, dtype=float) for x in (correct, total, prior))
+    there = of > 0
+    right, of, share = right[there], of[there], share[there]
+    taken = np.floor(of.min() * share / share.max() + 1e-9)
+    recall = right / of
+    rest = (of - taken) / np.maximum(of - 1, 1)  # of a draw without replacement
+    size = taken.sum()
+    mean = float((taken * recall).sum() / size)
+    deviation = float(np.sqrt((taken * recall * (1 - recall) * rest).sum()) / size)
+    return mean, deviation, int(size)
+
+
+def shift_table(metrics: Metrics, ratios: Sequence[float]) -> pd.DataFrame:
+    """Return one row per test prior, from forward over uniform to backward.
+
+    Args:
+        metrics: of a record or an evaluation.
+        ratios: largest over smallest class of the test sets.
+    """
+    import pandas as pd
+
+    cases: list[tuple[Direction, float]] = [
+        *(("forward", float(r)) for r in sorted(ratios, reverse=True)),
+        ("uniform", 1.0),
+        *(("backward", float(r)) for r in sorted(ratios)),
+    ]
+    rows = []
+    for direction, ratio in cases:
+        prior = shifted_prior(metrics.class_counts, direction, ratio)
+        drawn, deviation, images = drawn_accuracy(metrics.correct, metrics.total, prior)
+        rows.append(
+            {
+                "direction": direction,
+                "ratio": ratio,
+                "accuracy": shifted_accuracy(metrics.correct, metrics.total, prior),
+                "drawn": drawn,
+                "drawn_sd": deviation,
+                "drawn_images": images,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _picture(results: Mapping[str, pd.DataFrame]) -> Figure:
+    first = next(iter(results.values()))
+    figure = blank(8, 4.2)
+    axes = figure.subplots()
+    colour, marker = colours(results), markers(results)
+    x = np.arange(len(first))
+    for name, table in results.items():
+        y = 100 * table["accuracy"]
+        axes.plot(x, y, color=colour[name], marker=marker[name], markersize=5, label=name)
+        low, high = (y + sign * 100 * table["drawn_sd"] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=colour[name], alpha=0.15, linewidth=0)
+    axes.axvline(int((first["direction"] == "uniform").argmax()), color=GREY, linestyle=":", lw=1)
+    names = ["1" if d == "uniform" else f"{r:g}" for d, r in
+             zip(first["direction"], first["ratio"], strict=True)]  # fmt: skip
+    axes.set(xticks=x, xticklabels=names, ylabel="expected accuracy, %")
+    axes.set_xlabel("forward  ←  ratio of the test set's largest to smallest class  →  backward")
+    tidy(axes)
+    axes.legend(frameon=False, title="band: ± 1 sd of a drawn subset", title_fontsize="small")
+    return figure

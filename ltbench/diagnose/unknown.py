@@ -1,0 +1,144 @@
+"""Images of unknown classes, cut and normalised as those of a model's own test set."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ltbench.data.base import Source, Split
+from ltbench.data.decode import decode_pil
+from ltbench.data.files import FileSource, ImageOptions
+from ltbench.data.folder import ENDINGS
+from ltbench.data.images import ImageSplit
+from ltbench.data.memory import MemorySplit
+from ltbench.diagnose.base import Subject
+from ltbench.errors import UserError
+
+
+class Pictures:
+    """Images in memory as files; implements ``ltbench.data.base.Source``.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+    """
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Return some images as the bytes of PNG files, uint8 [n] each."""
+        return [self._file(int(i)) for i in indices]
+
+    def _file(self, index: int) -> np.ndarray:
+        file = io.BytesIO()
+        Image.fromarray(self._images[index]).save(file, format="png", compress_level=0)
+        return np.frombuffer(bytearray(file.getvalue()), dtype=np.uint8)
+
+    def name(self, index: int) -> str:
+        """Return how messages call an image."""
+        return f"unknown image {index}"
+
+    def fingerprint(self, labels: np.ndarray) -> str:
+        """Not needed: no record is made of these images."""
+        raise NotImplementedError
+
+
+def files_of(path: str) -> FileSource:
+    """Return the images below a folder, or those that a text file lists.
+
+    Args:
+        path: a folder, searched to any depth; or a file with one path a line, relative to its
+            own folder, of which what follows a space and a number (a label) is ignored.
+
+    Raises:
+        UserError: there is no such file or folder, or no image.
+    """
+    where = Path(path).expanduser()
+    if where.is_dir():
+        found = [
+            file.relative_to(where).as_posix()
+            for file in where.rglob("*")
+            if file.suffix.lower() in ENDINGS and not file.name.startswith(".") and file.is_file()
+        ]
+        if not found:
+            raise UserError(f"openset.unknown={path} holds no image ({', '.join(ENDINGS)})")
+        return FileSource(sorted(found), where)
+    if not where.is_file():
+        raise UserError(
+            f"openset.unknown must be a folder of images or a text file with one path a line; "
+            f"there is no `{path}`"
+        )
+    try:
+        lines = where.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"openset.unknown={path} is neither a folder nor a text file; a single image cannot "
+            "be judged"
+        ) from error
+    names = [_without_label(line.strip()) for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"openset.unknown={path} lists no image")
+    return FileSource(names, where.parent)
+
+
+def _without_label(line: str) -> str:
+    head, _, tail = line.rpartition(" ")
+    return head if head and tail.lstrip("-").isdigit() else line
+
+
+def source_of(split: Split) -> Source:
+    """Return the images of a split as files, as they are before any transform.
+
+    Raises:
+        UserError: the split is of a kind whose pixels cannot be had.
+    """
+    if isinstance(split, ImageSplit):
+        return split.source
+    if isinstance(split, MemorySplit):
+        return Pictures(split.images)
+    raise UserError(f"images of a {type(split).__name__} cannot serve as unknown ones")
+
+
+def as_own(subject: Subject, source: Source, order: np.ndarray) -> tuple[Split, np.ndarray]:
+    """Return images as a split with the transforms of a subject's test images, and where in it.
+
+    Images for a model whose own lie in memory are cut to their central square and resized to its
+    side with Pillow's bilinear filter.
+
+    Args:
+        subject: whose model will see them.
+        source: the images.
+        order: which of them, int64 [n].
+
+    Raises:
+        UserError: an image cannot be read, or the subject's own split is of an unknown kind.
+    """
+    own, options, info = subject.data.test, subject.recipe.data.config, subject.data.info
+    if isinstance(own, ImageSplit) and isinstance(options, ImageOptions):
+        return options.split(source, np.zeros(len(source), dtype=np.int64)), order
+    if not isinstance(own, MemorySplit):
+        raise UserError(f"unknown images cannot be cut as those of a {type(own).__name__}")
+    side = own.images.shape[1]
+    pixels = np.empty((len(order), side, side, 3), dtype=np.uint8)
+    for row, index in enumerate(order.tolist()):
+        (data,) = source.read(np.array([index]))
+        pixels[row] = _square(decode_pil(data, source.name(index)), side)
+    labels = np.zeros(len(order), dtype=np.int64)
+    split = MemorySplit(pixels, labels, mean=info.mean, std=info.std, augment="none")
+    return split, np.arange(len(order))
+
+
+def _square(image: Image.Image, side: int) -> np.ndarray:
+    width, height = image.size
+    if (width, height) != (side, side):
+        short = min(width, height)
+        left, top = (width - short) // 2, (height - short) // 2
+        image = image.crop((left, top, left + short, top + short))
+        image = image.resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(image)

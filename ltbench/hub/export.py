@@ -1,0 +1,260 @@
+"""From the folder of a run to the folder that is published."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltbench.errors import UserError
+from ltbench.hub.folder import CARD, CONFIG, RECIPE, RECORD, RESULTS, WEIGHTS, files_in
+from ltbench.record import Record
+from ltbench.sealing import file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ltbench.recipe import Recipe
+
+PLAIN = ("name", "description", "target", "note", "shot_rule", "seed")  # no digest, but no paths
+SMALL_IMAGES = {"cifar10_lt": 32, "cifar100_lt": 32}  # side where the data set leaves no choice
+CROP = 224 / 256  # share of the short side that evaluation looks at, larger images only
+HALF_NOTE = (
+    "weights rounded to float16 after training; the metrics are those of the rounded weights"
+)
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    repository: str | None = None,
+    half: bool = False,
+    licence: str | None = None,
+) -> Path:
+    """Write the publish folder of a finished run and return its path.
+
+    The same run and options give the same bytes. The record is that of the run, byte for byte,
+    unless ``half`` or ``licence`` changes what it says; then it is sealed anew.
+
+    Args:
+        run: folder of a run.
+        out: where to write; must not exist, or be a publish folder, which is replaced.
+        repository: where it will be published, for the text of the card.
+        half: store floating-point weights as float16. The rounded model is evaluated anew on the
+            recipe's own test data, which must be there, and the record says so.
+        licence: licence of the weights; by default what the record says.
+
+    Raises:
+        UserError: the run is not finished or damaged, or ``out`` holds something else.
+    """
+    from safetensors import SafetensorError
+
+    from ltbench import checkpoint
+
+    if not (run / RECORD).is_file():
+        raise UserError(
+            f"{run} holds no {RECORD}: expected the folder of a finished run; the command that "
+            "began it also finishes it"
+        )
+    record = Record.load(run / RECORD)
+    tensors, facts = checkpoint.read_weights(run / WEIGHTS)
+    if record.checkpoint is None or record.checkpoint.sha256 != facts["sha256"]:
+        raise UserError(
+            f"{run / RECORD} and {run / WEIGHTS} are not of the same run: the hashes of the "
+            "weights differ; restore the files or run the recipe again"
+        )
+    if out.exists() and (not out.is_dir() or files_in(out)[1]):
+        raise UserError(f"{out} holds something else than a publish folder; pass another `out=`")
+    partial = out.with_name(f".partial-{out.name}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if half:
+            tensors = {name: _halved(name, t) for name, t in tensors.items()}
+            _save(tensors, partial / WEIGHTS)
+            record = _measured(record, facts, tensors, partial / WEIGHTS)
+        else:
+            shutil.copyfile(run / WEIGHTS, partial / WEIGHTS)
+        if licence is not None:
+            record = record.model_copy(update={"licence": licence})
+        if half or licence is not None:
+            record.sealed().save(partial / RECORD)
+            record = Record.load(partial / RECORD)
+        else:
+            shutil.copyfile(run / RECORD, partial / RECORD)
+        recipe = _public(record, facts)
+        _write(partial, record, recipe, facts, repository)
+        if out.exists():
+            shutil.rmtree(out)  # what it holds can be exported again
+        partial.rename(out)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"could not write {out}: {reason}; make room or pass another `out=`"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(partial)
+    return out
+
+
+def config_of(
+    record: Record, recipe: Mapping[str, Any], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the ``config.json`` that timm and ``ltbench.load`` build the model from.
+
+    What rebuilds it lies in ``model_args``, which timm passes on; what says where it comes from
+    and what its weights hash to lies in ``ltbench``; nothing is there twice.
+
+    Args:
+        record: of the published weights.
+        recipe: the recipe's tree without paths.
+        facts: the description beside the run's weights.
+    """
+    from ltbench.hub.rebuild import rebuild
+    from ltbench.hub.timm_model import ARCHITECTURE, TimmMethod
+
+    if record.checkpoint is None:
+        raise ValueError("a record without weights is not published")
+    classes = len(facts["class_counts"])
+    model = TimmMethod(rebuild({**facts, "recipe": recipe}, WEIGHTS), classes)
+    name = facts["dataset"]
+    options = recipe["data"]
+    side = options.get("image_size") or SMALL_IMAGES.get(name, 224)
+    small = name in (*SMALL_IMAGES, "digits_lt")
+    cfg: dict[str, Any] = {
+        "input_size": [3, side, side],
+        "fixed_input_size": False,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0 if small else CROP,
+        "crop_mode": "center",
+        "mean": list(facts["mean"]),
+        "std": list(facts["std"]),
+        "num_classes": classes,
+        "pool_size": None,
+        "first_conv": None,
+        "classifier": None,
+    }
+    if record.licence != "unspecified":
+        cfg["license"] = record.licence
+    return {
+        "architecture": ARCHITECTURE,
+        "num_classes": classes,
+        "num_features": model.num_features,
+        "label_names": list(facts["class_names"]),
+        "model_args": {
+            "recipe": recipe,
+            "dataset": name,
+            "class_counts": list(facts["class_counts"]),
+        },
+        "pretrained_cfg": cfg,
+        "ltbench": {
+            "version": facts["ltbench"],
+            "digest": record.recipe.digest,
+            "seed": record.seed,
+            "sha256": record.checkpoint.sha256,
+            "train_sha256": record.dataset.train_sha256,
+            "test_sha256": record.dataset.test_sha256,
+            "run_id": record.run_id,
+        },
+    }
+
+
+def _write(
+    folder: Path,
+    record: Record,
+    recipe: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    repository: str | None,
+) -> None:
+    """Write what follows from the record: configuration, recipe, card, results."""
+    import yaml
+
+    from ltbench.hub.card import make_card, results_of
+
+    config = json.dumps(config_of(record, recipe, facts), indent=1, ensure_ascii=False)
+    (folder / RESULTS).mkdir()
+    for name, text in {
+        CONFIG: f"{config}\n",
+        RECIPE: yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True),
+        CARD: make_card(record, recipe, repository),
+        f"{RESULTS}/{record.dataset.name}.yaml": yaml.safe_dump(results_of(record)),
+    }.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _public(record: Record, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe's tree without paths of the machine it ran on."""
+    resolved = json.loads(json.dumps(record.recipe.resolved))
+    return {**{key: facts["recipe"][key] for key in PLAIN}, **resolved}
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor with floating-point numbers as float16.
+
+    Raises:
+        UserError: one of them is too large for it.
+    """
+    import torch
+
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.to(torch.float16)
+    if not torch.isfinite(half).all():
+        raise UserError(
+            f"`half`: `{name}` holds {float(tensor.abs().max()):g}, which float16 cannot; leave "
+            "`half` out"
+        )
+    return half
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _measured(
+    record: Record, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: Path
+) -> Record:
+    """Return the record of the same run with other weights: what they hash to, what they reach."""
+    from ltbench.checkpoint import load_strict
+    from ltbench.evaluation import evaluate_split
+    from ltbench.hub.rebuild import rebuild
+    from ltbench.runner import pick_device
+    from ltbench.validation import build_recipe
+
+    if record.checkpoint is None:
+        raise ValueError("a record without weights is not published")
+    recipe: Recipe = build_recipe(facts["recipe"])
+    try:
+        data = recipe.data.config.load()  # type: ignore[attr-defined]
+    except UserError as error:
+        raise UserError(
+            f"`half` needs the run's test data to measure rounded weights; {error}"
+        ) from error
+    if data.test.fingerprint() != record.dataset.test_sha256:
+        raise UserError(
+            "`half` needs the run's own test data to measure rounded weights; what "
+            "data.root of the run holds now is something else"
+        )
+    method = rebuild(dict(facts), str(weights))
+    load_strict(method, tensors, str(weights))
+    device = pick_device(recipe.run.device)
+    metrics = evaluate_split(
+        method.to(device),
+        data.test,
+        data.info.class_counts,
+        device=device,
+        rule=recipe.shot_rule,
+        workers=recipe.run.workers,
+    )
+    checkpoint = record.checkpoint.model_copy(
+        update={"sha256": file_sha256(weights), "bytes": weights.stat().st_size}
+    )
+    notes = "; ".join(filter(None, (record.notes, HALF_NOTE)))
+    return record.model_copy(update={"metrics": metrics, "checkpoint": checkpoint, "notes": notes})

@@ -1,0 +1,52 @@
+"""From a record back to the command that trains the same."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from ltbench.record import Record
+from ltbench.sealing import canonical
+
+WITHOUT_ROOT = ("digits_lt",)  # its images come with a package
+
+
+def changed(record: Record) -> dict[str, Any]:
+    """Return the options that differ from the recipe of the record's name, with their values.
+
+    Options of a part that was exchanged for another one are left out.
+    """
+    found = {path: _at(record.recipe.resolved, path) for path in record.recipe.overrides}
+    return {path: value[0] for path, value in found.items() if value}
+
+
+def command(seeds: Sequence[Record]) -> str:
+    """Return the command that trains what some records of one recipe hold.
+
+    Args:
+        seeds: records that differ in the seed only.
+    """
+    first = seeds[0]
+    words = ["ltbench", "run", f"recipe={first.recipe.name}"]
+    words.append(f"seed={','.join(str(record.seed) for record in seeds)}")
+    if first.dataset.name not in WITHOUT_ROOT:
+        words.append("data.root=DIR")
+    options = changed(first)
+    for path in sorted(options, key=lambda path: (not path.endswith(".name"), path)):
+        value = options[path]  # names of parts first: their options are those of the part
+        text = value if isinstance(value, str) else canonical(value)
+        words.append(f"{path.removesuffix('.name')}={text}")
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _at(tree: Any, path: str) -> list[Any]:
+    """Return the value at a dotted path of mappings and lists; nothing if there is none."""
+    for part in path.split("."):
+        if isinstance(tree, dict) and part in tree:
+            tree = tree[part]
+        elif isinstance(tree, (list, tuple)) and part.isdigit() and int(part) < len(tree):
+            tree = tree[int(part)]
+        else:
+            return []
+    return [tree]

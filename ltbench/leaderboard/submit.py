@@ -1,0 +1,263 @@
+"""A run's record becomes a row: checked here, written to the leaderboard, offered on the Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ltbench.aggregate import run_key
+from ltbench.atomic import write_atomic
+from ltbench.errors import UserError
+from ltbench.hub.folder import RECORD
+from ltbench.leaderboard.verify import (
+    Case,
+    NotRun,
+    check_data,
+    check_digest,
+    check_listing,
+    check_metrics,
+    check_pinned,
+    place_options,
+    sound_records,
+)
+from ltbench.record import Record, changes, load_content, record_text
+from ltbench.record_parts import NAME
+from ltbench.resources import leaderboard_dir
+from ltbench.sealing import canonical, file_sha256
+
+TREE = "recipe.json"  # of a run's folder
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What became of a submission.
+
+    Args:
+        record: as it was written.
+        path: where.
+        checks: what was found, one line each.
+        pull_request: its page on the Hub, if one was opened.
+    """
+
+    record: Record
+    path: Path
+    checks: tuple[str, ...]
+    pull_request: str | None = None
+
+
+def submit(
+    run: Path,
+    *,
+    repo: str = "",
+    repository: str = "",
+    revision: str = "",
+    submitted_by: str = "",
+    licence: str = "",
+    options: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+) -> Submission:
+    """Check a run's record, write it to the leaderboard and, if asked, open a pull request.
+
+    Args:
+        run: folder of a run, a publish folder, or a record.
+        repo: data set on the Hub that collects records, ``org/name``.
+        repository: where the weights were published, ``org/name``.
+        revision: the commit there.
+        submitted_by: name to show beside the row.
+        licence: of the weights.
+        options: where the images are, e.g. ``{"root": "images"}``; by default where the run says.
+        folder: where records lie, by default the committed ones.
+
+    Raises:
+        UserError: the record is not sound or not of this recipe, is there already, or could not be
+            written or offered; nothing was written unless the message says so.
+    """
+    folder = folder or leaderboard_dir() / "records"
+    file = run / RECORD if run.is_dir() else run
+    _check_weights(file, Record.load(file))
+    content = completed(
+        load_content(file),
+        {
+            "repository": repository,
+            "revision": revision,
+            "submitted_by": submitted_by,
+            "licence": licence,
+        },
+    )
+    others = sound_records(folder)
+    case = Case(content, others, {**_places(file), **(options or {})})
+    checks = [check_digest(case), check_metrics(case)]
+    record = Record.model_validate(content)
+    target = folder / record_path(record)
+    checks.append(check_recipe(record))
+    _refuse_twice(record, others, folder)
+    try:
+        checks.append(check_data(case))
+    except NotRun as reason:
+        checks.append(f"images not compared: {reason}")
+    if record.checkpoint and record.checkpoint.repository:
+        checks += [check_pinned(case), check_listing(case)]
+    if repo:
+        from ltbench.leaderboard.push import read_runs
+
+        there = read_runs(repo, only=record.dataset.name)
+        _refuse_twice(record, [run.record for run in there.runs.values()], repo, same_too=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {target.parent}: {error.strerror}") from error
+    text = record_text(content)
+    if all(other.run_id != record.run_id for other in others):  # else it may be verified by now
+        write_atomic(target, text)
+    page = _offer(record, text, repo, target) if repo else None
+    return Submission(record, target, tuple(checks), page)
+
+
+def completed(content: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """Return a record's content as a claim, with what its submitter adds, sealed anew if need be.
+
+    Args:
+        content: of a sound record.
+        given: ``repository`` and ``revision`` of the weights, ``submitted_by``, ``licence``; empty
+            ones are left as they are.
+
+    Raises:
+        UserError: a value is not of the form that a record needs.
+    """
+    given = {key: value for key, value in given.items() if value}
+    if ("repository" in given) != ("revision" in given):
+        raise UserError("`repository=` and `revision=` go together: give both or none")
+    if not re.fullmatch("[0-9a-f]{40}", given.get("revision", "0" * 40)):
+        raise UserError(
+            f"`revision`: expected a commit, 40 hex digits, found `{given['revision']}`; a branch "
+            "or tag may move"
+        )
+    claim = {**content, "verification": None}
+    claim["status"] = "claimed" if content.get("status") != "paper" else "paper"
+    top: dict[str, Any] = {key: given[key] for key in ("submitted_by", "licence") if key in given}
+    place = {key: given[key] for key in ("repository", "revision") if key in given}
+    if place and content.get("checkpoint") is None:
+        raise UserError("the record names no weights; leave `repository=` and `revision=` out")
+    if not (top or place):
+        return claim
+    if place:
+        top["checkpoint"] = {**content["checkpoint"], **place}
+    try:
+        record = Record.model_validate_json(canonical({**claim, **top}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"`{where}`: {first['msg']}, found {first['input']!r:.60}") from error
+    return record.sealed().model_dump(mode="json")
+
+
+def record_path(record: Record) -> str:
+    """Return where a record lies among others: ``<data set>/<run_id>.json``.
+
+    Raises:
+        UserError: the data set's name is none that a folder may have.
+    """
+    for name in (record.dataset.name, record.recipe.name):
+        if not re.fullmatch(NAME, name):
+            raise UserError(
+                f"`{name[:60]}` cannot name a data set or recipe of the leaderboard; expected "
+                "letters, digits, `_`, `-` and `.`"
+            )
+    return f"{record.dataset.name}/{record.run_id}.json"
+
+
+def check_recipe(record: Record) -> str:
+    """Check that the recipe of this name is still what was run, but for the overrides it lists.
+
+    Raises:
+        UserError: it is not, or this version resolves it in another way.
+    """
+    from ltbench.validation import build_recipe
+
+    name, stated = record.recipe.name, record.recipe.digest
+    recipe = build_recipe({**record.recipe.resolved, "name": name})
+    if recipe.digest != stated:
+        raise UserError(
+            f"recipe `{name}`: this version of ltbench resolves it to digest {recipe.digest}, the "
+            f"record says {stated}; submit it with the version that ran it, {record.code.version}"
+        )
+    overrides, shortened = changes(recipe)
+    for what, now, then in (
+        ("override", overrides, record.recipe.overrides),
+        ("shorten it by", shortened, record.shortened),
+    ):
+        if tuple(now) != then:
+            raise UserError(
+                f"recipe `{name}` is not what was run: the record says to {what} "
+                f"{', '.join(then) or 'nothing'}, compared with today's recipe it is "
+                f"{', '.join(now) or 'nothing'}; run the recipe as it is now"
+            )
+    but = f" but for {', '.join(overrides)}" if overrides else ""
+    return f"recipe {name} is what was run{but}"
+
+
+def _offer(record: Record, text: bytes, repo: str, written: Path) -> str | None:
+    """Open the pull request and return its page.
+
+    Raises:
+        UserError: it could not be opened.
+    """
+    from ltbench.hub import client
+
+    title = f"Add {record.recipe.name}, seed {record.seed}, on {record.dataset.name}"
+    files = {f"runs/{record_path(record)}": text}
+    try:
+        done = client.commit(repo, files, title, parent=None, kind="dataset", pull_request=True)
+    except UserError as error:
+        raise UserError(f"{error}; the record was written to {written}") from error
+    return done.pr_url
+
+
+def _refuse_twice(
+    record: Record, others: Iterable[Record], where: Path | str, *, same_too: bool = False
+) -> None:
+    """Refuse a second record of a run; the same record is none, unless ``same_too``.
+
+    Raises:
+        UserError: names the record that is there.
+    """
+    for other in others:
+        if run_key(other) == run_key(record) and (same_too or other.run_id != record.run_id):
+            raise UserError(
+                f"{where} holds {record_path(other)}, which is of the same recipe, data, code and "
+                "seed; remove that one to replace it"
+            )
+
+
+def _check_weights(file: Path, record: Record) -> None:
+    """Check the weights beside a record, if there are any.
+
+    Raises:
+        UserError: they are not those of the record.
+    """
+    if record.checkpoint is None:
+        return
+    weights, wanted = file.parent / record.checkpoint.file, record.checkpoint.sha256
+    if weights.is_file() and file_sha256(weights) != wanted:
+        raise UserError(
+            f"{weights} is not what {file.name} is about: its SHA-256 is "
+            f"{file_sha256(weights)[:12]}..., the record says {wanted[:12]}..."
+        )
+
+
+def _places(file: Path) -> dict[str, Any]:
+    """Return where the run read its images, as far as its folder says."""
+    from ltbench import registries
+
+    try:
+        data = json.loads((file.parent / TREE).read_text(encoding="utf-8"))["tree"]["data"]
+        places = place_options(registries.DATASETS.get(data["name"]))
+        return {key: value for key, value in data.items() if key in places and value is not None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        return {}

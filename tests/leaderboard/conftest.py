@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ltbench import get_recipe
+from ltbench.hub.export import export
+from ltbench.record import record_text
+from ltbench.runner import run
+from ltbench.sealing import checksums_of, run_id_of
+
+HUB = Path(__file__).parent.parent / "hub"
+WORDS = [
+    *("data=digits_lt", "data.image_size=8", "data.imbalance_ratio=10"),
+    *("backbone=resnet20_cifar", "run.max_steps=10", "run.device=cpu", "run.threads=1"),
+]
+
+
+def _hub_fixtures() -> ModuleType:
+    """Load the fixtures of the tests of the Hub; a conftest is known only to its own folder."""
+    sys.path.insert(0, str(HUB))
+    spec = importlib.util.spec_from_file_location("hub_fixtures", HUB / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.remove(str(HUB))
+    return module
+
+
+hub = _hub_fixtures().hub
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a short run on the digits."""
+    folder = tmp_path_factory.mktemp("run") / "seed0"
+    run(get_recipe("ce", *WORDS, f"out={folder}"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def publish_folder(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is published of that run."""
+    return export(finished_run, tmp_path_factory.mktemp("published") / "model")
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A leaderboard's folder of its own, without records."""
+    import ltbench.resources
+
+    real = ltbench.resources.leaderboard_dir()
+    folder = tmp_path / "leaderboard"
+    shutil.copytree(real, folder, ignore=shutil.ignore_patterns("records", "models", "zoo.json"))
+    (folder / "records").mkdir()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("ltbench.") and hasattr(module, "leaderboard_dir"):
+            monkeypatch.setattr(module, "leaderboard_dir", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def content(finished_run: Path) -> dict[str, Any]:
+    """Parsed record of the run."""
+    return json.loads((finished_run / "record.json").read_text())
+
+
+@pytest.fixture
+def seal() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Compute a record's hashes anew, as a forger would."""
+
+    def sealed(content: dict[str, Any]) -> dict[str, Any]:
+        content["checksums"] = checksums_of(content)
+        content["run_id"] = run_id_of(content)
+        return content
+
+    return sealed
+
+
+@pytest.fixture
+def write(board: Path) -> Callable[[dict[str, Any]], Path]:
+    """Put a record among those of the leaderboard."""
+
+    def to_board(content: dict[str, Any]) -> Path:
+        path = board / "records" / content["dataset"]["name"] / f"{content['run_id']}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(record_text(content))
+        return path
+
+    return to_board

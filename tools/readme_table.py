@@ -1,0 +1,123 @@
+"""Write the README's table of results from the leaderboard, between its two marks.
+
+python tools/readme_table.py            writes it
+python tools/readme_table.py --check    exits with 1 if the README has another one
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ltbench.atomic import write_atomic
+from ltbench.leaderboard import nearest_published
+from ltbench.leaderboard.literature import marks
+from ltbench.leaderboard.tables import board_rows, plain_markdown, section_order
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- results: tools/readme_table.py -->", "<!-- end of results -->"
+HEADS = ("method", "alone", "with PLOT", "gain", "printed alone", "printed with PLOT", "seeds")
+Row = dict[str, Any]
+
+
+def results(folder: Path | None = None) -> str:
+    """Return the table in Markdown: a section per data set, ratio and track, a line per method.
+
+    Args:
+        folder: where records lie, by default the committed ones.
+    """
+    ours = sorted((r for r in board_rows(folder) if r["origin"] == "reproduced"), key=section_order)
+    if not ours:
+        return "No run is committed yet: `ltbench leaderboard` shows published numbers only."
+    sections: dict[tuple[str, ...], list[Row]] = {}
+    for row in ours:
+        place = f"{row['dataset']}, ratio {row['imbalance_ratio']:g}, {row['backbone']}"
+        sections.setdefault((place, row["track"]), []).append(row)
+    parts = [
+        "Overall accuracy in percent, mean ± standard deviation. ≈ is a tie with the best of the "
+        "track; † has a footnote in `ltbench leaderboard`."
+    ]
+    for (place, track), rows in sections.items():
+        pairs: dict[tuple[str, str], dict[bool, Row]] = {}
+        for row in rows:
+            base = row["method"].removesuffix(" + PLOT")
+            pairs.setdefault((base, _changes(row)), {})[row["plot"]] = row
+        lines = sorted((_line(*key, pair) for key, pair in pairs.items()), reverse=True)
+        table = [HEADS, ["---", *["---:"] * 6], *(cells for _, cells in lines)]
+        text = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+        parts.append(f"**{plain_markdown(place)}**: {plain_markdown(track)}\n\n{text}")
+    return "\n\n".join(parts)
+
+
+def updated(text: str, folder: Path | None = None) -> str:
+    """Return the README with the table as it should be.
+
+    Args:
+        text: the README.
+        folder: where records lie, by default the committed ones.
+
+    Raises:
+        SystemExit: the marks are missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"README.md lacks the marks `{BEGIN}` and `{END}`, each on its own line")
+    return f"{before}{BEGIN}\n\n{results(folder)}\n\n{END}{after}"
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check the table."""
+    text = README.read_text(encoding="utf-8")
+    wanted = updated(text)
+    if arguments == ["--check"]:
+        if text != wanted:
+            print(
+                "README.md: the results are not those of the leaderboard; run this without --check"
+            )
+        return int(text != wanted)
+    if arguments:
+        print(f"expected --check or nothing, found {' '.join(arguments)}")
+        return 2
+    write_atomic(README, wanted.encode())
+    return 0
+
+
+def _changes(row: Row) -> str:
+    """Return what was modified in a row, without the update and what follows a shorter budget."""
+    before, _, keys = row["note"].partition("modified ")
+    follow = (".update.", ".schedule.") if "shortened" in before else (".update.",)
+    return ", ".join(k for k in keys.split(", ") if k and not any(part in k for part in follow))
+
+
+def _line(method: str, changes: str, pair: dict[bool, Row]) -> tuple[float, list[str]]:
+    """Return the best accuracy of a line, and its cells."""
+    first = next(iter(pair.values()))
+    gain = pair[True]["overall"] - pair[False]["overall"] if len(pair) == 2 else None
+    cells = [plain_markdown(f"{method} ({changes})" if changes else method)]
+    cells += [_number(pair.get(plot)) for plot in (False, True)]
+    cells.append("" if gain is None else f"{gain:+.2f}")
+    cells += [_printed(first, method, plot) for plot in (False, True)]
+    cells.append("/".join(str(n) for n in dict.fromkeys(row["n"] for row in pair.values())))
+    return max(row["overall"] for row in pair.values()), cells
+
+
+def _number(row: Row | None) -> str:
+    if row is None:
+        return ""
+    spread = "" if row["overall_std"] is None else f" ± {row['overall_std']:.2f}"
+    mark = "" if row["status"] == "claimed" else f" ({row['status']})"
+    return f"{'≈ ' if row['tie'] else ''}{row['overall']:.2f}{spread}{mark}"
+
+
+def _printed(row: Row, method: str, plot: bool) -> str:
+    name = f"{method} + PLOT" if plot else method
+    found = nearest_published(row["dataset"], row["imbalance_ratio"], name, row["backbone"])
+    if found is None or found["backbone"] != row["backbone"]:
+        return ""
+    return f"{found['overall']}{'†' if marks(found) else ''}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
