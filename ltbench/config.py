@@ -101,8 +101,8 @@ def _built(tree: Tree, origins: Origins) -> Recipe:
         if stage.epochs is not None and stage.schedule.shortest(stage.epochs) > stage.epochs:
             raise UserError(
                 f"`stages.{i}.epochs`: with this schedule the learning rate is 0 in all "
-                f"{stage.epochs} of them; give at least {stage.schedule.shortest(stage.epochs)}, or "
-                f"`stages.{i}.schedule.shift=0`"
+                f"{stage.epochs} of them; give at least "
+                f"{stage.schedule.shortest(stage.epochs)}, or `stages.{i}.schedule.shift=0`"
             )
     return recipe
 
@@ -157,7 +157,7 @@ def read_tree(name: str) -> tuple[Tree, Origins]:
         chosen = {**variants.get(variant, {}), **own.get(variant, {})}
         for key, value in chosen.items():
             assign(tree, origins, key, value, f"{path.name} ({variant})")
-    if suffix or path.parent == recipes_dir() or "name" not in tree:  # a published one keeps its own
+    if suffix or path.parent == recipes_dir() or "name" not in tree:  # else it is a published one
         tree["name"] = f"{path.stem}_{suffix}" if suffix else path.stem
     return tree, origins
 

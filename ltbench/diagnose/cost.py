@@ -14,7 +14,9 @@ from ltbench import registries, schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.panels import blank, colours, legend_below
 from ltbench.diagnose.predictions import evaluating
-from ltbench.recipe import Recipe
+from ltbench.freezing import freeze
+from ltbench.methods.base import Method
+from ltbench.recipe import Recipe, Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +73,7 @@ class Cost(Diagnostic):
 
         images = _images(subject, max(self.options.batch_sizes))
         rows: list[tuple[str, float, str]] = [
-            *parameter_rows(subject.method),
+            *parameter_rows(subject.method, subject.recipe.stages[-1]),
             ("multiply-adds", multiply_adds(subject.method, images[:1]) / 1e6, "million"),
         ]
         speeds = images_per_second(
@@ -103,14 +105,21 @@ class Cost(Diagnostic):
         return {"cost": _picture({name: tables["cost"] for name, tables in results.items()})}
 
 
-def parameter_rows(method: nn.Module) -> list[tuple[str, float, str]]:
-    """Return rows for all parameters of the network that predicts, and for the trainable ones.
+def parameter_rows(method: Method, stage: Stage) -> list[tuple[str, float, str]]:
+    """Return rows for all parameters of the network that predicts, and for those a stage trains.
 
     Args:
-        method: a method, of which ``export`` gives that network.
+        method: of which ``export`` gives that network; left as it was.
+        stage: the last one of its training.
     """
-    network: nn.Module = method.export()  # type: ignore[operator]
-    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    own = {p: p.requires_grad for p in method.parameters()}
+    if stage.epochs is None:
+        method.requires_grad_(False)
+    else:
+        freeze(method, stage)
+    sizes = [(p.numel(), p.requires_grad) for p in method.export().parameters()]
+    for parameter, trains in own.items():
+        parameter.requires_grad_(trains)
     total = sum(size for size, _ in sizes)
     trained = sum(size for size, trains in sizes if trains)
     return [("parameters", float(total), ""), ("trainable parameters", float(trained), "")]

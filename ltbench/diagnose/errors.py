@@ -371,7 +371,7 @@ def _shade(axes: Axes, groups: Sequence[str]) -> None:
 def _worst_figure(results: Mapping[str, Tables], worst: int) -> Figure:
     shown = {name: _worst(tables, worst) for name, tables in results.items()}
     longest = max(len(text) for table in shown.values() for text in table["taken_for"])
-    end = 106 + 4 * longest  # the text goes on where the bars end, in units of the bars' axis
+    end = 106 + 3.5 * longest  # the text goes on where the bars end, in units of the bars' axis
     width, height = 2 + end / 50, 0.36 * max(map(len, shown.values())) + 0.9
     columns = len(shown) if len(shown) * width <= WIDEST else 1
     lines = -(-len(shown) // columns)
@@ -386,7 +386,7 @@ def _worst_figure(results: Mapping[str, Tables], worst: int) -> Figure:
         axes.set_yticks(y, [f"{_short(n)} ({c:,})" for n, c in pairs])
         axes.set(title=name, xlabel="recall, %", xlim=(0, end), xticks=[0, 25, 50, 75, 100])
         axes.set(ylabel="class (training images)", ylim=(len(table) - 0.4, -0.6))
-        axes.xaxis.set_label_coords(50 / end, -0.6 / height)
+        axes.xaxis.set_label_coords(50 / end, -0.45 / height)
         tidy(axes, grid="x")
     from matplotlib.patches import Patch
 

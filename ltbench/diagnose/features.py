@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ltbench.data.base import Split
     from ltbench.diagnose.base import Subject
 
-MANY_CLASSES = 50  # above this, pictures show shot groups or a sample of classes
-
 
 @dataclass(frozen=True)
 class Features:

@@ -162,8 +162,8 @@ def look(
         at: where training stands.
         part: what is differentiated; all of it takes gradients.
         mode: ``exact`` is one backward pass per class present, of at most ``SAMPLED`` of them;
-            ``fast`` one in all, where the method allows it; ``auto`` is exact for data of at most
-            ``SMALL`` classes.
+            ``fast`` one in all, where the method allows it, approximate but for the average;
+            ``auto`` is exact for data of at most ``SMALL`` classes.
         engine: of the part, where one is kept from step to step.
         direction: one tensor for each parameter of the part.
     """
@@ -212,8 +212,11 @@ def look(
         own = passes(chosen)
         fast = fast and engine.works(own[0])
         if fast:
-            products = engine.survey(own, len(chosen), [], together=True)[1].cpu().numpy()
-            products = with_exact_sum(products)
+            total, found = engine.survey(own, len(chosen), part, together=True)
+            products = with_exact_sum(found.cpu().numpy())
+            # Few columns were looked at: their lengths are put right by that of the sum.
+            square = float(torch.stack([(g.double() ** 2).sum() for g in total.wait()]).sum())
+            products = products * (square / max(float(products.sum()), np.finfo(float).tiny))
         else:
             chosen = present[spread(len(present), SAMPLED)]
             own = passes(chosen)
@@ -223,15 +226,15 @@ def look(
             along = engine.slopes(own, len(chosen) + 1, direction).cpu().numpy()
         engine.forget()
     table = _sums(outs, batches, size)[present].cpu().numpy()
-    total, weight, right, seen = table.T
+    sums, weight, right, seen = table.T
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean, correct = total / weight, np.where(seen > 0, right / seen, np.nan)
+        mean, correct = sums / weight, np.where(seen > 0, right / seen, np.nan)
     classes = present.cpu().numpy()
     return Look(
         classes=classes,
         rows=objectives.counts[present].cpu().numpy(),
         loss=mean,
-        share=total / float(objectives.divisor),
+        share=sums / float(objectives.divisor),
         correct=correct,
         chosen=np.searchsorted(classes, chosen.cpu().numpy()),
         products=products,

@@ -215,20 +215,21 @@ def hessian_product(
         The product [P] -> [P], and the number of parameters P.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # at import, of its dependencies
+        warnings.simplefilter("ignore")  # of dependencies, at import
         from curvlinops import HessianLinearOperator
 
-    batches = _batches(images, labels, batch_size)
-    operator = HessianLinearOperator(
-        module,
-        nn.CrossEntropyLoss() if loss is None else loss,
-        list(parameters),
-        batches,
-        check_deterministic=False,
-    )
+        operator = HessianLinearOperator(
+            module,
+            nn.CrossEntropyLoss() if loss is None else loss,
+            list(parameters),
+            _batches(images, labels, batch_size),
+            check_deterministic=False,
+        )
 
     def product(vector: Tensor) -> Tensor:
-        result: Tensor = operator @ vector
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*batching rule")  # slow, but right
+            result: Tensor = operator @ vector
         return result.detach()
 
     return product, int(operator.shape[0])

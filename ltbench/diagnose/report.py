@@ -200,7 +200,8 @@ def _text(value: Any) -> str:
         return "" if math.isnan(value) else f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _paragraphs(text: str) -> list[str]:

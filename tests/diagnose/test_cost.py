@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from ltbench.diagnose.cost import Cost, images_per_second, images_seen, multiply_adds
+from ltbench.diagnose.cost import (
+    Cost,
+    images_per_second,
+    images_seen,
+    multiply_adds,
+    parameter_rows,
+)
 from ltbench.recipe import Stage
 from ltbench.validation import build_recipe
 
@@ -69,6 +75,7 @@ def test_rows_of_a_trained_model(subject):
     cost = tables["cost"].set_index("quantity")["value"]
     own = sum(p.numel() for p in subject.method.parameters())
     assert cost["parameters"] == own
+    assert cost["trainable parameters"] == own
     assert cost["epochs"] == 3
     assert cost["images seen"] == 3 * len(subject.data.train)
     record = subject.record.execution
@@ -92,3 +99,12 @@ def test_sizes_are_positive_and_different():
     assert Cost.Options(batch_sizes=(4, 1, 4)).batch_sizes == (4, 1)
     with pytest.raises(ValueError, match="at least 1"):
         Cost.Options(batch_sizes=(0,))
+
+
+def test_trainable_parameters_are_those_of_the_last_stage(subject):
+    stage = subject.recipe.stages[-1].model_copy(update={"freeze": ("backbone",)})
+    before = [p.requires_grad for p in subject.method.parameters()]
+    rows = {name: value for name, value, _ in parameter_rows(subject.method, stage)}
+    head = sum(p.numel() for p in subject.method.head.parameters())
+    assert rows["trainable parameters"] == head < rows["parameters"]
+    assert [p.requires_grad for p in subject.method.parameters()] == before

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from ltbench.cli_leaderboard import leaderboard as commands
 from ltbench.errors import UserError
-from ltbench.leaderboard import figures, published
+from ltbench.leaderboard import figures, published, view
 from ltbench.leaderboard.page import build_page
 from ltbench.leaderboard.tables import board_rows
 
@@ -210,6 +210,28 @@ def test_details_of_a_row_of_ours(page):
     assert "arXiv:2104.00466" in detail
     short = [t for f, t in page.all("template") if "recipe=gcl_cifar10" in t and "epochs=20" in t]
     assert "not published" in short[0]
+
+
+def test_weights_of_the_zoo_are_loaded_by_name(monkeypatch):
+    from ltbench.hub import zoo
+
+    record = boards.some_of_everything()[0]
+    entry = zoo.Entry(sha256="c" * 64, bytes=1, embedded="models/mislas_cifar10-seed0")
+    other = entry.model_copy(update={"sha256": "d" * 64})
+    for known, text in (
+        (entry, 'ltbench.load("mislas_cifar10", seed=0)'),
+        (other, 'ltbench.load("hf-hub:org/mislas@'),
+    ):
+        index = {"mislas_cifar10": {0: known}}
+        monkeypatch.setattr(zoo, "read_index", lambda index=index: index)
+        loaded = details(record)["seeds"][0]["load"]
+        assert loaded.startswith(text)
+    bare = record.checkpoint.model_copy(update={"repository": None, "revision": None})
+    assert details(record.model_copy(update={"checkpoint": bare}))["seeds"][0]["load"] is None
+
+
+def details(record):
+    return view.run_details([record])
 
 
 def test_what_tables_print_alike_is_one_row(page):

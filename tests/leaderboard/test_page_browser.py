@@ -152,8 +152,12 @@ def test_filters_search_and_reset(visit):
 def test_a_row_unfolds_and_folds(visit):
     page = visit()
     button = page.locator(f"{TAB} tr[data-status=verified] button[data-detail]")
+    head = page.locator(f"{TAB} .board > thead th").last
+    before = head.bounding_box()
     button.focus()
     page.keyboard.press("Enter")
+    after = head.bounding_box()
+    assert (after["x"], after["width"]) == (before["x"], before["width"])  # nothing moves aside
     detail = page.locator(f"{TAB} .detail")
     assert button.get_attribute("aria-expanded") == "true"
     assert "recipe=mislas_cifar10" in detail.inner_text()
