@@ -64,9 +64,9 @@ def compare(words: tuple[str, ...]) -> None:
 @diagnose.command("list")
 def list_() -> None:
     """List the diagnostics with their options."""
-    from ltbench.diagnose import DIAGNOSTICS
+    from ltbench.diagnose import DIAGNOSTICS, ORDER
 
-    for name in DIAGNOSTICS.names():
+    for name in ORDER:
         cls = DIAGNOSTICS.get(name)
         console.print(f"[bold]{name}[/bold]  {escape(cls.title)}", soft_wrap=True)
         for key, field in cls.Options.model_fields.items():
@@ -76,7 +76,7 @@ def list_() -> None:
 
 def _diagnose(sources: Sequence[str], words: Sequence[str]) -> None:
     from ltbench.config import parse_word
-    from ltbench.diagnose import DIAGNOSTICS
+    from ltbench.diagnose import DIAGNOSTICS, ORDER
 
     keys: dict[str, Any] = {}
     data: dict[str, Any] = {}
@@ -106,7 +106,7 @@ def _diagnose(sources: Sequence[str], words: Sequence[str]) -> None:
     if keys.get("run") is not None and not Path(str(keys["run"])).is_dir():
         raise UserError(f"`run=` must be the folder of a run, found {keys['run']}")
     what = keys.get("what")
-    names = [n for n in str(what).split(",") if n] if what is not None else DIAGNOSTICS.names()
+    names = [n for n in str(what).split(",") if n] if what is not None else [*ORDER]
 
     from ltbench.diagnose.run import PAGE, choose, run
     from ltbench.diagnose.subject import open_subjects

@@ -14,20 +14,19 @@ from ltbench.registry import Registry
 if TYPE_CHECKING:
     from ltbench.diagnose.base import Diagnostic
 
-DIAGNOSTICS: Registry[type[Diagnostic]] = Registry(
-    "diagnostic",
-    {
-        "conflicts": "ltbench.diagnose.conflicts:Conflicts",
-        "trajectory": "ltbench.diagnose.trajectory:Trajectory",
-        "hessian": "ltbench.diagnose.hessian:Hessian",
-        "landscape": "ltbench.diagnose.landscape:Landscape",
-        "tsne": "ltbench.diagnose.tsne:Tsne",
-        "cca": "ltbench.diagnose.cca:Cca",
-        "norms": "ltbench.diagnose.norms:Norms",
-        "calibration": "ltbench.diagnose.calibration:Calibration",
-        "errors": "ltbench.diagnose.errors:Errors",
-        "shift": "ltbench.diagnose.shift:Shift",
-        "openset": "ltbench.diagnose.openset:Openset",
-        "cost": "ltbench.diagnose.cost:Cost",
-    },
-)
+_BUILTIN = {
+    "conflicts": "ltbench.diagnose.conflicts:Conflicts",
+    "trajectory": "ltbench.diagnose.trajectory:Trajectory",
+    "hessian": "ltbench.diagnose.hessian:Hessian",
+    "landscape": "ltbench.diagnose.landscape:Landscape",
+    "tsne": "ltbench.diagnose.tsne:Tsne",
+    "cca": "ltbench.diagnose.cca:Cca",
+    "norms": "ltbench.diagnose.norms:Norms",
+    "calibration": "ltbench.diagnose.calibration:Calibration",
+    "errors": "ltbench.diagnose.errors:Errors",
+    "shift": "ltbench.diagnose.shift:Shift",
+    "openset": "ltbench.diagnose.openset:Openset",
+    "cost": "ltbench.diagnose.cost:Cost",
+}
+ORDER = tuple(_BUILTIN)  # in which a page has them
+DIAGNOSTICS: Registry[type[Diagnostic]] = Registry("diagnostic", _BUILTIN)

@@ -350,7 +350,7 @@ def _matrix(axis: Axes, tables: Tables, state: str, reach: float) -> Any:
     if size <= NUMBERED:
         for i, j in np.argwhere(~np.isnan(values)):
             dark = abs(values[i, j]) > 0.6 * reach
-            text = f"{values[i, j]:.2f}".replace("0.", ".", 1)
+            text = f"{round(values[i, j], 2) + 0.0:.2f}".replace("0.", ".", 1)
             axis.text(
                 *(j, i, text),
                 ha="center",

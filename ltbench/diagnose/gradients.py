@@ -216,7 +216,8 @@ def look(
             products = with_exact_sum(found.cpu().numpy())
             # Few columns were looked at: their lengths are put right by that of the sum.
             square = float(torch.stack([(g.double() ** 2).sum() for g in total.wait()]).sum())
-            products = products * (square / max(float(products.sum()), np.finfo(float).tiny))
+            tiny = float(np.finfo(np.float64).tiny)
+            products = products * np.clip(square / max(float(products.sum()), tiny), 0.1, 10)
         else:
             chosen = present[spread(len(present), SAMPLED)]
             own = passes(chosen)

@@ -34,11 +34,12 @@ class Trajectory(Diagnostic):
     computed = (
         "Training with diagnose.every=N looks at every N-th step: at the weights before the step, "
         "on the batch of the step, it takes the gradients of the method's loss by the looked-at "
-        "part, class by class (a class's objective is its share of the batch loss; g_0 is the "
-        "average over the classes present). d is .grad as the optimizer met it: for plain "
-        "training a multiple of g_0, for SAM the gradient at the climbed weights, for PLOT the "
-        "solver's direction there. Thick lines are running means, thin ones single looks. The "
-        "paper draws g_0 without PLOT and d with it; here both are drawn for all."
+        "part, class by class; in stages that do not train the part, by all that is trained. A "
+        "class's objective is its share of the batch loss; g_0 is the average over the classes "
+        "present. d is .grad as the optimizer met it: for plain training a multiple of g_0, for "
+        "SAM the gradient at the climbed weights, for PLOT the solver's direction there. Thick "
+        "lines are running means, thin ones single looks. The paper draws g_0 without PLOT and d "
+        "with it; here both are drawn for all."
     )
     see = (
         "Without PLOT, whether the frequent class lies near g_0 while the rare one is left out or "

@@ -96,9 +96,8 @@ def _script() -> str:
             "itables 2.5 or newer of major version 2"
         )
     script = f"{bundle}\n({_part('page.js').strip()})({exported[1]}.fn.dataTable);\n"
-    return re.sub(
-        "<(?=!--|/?script)", r"\\x3C", script, flags=re.IGNORECASE
-    )  # is JavaScript, not HTML
+    # HTML must not see tags in it.
+    return re.sub("<(?=!--|/?script)", r"\\x3C", script, flags=re.IGNORECASE)
 
 
 def _csp_hash(script: str) -> str:

@@ -138,7 +138,7 @@ def board_rows(folder: Path | None = None) -> list[Row]:
         row["track"] = AS_PUBLISHED if cited else track_of(seeds[0])
         row["plot"] = uses_plot(seeds[0])
         row["footnotes"] = ""
-        ours.append({**row, "records": seeds})
+        ours.append(row if cited else {**row, "records": seeds})
     rows = [*ours, *map(_cited, published())]
     _mark_ties(rows)
     return rows

@@ -57,9 +57,7 @@ def tab(
         }
         for number, row in enumerate(_merged(here))
     ]
-    for number, row in enumerate(sorted(shown, key=lambda r: (r["order"], -r["overall"]))):
-        row["rank"] = number
-    shown.sort(key=lambda row: row["rank"])
+    shown.sort(key=lambda row: (row["order"], -row["overall"]))
     pairs = figures.gains(here)
     where, costs = figures.costs(here)
     ratios = sorted({row["ratio"] for row in shown}, key=float)
@@ -92,15 +90,12 @@ def _shown(row: Row, papers: dict[str, dict[str, str]]) -> dict[str, Any]:
     base = row["method"].removesuffix(" + PLOT") if row["plot"] else row["method"]
     return {
         **{k: row[k] for k in ("dataset", "method", "plot", "backbone", "overall", "status")},
-        **{k: row[k] for k in ("track", "tie", "epochs", "source")},
+        **{k: row[k] for k in ("track", "tie", "epochs")},
         "sources": row.get("sources", [_source(row["source"])]),
         "ratio": f"{row['imbalance_ratio']:g}",
         "name": base if row["plot"] else row["method"],
         "family": _family(base),
-        "values": [
-            {"name": v, "number": row[v], "spread": row[f"{v}_std"], "text": _text(row, v)}
-            for v in VALUES
-        ],
+        "values": [{"name": v, "number": row[v], "text": _text(row, v)} for v in VALUES],
         "bars": _bars(row),
         "n": row["n"] if ours else None,
         "ours": ours,
@@ -185,8 +180,8 @@ def _classes(seeds: Sequence[Record]) -> list[dict[str, Any]]:
         for k in order
     ]
     return [
-        {"x": i, "count": counts[k], "group": group_of[k], "recall": recall}
-        for i, (k, recall) in enumerate(zip(order, recalls, strict=True))
+        {"count": counts[k], "group": group_of[k], "recall": recall}
+        for k, recall in zip(order, recalls, strict=True)
     ]
 
 
@@ -230,13 +225,12 @@ def _joined(one: str, other: str) -> str:
 def literature(papers: dict[str, dict[str, str]]) -> dict[str, Any]:
     """Return all rows of ``published.csv`` for the template, and what they can be filtered by."""
     rows = []
-    for number, row in enumerate(published(None)):
+    for row in published(None):
         plot = row["method"].endswith(" + PLOT")
         base = row["method"].removesuffix(" + PLOT")
         rows.append(
             {
                 **row,
-                "number": number,
                 "dataset": row["dataset"] or "not stated",
                 "plot": plot,
                 "name": base,
@@ -280,8 +274,6 @@ def _paper(method: str, papers: dict[str, dict[str, str]]) -> dict[str, str] | N
     """Return the paper of a published or registered method, if the catalogue knows it."""
     name = NAMED_OTHERWISE.get(method, method)
     fitting = [t for t in papers if name == t or re.match(rf"{re.escape(t)}(?:[ +]|$)", name)]
-    if name == "cRT+Mixup":
-        fitting = ["cRT"]
     return papers[max(fitting, key=len)] if fitting else None
 
 
@@ -366,6 +358,7 @@ def _yaml(tree: dict[str, Any]) -> str:
 
 
 def size_text(count: int) -> str:
+    """Return a number of bytes as a reader would say it."""
     power = min(int(math.log(max(count, 1), 1024)), 3)
     return f"{count / 1024**power:.{1 if power else 0}f} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 

@@ -16,6 +16,8 @@ from test_contract import make_update, ready
 from tiny import tiny_tree
 
 from ltbench import dist
+from ltbench.bench.steps import Case
+from ltbench.bench.watch import measure
 from ltbench.diagnose import watch as module
 from ltbench.diagnose.report import drawing, picture
 from ltbench.diagnose.trajectory import Trajectory
@@ -187,6 +189,13 @@ def test_ranks_log_the_global_batch_once(tmp_path):
         for name in module.TABLES:
             one, found = read_log(tmp_path / "one", name), read_log(tmp_path / other, name)
             pd.testing.assert_frame_equal(one, found, rtol=1e-6, atol=1e-9)
+
+
+def test_what_a_look_costs_is_measured_in_steps():
+    found = measure(2, Case("resnet20_cifar", classes=4, batch=8, pixels=8), rounds=1)
+    assert found.every == 2
+    assert found.spread[0] <= found.ratio <= found.spread[1]
+    assert found.look == pytest.approx(2 * (found.ratio - 1))
 
 
 def test_mistakes_are_one_line(tmp_path):

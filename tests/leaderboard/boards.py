@@ -60,6 +60,8 @@ def some_of_everything() -> list[Record]:
         "dataset": DatasetFacts(name="cifar100_lt", train_sha256="1" * 64, test_sha256="2" * 64)
     }
     found.append(run_of("ce_cifar100", (60, 40, 10), 0, notes=HOSTILE, date="2026-02-03", **other))
+    printed = {"origin": "paper", "status": "paper", "citation": "Someone, Table 1"}
+    found.append(run_of("ride_cifar10", (90, 80, 70), 0, checkpoint=None, **printed))
     gone = run_of("bbn_cifar10", (10, 10, 10), 0)
     found.append(gone.model_copy(update={"status": "withdrawn"}))
     strange = run_of("ce_cifar100", (50, 40, 30), 0, execution=execution(1, HOSTILE))

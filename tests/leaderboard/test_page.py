@@ -150,10 +150,25 @@ def test_all_published_rows_are_there_as_printed(page):
     assert "38.5 in the main text and as 38.1 in the appendix" in notes
 
 
+def test_counts_of_a_paper_are_no_run_of_ours(page):
+    (line,) = [(f, t) for f, t in page.all("tr") if "Someone, Table 1" in t]
+    assert "class" not in line[0]
+    assert line[0]["data-track"] == "as published"
+    assert "80.00" in line[1]
+    (facts,) = page.all("dl", class_="facts")
+    assert facts[1].startswith("runs10")
+
+
 def test_links_to_papers_and_repositories(page):
     links = {found["href"]: text for found, text in page.all("a") if "http" in found["href"]}
     assert {link.split("/")[2] for link in links} == {"arxiv.org", "github.com"}
     assert "https://arxiv.org/abs/2104.00466" in links  # MiSLAS
+    rows = view.literature(view.papers_by_method())["rows"]
+    papers = {row["method"]: row["paper"] and row["paper"]["link"][-10:] for row in rows}
+    assert papers["cRT+Mixup w/ EPO (early stop)"] == "1910.09217"
+    assert papers["Decouple-tau-norm"] == papers["cRT"] == "1910.09217"
+    assert papers["RIDE + distill (3 experts)"] == "2010.01809"
+    assert papers["NCM"] is papers["CE-DRW + SAM"] is None
     assert "https://github.com/dvlab-research/MiSLAS" in links
     for found, _ in page.all("a"):
         if "http" in found["href"]:

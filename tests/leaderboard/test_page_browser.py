@@ -110,10 +110,12 @@ def test_sorting_stays_within_tracks(visit):
     assert texts(page, f"{TAB} tr.dtrg-group") == sections
     few = page.locator(f"{TAB} thead th", has_text="Few")
     few.locator("[role=button]").focus()
-    page.keyboard.press("Enter")  # missing values stay last
-    cited = texts(page, f"{TAB} tr[data-status=paper]:visible td:nth-child(7)")
-    assert set(cited) == {"\N{EN DASH}"}
-    assert few.get_attribute("aria-sort") == "descending"
+    for direction in ("descending", "ascending"):
+        page.keyboard.press("Enter")
+        cited = texts(page, f"{TAB} tr[data-status=paper]:visible td:nth-child(7)")
+        assert cited[0] == "70.00"  # missing values stay last
+        assert set(cited[1:]) == {"\N{EN DASH}"}
+        assert few.get_attribute("aria-sort") == direction
 
 
 def test_filters_search_and_reset(visit):
