@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,10 @@ def describe(name: str, words: Sequence[str]) -> tuple[Recipe, list[tuple[str, A
 
 
 def _built(tree: Tree, origins: Origins) -> Recipe:
-    """Check a tree and shorten its schedule if it says `epochs`.
+    """Check a tree, shorten its schedule if it says `epochs`, warn of a stage that learns nothing.
 
     Raises:
-        UserError: every mistake; or the schedule has a stage that would learn nothing.
+        UserError: every mistake, one line each.
     """
     epochs = tree.pop("epochs", None)
     recipe = build_recipe(tree, origins)
@@ -99,10 +100,11 @@ def _built(tree: Tree, origins: Origins) -> Recipe:
         recipe = with_epochs(recipe, epochs)
     for i, stage in enumerate(recipe.stages):
         if stage.epochs is not None and stage.schedule.shortest(stage.epochs) > stage.epochs:
-            raise UserError(
-                f"`stages.{i}.epochs`: with this schedule the learning rate is 0 in all "
-                f"{stage.epochs} of them; give at least "
-                f"{stage.schedule.shortest(stage.epochs)}, or `stages.{i}.schedule.shift=0`"
+            warnings.warn(
+                f"`stages.{i}` learns nothing: with this schedule the learning rate is 0 in all "
+                f"{stage.epochs} of its epochs; give it at least "
+                f"{stage.schedule.shortest(stage.epochs)}, or `stages.{i}.schedule.shift=0`",
+                stacklevel=3,
             )
     return recipe
 

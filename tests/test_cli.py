@@ -16,6 +16,7 @@ SHORT = [
     "stages.0.epochs=1",
     "stages.0.update=plain",
     "stages.1.epochs=1",
+    "stages.1.schedule.shift=0",
     "backbone=resnet20_cifar",
     "run.device=cpu",
 ]
@@ -196,6 +197,7 @@ FOLDER = [
     "stages.0.schedule.warmup=0",
     "stages.0.batch_size=8",
     "stages.1.epochs=1",
+    "stages.1.schedule.shift=0",
     "stages.1.batch_size=8",
     "run.workers=0",
     "run.device=cpu",

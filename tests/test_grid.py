@@ -34,7 +34,7 @@ def test_a_budget_scales_all_that_counts_epochs():
 def test_no_stage_is_so_short_that_its_rate_is_zero_throughout():
     short = get_recipe("lws_cifar10", "epochs=12")  # the last epoch of its stage 2 is at rate 0
     assert short.stages[1].epochs == 2
-    with pytest.raises(UserError, match="rate is 0 in all 1 of them; give at least 2"):
+    with pytest.warns(UserWarning, match="learns nothing.* give it at least 2"):
         get_recipe("lws_cifar10", "stages.1.epochs=1")
 
 

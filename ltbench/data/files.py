@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from isal.isal_zlib import crc32 as crc32_of
 from pydantic import Field
 
 from ltbench.data.base import DatasetConfig, Source
@@ -79,7 +79,7 @@ class FileSource:
         if int(sizes.sum()) > format.CONTENT_LIMIT:
             return content_of(self.paths, labels, sizes, None)
         names: list[bytes] = self._paths.tolist()
-        known = {name: zlib.crc32(_read(_join(self.root, name)).data) for name in set(names)}
+        known = {name: crc32_of(_read(_join(self.root, name)).data) for name in set(names)}
         return content_of(self.paths, labels, sizes, np.array([known[name] for name in names]))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 import numpy as np
+from isal.isal_zlib import crc32 as crc32_of
 from PIL import Image
 
 from ltbench.data.shards.format import (
@@ -226,7 +226,7 @@ def _check_images(decode: bool, job: _Job, tick: Tick) -> Iterator[str]:
             if len(data) != size:
                 yield f"{where}: {len(data)} bytes, the index says {size}; copy the shard again"
                 continue
-            found = zlib.crc32(data)
+            found = crc32_of(data)
             if found != int(row["crc32"]):
                 yield (
                     f"{where}: CRC-32 is {found:08x}, the index says {int(row['crc32']):08x}; copy "

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from isal.isal_zlib import crc32 as crc32_of
 
 from ltbench.data.shards import format
 from ltbench.data.shards.format import (
@@ -288,7 +288,7 @@ def _add_checksums(tar: Path, file: BinaryIO, samples: list[_Sample], end: int, 
             digest.update(chunk)
         for chunk in _chunks(file, sample.size):
             digest.update(chunk)
-            sample.crc32 = zlib.crc32(chunk, sample.crc32)
+            sample.crc32 = crc32_of(chunk, sample.crc32)
         at = sample.offset + sample.size
         tick(at)
     for chunk in _chunks(file, end - at):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from isal.isal_zlib import crc32 as crc32_of
 
 from ltbench.data.shards import format
 from ltbench.data.shards.format import (
@@ -130,7 +130,7 @@ class ShardSource:
         images = [buffer] * len(order)
         rest: list[_Job] = []
         # This loop is what reading small images costs, so it calls nothing else until it must.
-        at, flags, preadv, checksum = 0, _AT_ONCE, os.preadv, zlib.crc32
+        at, flags, preadv, checksum = 0, _AT_ONCE, os.preadv, crc32_of
         for place, end, shard, offset, crc32 in zip(
             order.tolist(), ends.tolist(), *columns, strict=True
         ):
@@ -244,15 +244,15 @@ class _Files:
     def fill(self, shard: int, offset: int, into: memoryview, crc32: int) -> bool:
         """Read a range until its checksum is right; return whether it is in the end."""
         self._read(shard, offset, into)
-        if zlib.crc32(into) == crc32:
+        if crc32_of(into) == crc32:
             return True
         self._forget(shard, offset, len(into))
         self._read(shard, offset, into)
-        if zlib.crc32(into) != crc32 and self._remote is not None:
+        if crc32_of(into) != crc32 and self._remote is not None:
             self._close(shard)
             self._remote.repair(shard)
             self._read(shard, offset, into)
-        return zlib.crc32(into) == crc32
+        return crc32_of(into) == crc32
 
     def _read(self, shard: int, offset: int, into: memoryview) -> None:
         reason = ""

@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
+
+from isal.isal_zlib import crc32 as crc32_of
 
 from ltbench.atomic import write_atomic
 from ltbench.data.shards.format import MANIFEST, member_ending
@@ -167,7 +168,7 @@ def _write_shard(task: Packing, job: ShardJob, path: Path, tick: Tick) -> Sideca
             at += len(head)
             offsets.append(at)
             sizes.append(size)
-            checksums.append(zlib.crc32(data))
+            checksums.append(crc32_of(data))
             at += size + len(tail)
             if at - flushed >= _FLUSH:
                 _write(descriptor, digest, waiting)

@@ -6,7 +6,6 @@ import copy
 import itertools
 import random
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 import webdataset as wds
+from isal.isal_zlib import crc32 as crc32_of
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ltbench.data.images import ImageSplit
@@ -260,7 +260,7 @@ def _members(source: ShardSource, rows: np.ndarray, start: int) -> Iterator[tupl
             for member in members:
                 data: bytes = member["data"]
                 of_row = source.index[row]
-                if len(data) != of_row["size"] or zlib.crc32(data) != of_row["crc32"]:
+                if len(data) != of_row["size"] or crc32_of(data) != of_row["crc32"]:
                     continue  # its label, or what comes with it in tars made elsewhere
                 yield row, data
                 row = next(wanted, -1)
