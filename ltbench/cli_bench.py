@@ -74,3 +74,17 @@ def bench_data(words: tuple[str, ...], as_json: str | None) -> None:
         import json
 
         write_atomic(Path(as_json), (json.dumps(figures, indent=1) + "\n").encode())
+
+
+@bench.command("watch")
+@click.argument("words", nargs=-1, metavar="[every=20] [pipeline=plain] [rounds=5]")
+def bench_watch(words: tuple[str, ...]) -> None:
+    """Measure what diagnose.every=N costs, as a ratio to training without it.
+
+    \b
+    Example:
+      ltbench bench watch every=50 pipeline=fast
+    """  # noqa: D301
+    from ltbench.bench.watch import report
+
+    report(words, console)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ltbench.bench.steps import Case, Steps
+from rich.console import Console
+
+from ltbench.bench.steps import PIPELINES, Case, Steps
 from ltbench.diagnose.watch import Watch
+from ltbench.errors import UserError, did_you_mean
 from ltbench.methods.base import Progress
 from ltbench.recipe import Diagnose
 from ltbench.updates.base import StepRun, Update
@@ -64,6 +68,40 @@ def measure(
                 looks.append((with_log - without) / (without / every))
     middle, look = statistics.median(ratios), statistics.median(looks)
     return Overhead(every, pipeline, middle, (min(ratios), max(ratios)), look)
+
+
+def report(words: Sequence[str], console: Console) -> None:
+    """Measure and print.
+
+    Args:
+        words: ``every=N``, ``pipeline=NAME``, ``rounds=N``.
+        console: where the line goes.
+
+    Raises:
+        UserError: a word or a value is unknown.
+    """
+    given = {"every": "20", "pipeline": "plain", "rounds": "5"}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in given:
+            raise UserError(
+                f"unknown word `{word}`{did_you_mean(key, given)}; known: {', '.join(given)}"
+            )
+        given[key] = value
+    for key in ("every", "rounds"):
+        if not given[key].isdecimal() or int(given[key]) < 1:
+            raise UserError(f"`{key}`: expected a number from 1, found `{given[key]}`")
+    if given["pipeline"] not in PIPELINES:
+        near = did_you_mean(given["pipeline"], PIPELINES)
+        raise UserError(
+            f"`pipeline`: unknown `{given['pipeline']}`{near}; known: {', '.join(PIPELINES)}"
+        )
+    found = measure(int(given["every"]), pipeline=given["pipeline"], rounds=int(given["rounds"]))
+    low, high = found.spread
+    console.print(
+        f"{found.pipeline}, a look every {found.every} steps: {found.ratio:.3f} times the time "
+        f"without ({low:.3f} to {high:.3f}); a look costs {found.look:.1f} steps"
+    )
 
 
 def _block(steps: Steps, run: StepRun, update: Update, size: int, epoch: int) -> float:

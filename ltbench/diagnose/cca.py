@@ -56,7 +56,8 @@ class Cca(Diagnostic):
         """Options of CCA."""
 
         images: int = Field(300, ge=8)
-        """Images of head, and of tail, balanced over their classes."""
+        """Images of head, and of tail, balanced over their classes; fewer where the head has not
+        twice as many."""
         split: Literal["train", "test"] = "test"
         """Where they come from."""
         variance: float = Field(0.99, gt=0, le=1)
@@ -73,24 +74,26 @@ class Cca(Diagnostic):
         same similarities as the features, to compare models with each other.
 
         Raises:
-            UserError: there are too few images of head classes.
+            UserError: there are fewer than four images of head classes.
         """
         import pandas as pd
 
         options, counts = self.options, subject.data.info.class_counts
         split = subject.data.train if options.split == "train" else subject.data.test
         parts = thirds(counts)
+        there = int(np.isin(split.labels, parts["head"]).sum())
+        images = min(options.images, there // 2)  # as many again are the reference
+        if images < 2:
+            raise UserError(
+                f"{subject.name}: the head classes have {there} images in the {options.split} "
+                "split, 4 are needed; choose another cca.split"
+            )
         chosen = {
-            name: sample(split.labels, parts[name], total=options.images, seed=options.seed)
+            name: sample(split.labels, parts[name], total=images, seed=options.seed)
             for name in ("head", "tail")
         }
-        twice = sample(split.labels, parts["head"], total=2 * options.images, seed=options.seed)
+        twice = sample(split.labels, parts["head"], total=2 * images, seed=options.seed)
         chosen["again"] = np.setdiff1d(twice, chosen["head"])
-        if len(chosen["again"]) < 2:
-            raise UserError(
-                f"{subject.name}: the head classes have {len(twice)} images in the {options.split} "
-                f"split; lower cca.images={options.images} to half of that"
-            )
         seen = {name: collect(subject, split, index) for name, index in chosen.items()}
         head, tail, again = (one.features for one in seen.values())
         rng = np.random.default_rng(derive(options.seed, "cca"))

@@ -129,10 +129,23 @@ def picture(name: str, figure: Figure) -> Picture:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
+    _plain_ticks(figure)
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=DPI)
     figure.savefig(svg, format="svg", metadata={"Date": None})
     return Picture(name, png.getvalue(), svg.getvalue(), round(figure.get_figwidth() * 96))
+
+
+def _plain_ticks(figure: Figure) -> None:
+    """Write the ticks of logarithmic axes as numbers; matplotlib writes them as formulas."""
+    from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatter):
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            if isinstance(axis.get_minor_formatter(), LogFormatter):
+                axis.set_minor_formatter(NullFormatter())
 
 
 def render(title: str, subjects: Sequence[Subject], sections: Sequence[Section]) -> str:
