@@ -61,8 +61,19 @@ def make_update(key: str, method):
     return registries.UPDATES.get(name)(validation.build_options("UPDATES", name, options))
 
 
-@pytest.mark.parametrize("key", UPDATES)
-@pytest.mark.parametrize("name", toys.STAGE1 + toys.STAGE2)
+ALWAYS = ("plain", "sam", "plot-cagrad")  # with every method; the other updates with some
+SOME = ("ce", "mixup", "bbn", "paco")  # with every update; the rest of the matrix is slow
+
+
+def pairs():
+    for name in toys.STAGE1 + toys.STAGE2:
+        for key in UPDATES:
+            often = key in ALWAYS or name in SOME
+            marks = () if often else pytest.mark.slow
+            yield pytest.param(name, key, marks=marks, id=f"{name}-{key}")
+
+
+@pytest.mark.parametrize(("name", "key"), pairs())
 def test_steps_are_finite_reduce_the_loss_and_move_only_what_is_trained(name, key):
     method, run = ready(name)
     update = make_update(key, method)
