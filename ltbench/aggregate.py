@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ltbench.names import backbone_title, dataset_title, method_title
@@ -37,8 +37,8 @@ def run_key(record: Record) -> tuple[Any, ...]:
     return (*seed_group(record), code, record.seed)
 
 
-def average_seeds(records: Sequence[Record]) -> list[Row]:
-    """Return one row per group of seeds; withdrawn records are left out.
+def seeds_of_rows(records: Iterable[Record]) -> list[list[Record]]:
+    """Return the records of each row of a table; withdrawn ones are left out.
 
     A later run of a seed (by other code) replaces an earlier one: it is no further sample.
     """
@@ -46,7 +46,12 @@ def average_seeds(records: Sequence[Record]) -> list[Row]:
     for record in sorted(records, key=lambda r: (r.date, r.run_id)):
         if record.status != "withdrawn":
             groups.setdefault(seed_group(record), {})[record.seed] = record
-    return [_row(list(seeds.values())) for seeds in groups.values()]
+    return [[seeds[k] for k in sorted(seeds)] for seeds in groups.values()]
+
+
+def average_seeds(records: Iterable[Record]) -> list[Row]:
+    """Return one row per group of seeds, see ``seeds_of_rows``."""
+    return [_row(seeds) for seeds in seeds_of_rows(records)]
 
 
 def imbalance_ratio(record: Record) -> float:

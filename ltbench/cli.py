@@ -206,10 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: exit code 2 for a user's mistake, 130 for Ctrl-C."""
     rank = os.environ.get("RANK")
     mark = f"[rank {rank}] " if rank and os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    shown = warnings.formatwarning
-    warnings.formatwarning = lambda message, category, *rest: (
-        f"note: {message}\n" if category is UserWarning else shown(message, category, *rest)
-    )
+    warnings.formatwarning = _note
     try:
         cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
     except UserError as error:
@@ -226,6 +223,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+
+
+_shown = warnings.formatwarning
+
+
+def _note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Write our own warnings as one line, without the place in the code."""
+    if category is UserWarning:
+        return f"note: {message}\n"
+    return _shown(message, category, filename, lineno, line)
 
 
 def take(words: Sequence[str], key: str, *, required: bool = False) -> tuple[str, list[str]]:

@@ -101,8 +101,8 @@ def _built(tree: Tree, origins: Origins) -> Recipe:
     for i, stage in enumerate(recipe.stages):
         if stage.epochs is not None and stage.schedule.shortest(stage.epochs) > stage.epochs:
             warnings.warn(
-                f"`stages.{i}` learns nothing: with this schedule the learning rate is 0 in all "
-                f"{stage.epochs} of its epochs; give it at least "
+                f"`stages.{i}` learns nothing: with this schedule the learning rate is 0 in every "
+                f"one of its epochs ({stage.epochs}); give it at least "
                 f"{stage.schedule.shortest(stage.epochs)}, or `stages.{i}.schedule.shift=0`",
                 stacklevel=3,
             )

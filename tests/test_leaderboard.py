@@ -553,13 +553,6 @@ def test_every_target_of_a_recipe_is_a_published_row():
     assert "ratio 200 (printed at no other), ResNet-32: overall 46.7" in only
 
 
-def test_models_with_weights_are_listed(monkeypatch, tmp_path):
-    board(tmp_path, record_of(seed=3))
-    monkeypatch.setattr("ltbench.leaderboard.tables.leaderboard_dir", lambda: tmp_path)
-    assert leaderboard.trained_models("mislas*") == [("mislas_cifar10.3", "50.00 % on CIFAR-10-LT")]
-    assert leaderboard.trained_models("crt*") == []
-
-
 def test_names():
     assert method_title("logit_adjustment_posthoc_plot_places_lt") == (
         "Logit Adjustment (post-hoc) + PLOT"

@@ -14,7 +14,6 @@ from ltbench.leaderboard.tables import (
     render,
     table,
     to_markdown,
-    trained_models,
 )
 
 __all__ = [
@@ -27,5 +26,4 @@ __all__ = [
     "table",
     "target_row",
     "to_markdown",
-    "trained_models",
 ]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ltbench.aggregate import VALUES, Row, average_seeds, percentages, seed_group
+from ltbench.aggregate import VALUES, Row, average_seeds, run_key, seeds_of_rows
 from ltbench.errors import UserError, did_you_mean
 from ltbench.leaderboard.literature import footnotes, marks, published, same_ratio, short_source
-from ltbench.names import dataset_names, dataset_title, matches
+from ltbench.names import dataset_names, matches
 from ltbench.record import Record, Status
 from ltbench.registry import natural
 from ltbench.resources import leaderboard_dir
@@ -41,8 +40,7 @@ def records(folder: Path | None = None) -> list[Record]:
     loaded = []
     for path in sorted(folder.rglob("*.json")):
         record = Record.load(path)
-        code = (record.code.version, record.code.commit, record.code.dirty)
-        run = (*seed_group(record), code, record.seed)
+        run = run_key(record)
         if run in found:
             raise UserError(
                 f"{path} and {found[run]} are of the same recipe, data, code and seed; keep one"
@@ -132,7 +130,7 @@ def board_rows(folder: Path | None = None) -> list[Row]:
         UserError: a record cannot be trusted.
     """
     ours = []
-    for seeds in _seeds_of_rows(records(folder)):
+    for seeds in seeds_of_rows(records(folder)):
         (row,) = average_seeds(seeds)
         cited = row["origin"] == "published"
         row["track"] = AS_PUBLISHED if cited else track_of(seeds[0])
@@ -257,28 +255,6 @@ def plain_markdown(text: str) -> str:
     for sign in "\\`*_[]<>|~":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())
-
-
-def trained_models(pattern: str = "*") -> list[tuple[str, str]]:
-    """Return names and results of the committed records that come with weights."""
-    models = [
-        (
-            f"{r.recipe.name}.{r.seed}",
-            f"{percentages(r)['overall']:.2f} % on {dataset_title(r.dataset.name)}",
-        )
-        for r in records()
-        if r.checkpoint is not None and r.status != "withdrawn"
-    ]
-    return sorted(m for m in models if fnmatch.fnmatchcase(m[0], pattern))
-
-
-def _seeds_of_rows(found: Iterable[Record]) -> list[list[Record]]:
-    """Return the records of each row: of a seed that was run again, the last one."""
-    groups: dict[tuple[Any, ...], dict[int, Record]] = {}
-    for record in sorted(found, key=lambda r: (r.date, r.run_id)):
-        if record.status != "withdrawn":
-            groups.setdefault(seed_group(record), {})[record.seed] = record
-    return [[seeds[k] for k in sorted(seeds)] for seeds in groups.values()]
 
 
 def _mark_ties(rows: Sequence[Row]) -> None:
