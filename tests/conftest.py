@@ -3,6 +3,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each worker of xdist has one core
+
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,6 @@ HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"
 
 _asked: set[str] = set()  # vectors that the running test has looked up
-_covered: set[str] = set()  # and those of tests that passed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,8 +35,8 @@ def pytest_runtest_makereport(
     call: pytest.CallInfo[None],
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if call.when == "call" and report.passed:
-        _covered.update(_asked)
+    if call.when == "call":  # what a report carries comes back from the worker that made it
+        report.user_properties.extend(("vector", name) for name in sorted(_asked))
     return report
 
 
@@ -42,9 +44,11 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     if config.getoption("--vectors"):
+        passed = terminalreporter.getreports("passed")
+        covered = {v for r in passed for key, v in r.user_properties if key == "vector"}
         names = set(_vectors())
-        terminalreporter.write_line(f"vectors: {len(names & _covered)}/{len(names)}")
-        for name in sorted(names - _covered):
+        terminalreporter.write_line(f"vectors: {len(names & covered)}/{len(names)}")
+        for name in sorted(names - covered):
             terminalreporter.write_line(f"missing: {name}")
 
 
@@ -57,7 +61,7 @@ def _vectors() -> dict[str, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", "2"))))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,15 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.mark.parametrize(("world", "norm"), [(2, "none"), (2, "sync"), (2, "local"), (4, "sync")])
+@pytest.mark.parametrize(
+    ("world", "norm"),
+    [
+        (2, "sync"),
+        (2, "local"),
+        pytest.param(2, "none", marks=pytest.mark.slow),
+        pytest.param(4, "sync", marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_equal_one_process(world, norm, tmp_path):
     """With local statistics one process does the same with a micro-batch for each rank."""
     context = multiprocessing.get_context("spawn")

@@ -13,8 +13,9 @@ from ltbench.report import Silent
 # The digits inside scikit-learn, a small network, four steps in two epochs of each stage.
 TINY = (
     *("data=digits_lt", "data.imbalance_ratio=5", "epochs=2"),
-    "backbone={name: resnet20_cifar, args: {widths: [8, 16, 32]}}",
-    *("run.device=cpu", "run.threads=2", "run.save_steps=1", "run.max_steps=4"),
+    "backbone={name: resnet20_cifar, args: {widths: [4, 8, 16]}}",
+    *("run.device=cpu", "run.threads=1", "run.save_steps=1", "run.max_steps=4"),
+    "run.eval_every=9",
 )
 NAMES = [n for n in registries.METHODS.names() if n not in ("gcl_stage2", "plot_stage2")]
 SMALL = {
