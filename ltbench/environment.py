@@ -45,6 +45,16 @@ def gpu_name(where: device) -> str | None:
     return torch.cuda.get_device_name(where)
 
 
+def emulates_bfloat16(where: device) -> bool:
+    """Return whether bf16 arithmetic is imitated in software there, which is slower than fp32."""
+    if where.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    import torch
+
+    can = torch.cpu.get_capabilities()
+    return not (can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
 def peak_memory(where: device) -> int:
     """Return the most bytes this process has held: on the GPU it used, else of main memory."""
     if where.type == "cuda":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from filelock import FileLock, Timeout
 from ltbench import __version__, checkpoint, dist
 from ltbench.curves import write_curves
 from ltbench.data.base import Data
+from ltbench.environment import emulates_bfloat16
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
 from ltbench.metrics import Metrics
@@ -60,6 +62,12 @@ def run(recipe: Recipe, *, reporter: Silent | None = None) -> Result:
     device = pick_device(recipe.run.device)
     set_up_torch(recipe)
     dist.init(device, recipe.run.timeout_minutes)
+    if recipe.run.precision == "bf16" and emulates_bfloat16(device) and dist.is_main():
+        warnings.warn(
+            "`run.precision=bf16`: this processor has no bf16 arithmetic and imitates it, many "
+            "times slower than `run.precision=fp32`",
+            stacklevel=2,
+        )
     folder = run_folder(recipe)
     lock = FileLock(folder / LOCK)
     try:

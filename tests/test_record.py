@@ -15,7 +15,7 @@ import torch
 
 from ltbench import get_recipe
 from ltbench.data.base import Data, DatasetInfo
-from ltbench.environment import environment
+from ltbench.environment import emulates_bfloat16, environment
 from ltbench.errors import UserError
 from ltbench.metrics import BINS, Metrics
 from ltbench.record import Record, load_content, make_record, record_text, validate_record
@@ -321,6 +321,19 @@ def test_an_unwritable_place_is_one_line_and_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="could not write"):
         record.save(tmp_path / "absent" / "record.json")
     assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_it_is_known_which_processors_only_imitate_bfloat16(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    has: dict[str, bool] = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    cpu = torch.device("cpu")
+    assert emulates_bfloat16(cpu)
+    assert not emulates_bfloat16(torch.device("cuda"))
+    for name in ("avx512_bf16", "amx_bf16"):
+        has.clear()
+        has[name] = True
+        assert not emulates_bfloat16(cpu)
 
 
 def test_environment_knows_commit_only_in_a_checkout(tmp_path):
