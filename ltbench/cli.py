@@ -60,11 +60,12 @@ def run(words: tuple[str, ...]) -> None:
       ltbench run recipe=ce_cifar10 data.root=DIR stages.0.epochs=20 stages.0.optim.lr=0.05
       ltbench run recipe=crt_mixup_plot data=folder data.root=MY_IMAGES
       ltbench run recipe=ce_cifar10,mislas_cifar10 seed=0,1,2 data.root=DIR
-      ltbench run grid=FILE.yaml data.root=DIR
+      ltbench run grid=FILE.yaml data.root=DIR jobs=3
       torchrun --nproc-per-node=4 -m ltbench run recipe=mislas_plot_inat data.root=DIR
 
     Several recipes or seeds make a grid: one table at the end; finished runs are skipped, broken
-    ones go on, and the same command in a second terminal takes over its share.
+    ones go on, and the same command in a second terminal takes over its share. jobs=N runs N of
+    them at once: they divide the processor among them, and share the GPU if there is one.
 
     \b
     Often used keys:
@@ -78,6 +79,11 @@ def run(words: tuple[str, ...]) -> None:
     if several(words):
         run_several(words)
         return
+    if any(w.startswith("jobs=") for w in words):
+        raise UserError(
+            "`jobs` needs several runs to choose from: recipe=A,B, seed=0,1,2 or grid=FILE; "
+            "leave it out for one"
+        )
     from ltbench.config import get_recipe
 
     name, rest = take(words, "recipe", required=True)
@@ -272,7 +278,8 @@ def run_several(words: Sequence[str]) -> None:
     from ltbench import dist, grid, runner
     from ltbench.report import Bar, Silent
 
-    file, rest = take(words, "grid")
+    at_once, rest = take_jobs(words)
+    file, rest = take(rest, "grid")
     names, rest = take(rest, "recipe", required=not file)
     chosen, rest = take(rest, "seed")
     recipes, seeds, shared = grid.read_grid(file) if file else ([], [0], [])
@@ -292,7 +299,12 @@ def run_several(words: Sequence[str]) -> None:
         return result.record, result.fresh
 
     try:
-        done = grid.run_grid(cells, one)
+        if at_once > 1:
+            from ltbench.jobs import Board, run_jobs
+
+            done = run_jobs(cells, at_once, Board(console))
+        else:
+            done = grid.run_grid(cells, one)
     except KeyboardInterrupt:
         if main_rank:
             click.echo("interrupted; the same command goes on where it stopped", err=True)
@@ -310,6 +322,22 @@ def run_several(words: Sequence[str]) -> None:
     ]
     if failed:
         raise UserError("\n".join(failed))
+
+
+def take_jobs(words: Sequence[str]) -> tuple[int, list[str]]:
+    """Take `jobs=N` out of the words of `run`; without it N is 1.
+
+    Raises:
+        UserError: N is no number from 1, or the command runs under torchrun.
+    """
+    chosen, rest = take(words, "jobs")
+    if len(rest) == len(words):
+        return 1, rest
+    if not chosen.isdecimal() or int(chosen) < 1:
+        raise UserError(f"`jobs`: expected a whole number from 1, e.g. jobs=3, found `{chosen}`")
+    if "RANK" in os.environ:
+        raise UserError("`jobs` runs on one machine without torchrun; leave out one of the two")
+    return int(chosen), rest
 
 
 def listing(kind: str, pattern: str, *, pretrained: bool = False) -> list[tuple[str, str]]:

@@ -115,24 +115,35 @@ def run_grid(cells: Sequence[Cell], run: Callable[[Recipe], tuple[Record, bool]]
         cells: from ``make_grid``.
         run: runs one recipe and returns its record and whether it ran just now.
     """
+    return [run_cell(cell, run) if cell.outcome is None else cell for cell in known(cells)]
+
+
+def known(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells, those with a committed record as ``committed``."""
     from ltbench.leaderboard import records
 
     committed = {(r.recipe.digest, r.seed): r for r in records()}
-    done = []
-    for cell in cells:
-        known = committed.get((cell.recipe.digest, cell.recipe.seed))
-        if known is not None:
-            done.append(replace(cell, outcome="committed", record=known))
-            continue
-        try:
-            record, fresh = run(cell.recipe)
-        except UserError as error:
-            busy = "another process is running" in str(error)
-            outcome: Outcome = "elsewhere" if busy else "failed"
-            done.append(replace(cell, outcome=outcome, problem=str(error)))
-        else:
-            done.append(replace(cell, outcome="done" if fresh else "was done", record=record))
-    return done
+    found = [committed.get((c.recipe.digest, c.recipe.seed)) for c in cells]
+    return [
+        cell if record is None else replace(cell, outcome="committed", record=record)
+        for cell, record in zip(cells, found, strict=True)
+    ]
+
+
+def run_cell(cell: Cell, run: Callable[[Recipe], tuple[Record, bool]]) -> Cell:
+    """Return a cell with what became of it; a user's mistake is no exception here.
+
+    Args:
+        cell: one run.
+        run: as for ``run_grid``.
+    """
+    try:
+        record, fresh = run(cell.recipe)
+    except UserError as error:
+        busy = "another process is running" in str(error)
+        outcome: Outcome = "elsewhere" if busy else "failed"
+        return replace(cell, outcome=outcome, problem=str(error))
+    return replace(cell, outcome="done" if fresh else "was done", record=record)
 
 
 def rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:

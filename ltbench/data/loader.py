@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ltbench.data.base import Split
 from ltbench.data.images import ImageSplit
+from ltbench.data.memory import MemorySplit
 from ltbench.errors import UserError
 
 Last = Literal["keep", "drop"]
@@ -110,7 +111,8 @@ class Loader:
     Args:
         split: the images.
         workers: loader processes; splits that lie in memory use none.
-        device: where the images are wanted; what a split leaves to the device is done there.
+        device: where the images are wanted; what a split leaves to the device is done there, and
+            on an accelerator the bytes of a split in memory lie there too.
         layout: memory format of the images.
         start_method: of the processes: ``"fork"``, ``"spawn"``, ``"forkserver"``; ``None`` is
             Python's default.
@@ -128,7 +130,10 @@ class Loader:
         quarantine: Path | None = None,
     ) -> None:
         workers = 0 if split.in_memory else workers
-        self.split, self.device, self.layout = split, torch.device(device), layout
+        self.device, self.layout = torch.device(device), layout
+        if isinstance(split, MemorySplit) and self.device.type != "cpu":
+            split = split.resident(self.device)
+        self.split: Split = split
         self.workers = workers
         self.quarantine = quarantine
         self._noted: set[str] = set()

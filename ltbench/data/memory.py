@@ -17,6 +17,7 @@ from ltbench.seeding import derive, keyed_bits, keyed_uniform
 
 Augment = Literal["none", "standard", "strong", "sim"]
 CUTOUT = 16  # side of the square that the strong augmentation blanks
+RESIDENT = 2**30  # bytes of padded images that are put on a device; more stay in main memory
 _SLOTS = 8  # random numbers reserved for one view of one image
 _ROW, _COLUMN, _FLIP, _POLICY, _HOLE_ROW, _HOLE_COLUMN = range(6)
 
@@ -29,7 +30,8 @@ class MemorySplit:
     normalise. ``"sim"`` is what contrastive learning does to small images: a crop of 0.2 to 1 of
     the area, resized, flip, colour jitter (0.4, 0.4, 0.4, hue 0.1) with probability 0.8, grey
     with probability 0.2. The random numbers of an image depend on (key, position, view) only, so
-    cutting the data into other batches gives the same pixels, bit by bit.
+    cutting the data into other batches gives the same pixels, bit by bit. On an accelerator the
+    loader uses ``resident``, which does most of it there.
 
     Reference:
         Cubuk et al., AutoAugment: Learning Augmentation Policies from Data, CVPR 2019,
@@ -93,9 +95,11 @@ class MemorySplit:
         border = (self.pad, self.pad)
         self._padded = np.pad(pixels, ((0, 0), border, border, (0, 0)))
         self._size = pixels.shape[1], pixels.shape[2]
-        # Whole planes, because broadcasting over three innermost values is slow.
-        self._mean = torch.tensor(mean, dtype=torch.float32).expand(*self._size, 3).contiguous()
-        self._std = torch.tensor(std, dtype=torch.float32).expand(*self._size, 3).contiguous()
+        # Whole planes, because broadcasting over three innermost values is slow; 255 as a tensor,
+        # because by a number some devices multiply with the rounded reciprocal.
+        planes = [torch.tensor(v, dtype=torch.float32).expand(*self._size, 3) for v in (mean, std)]
+        self._scale = torch.full((1,), 255.0), planes[0].contiguous(), planes[1].contiguous()
+        self._copies: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,10 +119,12 @@ class MemorySplit:
         self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
     ) -> tuple[Tensor, ...]:
         """Return normalised images, one float tensor [B, 3, H, W] per view; see ``Split.load``."""
-        keys = [None if key is None else derive(key, "view", v) for v in range(views)]
         return tuple(
-            self._normalise(self.load_bytes(indices, key=k, positions=positions, view=v))
-            for v, k in enumerate(keys)
+            _normalise(
+                torch.from_numpy(self.load_bytes(indices, key=k, positions=positions, view=v)),
+                self._scale,
+            )
+            for v, k in enumerate(_view_keys(key, views))
         )
 
     def finish(
@@ -138,30 +144,60 @@ class MemorySplit:
             positions: place of each image in the epoch's order, int64 [B].
             view: which view's pipeline is used, from 0.
         """
-        augment = (self.augment, *self.augment_views)[min(view, len(self.augment_views))]
-        at = np.asarray(positions, dtype=np.int64) * _SLOTS
-        if key is None or augment in ("none", "sim"):
-            middle = np.full(len(indices), self.pad)
-            batch = self._crop(indices, middle, middle)
-            if key is not None and augment == "sim":
-                _each(_sim(*self._size, self.flip), batch, keyed_bits(key, at + _POLICY))
-            return batch
-        top = (keyed_uniform(key, at + _ROW) * (2 * self.pad + 1)).astype(np.int64)
-        left = (keyed_uniform(key, at + _COLUMN) * (2 * self.pad + 1)).astype(np.int64)
-        batch = self._crop(indices, top, left)
-        if self.flip:
-            mirrored = keyed_uniform(key, at + _FLIP) < 0.5
+        index, top, left, mirrored = self.draw(indices, key=key, positions=positions, view=view).T
+        batch = self._crop(index, top, left)
+        turned = mirrored == 1
+        if turned.any():
             whole = batch.view("V3")[..., 0]  # a pixel is one item: reversing them is fast
-            whole[mirrored] = whole[mirrored][:, :, ::-1]
-        if augment == "strong":
-            _each(_policy(), batch, keyed_bits(key, at + _POLICY))
-            height, width = self._size
-            _cutout(
-                batch,
-                (keyed_uniform(key, at + _HOLE_ROW) * height).astype(np.int64),
-                (keyed_uniform(key, at + _HOLE_COLUMN) * width).astype(np.int64),
-            )
+            whole[turned] = whole[turned][:, :, ::-1]
+        augment = self._pipeline(view)
+        if key is None or augment in ("none", "standard"):
+            return batch
+        at = np.asarray(positions, dtype=np.int64) * _SLOTS
+        seeds = keyed_bits(key, at + _POLICY)
+        if augment == "sim":
+            _each(_sim(*self._size, self.flip), batch, seeds)
+            return batch
+        _each(_policy(), batch, seeds)
+        height, width = self._size
+        _cutout(
+            batch,
+            (keyed_uniform(key, at + _HOLE_ROW) * height).astype(np.int64),
+            (keyed_uniform(key, at + _HOLE_COLUMN) * width).astype(np.int64),
+        )
         return batch
+
+    def draw(
+        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, view: int = 0
+    ) -> np.ndarray:
+        """Return which part of which image a view shows; colours and holes come after that.
+
+        Args:
+            indices: which images, int64 [B].
+            key: as for ``load_bytes``.
+            positions: as for ``load_bytes``.
+            view: as for ``load_bytes``.
+
+        Returns:
+            int64 [B, 4]: image, first row and first column in the padded image, 1 if mirrored.
+        """
+        drawn = np.full((len(indices), 4), self.pad, dtype=np.int64)
+        drawn[:, 0], drawn[:, 3] = indices, 0
+        if key is not None and self._pipeline(view) in ("standard", "strong"):
+            at = np.asarray(positions, dtype=np.int64) * _SLOTS
+            drawn[:, 1] = keyed_uniform(key, at + _ROW) * (2 * self.pad + 1)
+            drawn[:, 2] = keyed_uniform(key, at + _COLUMN) * (2 * self.pad + 1)
+            if self.flip:
+                drawn[:, 3] = keyed_uniform(key, at + _FLIP) < 0.5
+        return drawn
+
+    def resident(self, device: torch.device) -> ResidentSplit:
+        """Return the same images, cut and normalised on a device.
+
+        Args:
+            device: any; on the CPU it shows the same bits and is slower.
+        """
+        return ResidentSplit(self, device)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over shape, pixels and labels."""
@@ -185,10 +221,94 @@ class MemorySplit:
         batch: np.ndarray = taken.view(np.uint8).reshape(len(first), height, width, 3)
         return batch
 
-    def _normalise(self, batch: np.ndarray) -> Tensor:
-        # Three exactly rounded steps, so that neither batch size nor vector width matters.
-        pixels = torch.from_numpy(batch).to(torch.float32).div_(255)
-        return pixels.sub_(self._mean).div_(self._std).permute(0, 3, 1, 2)
+    def _pipeline(self, view: int) -> Augment:
+        return (self.augment, *self.augment_views)[min(view, len(self.augment_views))]
+
+    def _copy(self, device: torch.device) -> Tensor:
+        """Return the pixels of all padded images on a device, uint8 [N * tall * wide, 3]."""
+        if device not in self._copies:
+            self._copies[device] = torch.from_numpy(self._padded).view(-1, 3).to(device)
+        return self._copies[device]
+
+
+class ResidentSplit:
+    """Images whose bytes lie on a device, where whole batches are cut, mirrored and normalised.
+
+    ``load`` returns what was drawn and ``finish`` does it; it never waits for the device. Views
+    whose colours change are made by ``load``, and of sets of more than ``RESIDENT`` bytes all:
+    then the bytes of a batch are moved and ``finish`` normalises them. The pixels are those of
+    the split, bit by bit.
+
+    Args:
+        split: the images.
+        device: where they are wanted.
+    """
+
+    def __init__(self, split: MemorySplit, device: torch.device) -> None:
+        self.split, self.device, self.labels = split, device, split.labels
+        self._scale = tuple(tensor.to(device) for tensor in split._scale)
+        self._rows, self._columns = (torch.arange(n, device=device) for n in split._size)
+        self._mirrored = self._columns.flip(0)
+        self._fits = split._padded.nbytes <= RESIDENT
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    @property
+    def in_memory(self) -> bool:
+        """True: ``load`` is cheap enough to run in the training process."""
+        return True
+
+    def load(
+        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
+    ) -> tuple[Tensor, ...]:
+        """Return per view what ``MemorySplit.draw`` says, or bytes [B, H, W, 3] to normalise."""
+        made = []
+        for view, own in enumerate(_view_keys(key, views)):
+            drawn_only = own is None or self.split._pipeline(view) in ("none", "standard")
+            make = self.split.draw if self._fits and drawn_only else self.split.load_bytes
+            made.append(torch.from_numpy(make(indices, key=own, positions=positions, view=view)))
+        return tuple(made)
+
+    def finish(
+        self, views: tuple[Tensor, ...], *, key: int | None, positions: np.ndarray
+    ) -> tuple[Tensor, ...]:
+        """Return normalised float32 images [B, 3, H, W] of each view, in channels_last.
+
+        Args:
+            views: what ``load`` returned, on the device.
+            key: not looked at.
+            positions: not looked at.
+        """
+        return tuple(
+            _normalise(view if view.dtype == torch.uint8 else self._cut(view), self._scale)
+            for view in views
+        )
+
+    def fingerprint(self) -> str:
+        """Return that of the split."""
+        return self.split.fingerprint()
+
+    def _cut(self, drawn: Tensor) -> Tensor:
+        """Return what ``MemorySplit.draw`` says, uint8 [B, H, W, 3]."""
+        tall, wide = self.split._padded.shape[1:3]
+        index, top, left, mirrored = drawn[:, :, None].unbind(1)
+        rows = (index * tall + top + self._rows) * wide + left
+        columns = torch.where(mirrored == 1, self._mirrored, self._columns)
+        pixels = (rows[:, :, None] + columns[:, None, :]).flatten()
+        shape = (len(drawn), *self.split._size, 3)
+        return self.split._copy(self.device).index_select(0, pixels).view(shape)
+
+
+def _view_keys(key: int | None, views: int) -> list[int | None]:
+    return [None if key is None else derive(key, "view", view) for view in range(views)]
+
+
+def _normalise(pixels: Tensor, scale: tuple[Tensor, ...]) -> Tensor:
+    """Return bytes [B, H, W, 3] as float32 [B, 3, H, W]: divided, less the mean, divided."""
+    # Three exactly rounded steps, so that neither batch size nor vector width matters.
+    whole, mean, std = scale
+    return pixels.to(torch.float32).div_(whole).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def upsample(images: np.ndarray, size: int) -> np.ndarray:
