@@ -103,7 +103,7 @@ def test_the_runs_end_with_the_command(tmp_path, how):
     locks = [folder / LOCK for folder in tmp_path.glob("*/seed*")]
     assert len(locks) == 2
     os.kill(process.pid, how)  # to the command alone
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=240)
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert errors.strip() == "interrupted; the same command goes on where it stopped"

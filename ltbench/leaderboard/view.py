@@ -29,6 +29,7 @@ METRICS = {
 }
 NAMED_OTHERWISE = {"Decouple-tau-norm": "tau-norm", "Decouple": "cRT", "CE (joint)": "CE"}
 MOST_CLASSES = 200  # whose recalls still make a picture
+PLOT_PAPER = "https://iclr.cc/virtual/2024/poster/18344"
 
 
 def tab(
@@ -286,6 +287,8 @@ def _source(source: str) -> dict[str, str]:
     """Return a source's full and short text, and the address of a repository."""
     repository = re.match(r"[\w.-]+/[\w.-]+(?= )", source)
     link = f"https://github.com/{repository[0]}" if repository else ""
+    if source.startswith("PLOT "):
+        link = PLOT_PAPER
     return {"text": source, "short": short_source(source), "link": link}
 
 
