@@ -88,3 +88,38 @@ def bench_watch(words: tuple[str, ...]) -> None:
     from ltbench.bench.watch import report
 
     report(words, console)
+
+
+@bench.command("train")
+@click.argument("words", nargs=-1, metavar="recipe=NAME [what=...] [key=value ...]")
+@click.option("--profile", type=click.Path(), help="Write a Chrome trace of a few steps here.")
+@click.option("--json", "as_json", type=click.Path(), help="Write the figures to this file.")
+def bench_train(words: tuple[str, ...], profile: str | None, as_json: str | None) -> None:
+    """Compare the training of a recipe with how the field's released codes would train it.
+
+    \b
+    what=speed       images/s, time of a step by phase, memory and load of both pipelines, which
+                     take turns in one process, and their ratio
+    what=agreement   how far the first steps differ, and the test accuracy of both (epochs=N)
+    \b
+    pipelines=fast,reference    fast is what `ltbench run` does; reference makes each image with
+                                Pillow in loader processes, runs eager in single precision, reads
+                                the loss in every step, and does PLOT with one backward pass per
+                                class and SciPy's SLSQP
+    \b
+    Examples:
+      ltbench bench train recipe=ce_cifar10 data.root=DIR
+      ltbench bench train recipe=crt_mixup_plot_cifar100 data.root=DIR rounds=3 --profile t.json
+      ltbench bench train recipe=quickstart stage=1 threads=2 pipelines=fast steps=20
+      ltbench bench train recipe=ce_cifar10 data.root=DIR what=agreement epochs=10 seeds=3
+    \b
+    Further keys: those of the recipe, such as run.precision=bf16 or stages.0.batch_size=256
+    """  # noqa: D301
+    from ltbench.atomic import write_atomic
+    from ltbench.bench import train_report
+
+    figures = train_report.report(words, console, Path(profile) if profile else None)
+    if as_json:
+        import json
+
+        write_atomic(Path(as_json), (json.dumps(figures, indent=1) + "\n").encode())
