@@ -248,7 +248,7 @@ def _draw_plane(results: Mapping[str, Tables]) -> Figure:
             axes.contour(x, y, z, levels=levels[::3], colors="white", linewidths=0.6)
             axes.plot(0, 0, "+", color="white", markersize=9, markeredgewidth=1.6)
             axes.set_aspect("equal")
-            axes.set_title(f"{name}: {_described(tables, group)}", fontsize=9)
+            axes.set_title(f"{name}\n{_described(tables, group)}", fontsize=9)
         row[0].set_ylabel("direction 2, lengths of weights", fontsize=9)
     for axes in panels[-1]:
         axes.set_xlabel("direction 1, lengths of weights", fontsize=9)
@@ -261,6 +261,8 @@ def _draw_plane(results: Mapping[str, Tables]) -> Figure:
 
 def _draw_line(results: Mapping[str, Tables]) -> Figure:
     """Draw a panel per group, a line per subject."""
+    from matplotlib.ticker import LogLocator
+
     groups = list(next(iter(results.values()))["line"]["group"].unique())
     figure = blank(3.6 * len(groups) + 0.8, 3.7)
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
@@ -272,6 +274,7 @@ def _draw_line(results: Mapping[str, Tables]) -> Figure:
             axes.plot(own["x"], own["loss"], style, color=colour[name], label=name, linewidth=1.7)
         axes.set_title(_described(next(iter(results.values())), group), fontsize=10)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.set_xlabel("direction 1, lengths of weights")
         tidy(axes)
     panels[0].set_ylabel("mean cross-entropy, nats")

@@ -95,8 +95,13 @@ class Trajectory(Diagnostic):
             "conflicts": self._conflicts(results),
             "groups": self._groups(results),
         }
-        if any(t["classes"]["solver_weight"].notna().any() for t in results.values()):
-            figures["weights"] = self._classes(results, {"solver_weight": "weight by the solver"})
+        weighed = {
+            name: tables
+            for name, tables in results.items()
+            if tables["classes"]["solver_weight"].notna().any()
+        }
+        if weighed:
+            figures["weights"] = self._classes(weighed, {"solver_weight": "weight by the solver"})
         return figures
 
     def _classes(
