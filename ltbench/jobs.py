@@ -26,6 +26,7 @@ from ltbench.report import Silent
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
+    from multiprocessing.process import BaseProcess
 
     from ltbench.recipe import Stage
 
@@ -127,6 +128,7 @@ def run_jobs(cells: Sequence[Cell], jobs: int, board: Board) -> list[Cell]:
     jobs = min(jobs, len(waiting))
     _fetch([done[number] for number in waiting])
     workers: dict[Any, _Worker] = {}
+    others = set(multiprocessing.active_children())
     try:
         with board.progress:
             while waiting or workers:
@@ -151,7 +153,7 @@ def run_jobs(cells: Sequence[Cell], jobs: int, board: Board) -> list[Cell]:
                             worker.let_go()
                             del workers[connection]
     finally:
-        _stop([worker.process for worker in workers.values()])
+        _stop([p for p in multiprocessing.active_children() if p not in others])
     return done
 
 
@@ -219,7 +221,7 @@ def _fetch(cells: Sequence[Cell]) -> None:
                 config.load()  # type: ignore[attr-defined]
 
 
-def _stop(processes: Sequence[SpawnProcess]) -> None:
+def _stop(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:

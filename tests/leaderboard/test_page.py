@@ -161,7 +161,7 @@ def test_counts_of_a_paper_are_no_run_of_ours(page):
 
 def test_links_to_papers_and_repositories(page):
     links = {found["href"]: text for found, text in page.all("a") if "http" in found["href"]}
-    assert {link.split("/")[2] for link in links} == {"arxiv.org", "github.com"}
+    assert {link.split("/")[2] for link in links} == {"arxiv.org", "github.com", "iclr.cc"}
     assert "https://arxiv.org/abs/2104.00466" in links  # MiSLAS
     rows = view.literature(view.papers_by_method())["rows"]
     papers = {row["method"]: row["paper"] and row["paper"]["link"][-10:] for row in rows}
