@@ -18,8 +18,13 @@ from ltbench.registry import natural
 from ltbench.resources import recipes_dir
 from ltbench.validation import Origins, Tree, build_recipe, origin_of
 
+try:
+    from yaml import CSafeLoader as _SafeLoader
+except ImportError:  # PyYAML built without libyaml: the same, seven times as slow
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
 
-class _Loader(yaml.SafeLoader):
+
+class _Loader(_SafeLoader):
     """YAML in which 1e-4 is a number and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -30,7 +35,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)
+_Loader.yaml_implicit_resolvers = copy.deepcopy(_SafeLoader.yaml_implicit_resolvers)
 
 
 _Loader.add_implicit_resolver(

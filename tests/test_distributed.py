@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ ON_FOUR = [(name, key) for name, key in CASES if key not in ("plain", "sam")]
 LOCAL = [(name, key) for name, key in CASES if name not in COUPLED]
 
 
-def train(name: str, key: str, norm: str, micro: int = 1, steps: int = 3) -> list[torch.Tensor]:
+def train(name: str, key: str, norm: str, micro: int = 1, steps: int = 2) -> list[torch.Tensor]:
     method, run = ready(name, norm=norm != "none")
     method.double()  # in double precision nothing but an error is left to differ
     if norm != "local":  # heads of some methods normalise over the batch too
@@ -54,15 +55,36 @@ def train(name: str, key: str, norm: str, micro: int = 1, steps: int = 3) -> lis
     return [p.detach().clone() for p in method.parameters()]
 
 
-def worker(rank: int, world: int, port: int, out: str, norm: str) -> None:
+def worker(rank: int, world: int, port: int, out: str, norms: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
     )
-    found = {f"{n}/{k}": train(n, k, norm) for n, k in cases(world, norm)}
+    found = {f"{norm}/{n}/{k}": train(n, k, norm) for norm in norms for n, k in cases(world, norm)}
+    found |= {f"lonely/{key}": on_the_first_rank(key) for key in LONELY}
     if rank == 0:
         torch.save(found, out)
     torch.distributed.destroy_process_group()
+
+
+def of_ranks(world: int, *norms: str, folder: Path) -> dict[str, list[torch.Tensor]]:
+    """What so many processes compute together."""
+    context = multiprocessing.get_context("spawn")
+    port, out = free_port(), folder / "found.pt"
+    ranks = [
+        context.Process(target=worker, args=(r, world, port, str(out), norms)) for r in range(world)
+    ]
+    for p in ranks:
+        p.start()
+    for p in ranks:
+        p.join(timeout=400)
+        assert p.exitcode == 0
+    return torch.load(out, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> dict[str, list[torch.Tensor]]:
+    return of_ranks(2, "sync", "local", folder=tmp_path_factory.mktemp("two"))
 
 
 def cases(world: int, norm: str) -> list[tuple[str, str]]:
@@ -84,22 +106,13 @@ def free_port() -> int:
         pytest.param(4, "sync", marks=pytest.mark.slow),
     ],
 )
-def test_ranks_equal_one_process(world, norm, tmp_path):
+def test_ranks_equal_one_process(world, norm, request, tmp_path):
     """With local statistics one process does the same with a micro-batch for each rank."""
-    context = multiprocessing.get_context("spawn")
-    port, out = free_port(), tmp_path / "found.pt"
-    ranks = [
-        context.Process(target=worker, args=(r, world, port, str(out), norm)) for r in range(world)
-    ]
-    for p in ranks:
-        p.start()
-    for p in ranks:
-        p.join(timeout=240)
-        assert p.exitcode == 0
-    found = torch.load(out, weights_only=True)
+    usual = world == 2 and norm != "none"
+    found = request.getfixturevalue("two") if usual else of_ranks(world, norm, folder=tmp_path)
     for name, key in cases(world, norm):
         one = train(name, key, norm, micro=world if norm == "local" else 1)
-        for a, b in zip(one, found[f"{name}/{key}"], strict=True):
+        for a, b in zip(one, found[f"{norm}/{name}/{key}"], strict=True):
             torch.testing.assert_close(
                 a, b, atol=1e-9, rtol=1e-7, msg=lambda m, n=name, k=key: f"{n} with {k}: {m}"
             )
@@ -109,18 +122,7 @@ def test_every_update_is_covered():
     assert {key for _, key in CASES} >= set(UPDATES) - {"plot-pcgrad"}
 
 
-def lonely(rank: int, world: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
-    )
-    found = {key: on_the_first_rank(key) for key in EMPTY}
-    if rank == 0:
-        torch.save(found, out)
-    torch.distributed.destroy_process_group()
-
-
-EMPTY = ("plain", "sam", "plot-cagrad", "plot-exact")
+LONELY = ("plain", "sam", "plot-cagrad", "plot-exact")
 
 
 def on_the_first_rank(key: str) -> list[torch.Tensor]:
@@ -134,16 +136,7 @@ def on_the_first_rank(key: str) -> list[torch.Tensor]:
     return [p.detach().clone() for p in method.parameters()]
 
 
-def test_a_rank_without_images_changes_nothing(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    port, out = free_port(), tmp_path / "found.pt"
-    ranks = [context.Process(target=lonely, args=(r, 2, port, str(out))) for r in range(2)]
-    for p in ranks:
-        p.start()
-    for p in ranks:
-        p.join(timeout=120)
-        assert p.exitcode == 0
-    found = torch.load(out, weights_only=True)
-    for key in EMPTY:
-        for a, b in zip(on_the_first_rank(key), found[key], strict=True):
+def test_a_rank_without_images_changes_nothing(two):
+    for key in LONELY:
+        for a, b in zip(on_the_first_rank(key), two[f"lonely/{key}"], strict=True):
             torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)

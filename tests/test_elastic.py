@@ -19,7 +19,8 @@ SCRIPTS = Path(__file__).parent.parent / "tools" / "launch"
 # Two stages of 6 steps an epoch, with mixing, PLOT and a class-aware second stage.
 WORDS = [
     "recipe=quickstart",
-    "backbone=resnet20_cifar",
+    "backbone={name: resnet20_cifar, args: {widths: [4, 8, 16]}}",
+    "data.image_size=8",
     "stages.0.epochs=2",
     "stages.0.update.epochs=1",
     "stages.0.schedule.warmup=0",
@@ -173,6 +174,7 @@ def test_launch_scripts_are_bash(name):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_a_rank_killed_on_one_node_brings_both_back(unbroken, tmp_path):
     job = launch(tmp_path, 2, mishap="kill:1:0.1.3", restarts=2, nodes=2)
     assert job.codes == [0, 0], job.said

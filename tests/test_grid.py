@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from ltbench import cli, get_recipe, grid
 from ltbench.errors import UserError
 
-FAST = ["epochs=1", "backbone=resnet20_cifar", "run.max_steps=2", "run.device=cpu"]
+THIN = "backbone={name: resnet20_cifar, args: {widths: [4, 8, 16]}}"
+FAST = ["epochs=1", THIN, "data.image_size=8", "run.max_steps=2", "run.device=cpu"]
 
 
 def test_a_budget_scales_all_that_counts_epochs():
@@ -109,7 +110,7 @@ def test_a_killed_grid_goes_on(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "was done" in done.stdout
+    done = CliRunner().invoke(cli.cli, ["run", *words])
+    assert done.exit_code == 0, done.output
+    assert "was done" in done.output
     assert len(list(tmp_path.glob("*/seed*/record.json"))) == 2

@@ -23,7 +23,7 @@ from ltbench.errors import UserError
 from ltbench.runner import LOCK
 
 FAST = (
-    *("data=digits_lt", "epochs=1", "run.max_steps=2", "run.device=cpu"),
+    *("data=digits_lt", "data.image_size=8", "epochs=1", "run.max_steps=2", "run.device=cpu"),
     "backbone={name: resnet20_cifar, args: {widths: [4, 8, 16]}}",
 )
 
@@ -90,7 +90,7 @@ def test_a_process_that_dies_takes_only_its_cell_along(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_the_runs_end_with_the_command(tmp_path, how):
-    words = ["recipe=ce", "seed=0,1", *FAST[:1], *FAST[3:], "epochs=2000", f"out={tmp_path}"]
+    words = ["recipe=ce", "seed=0,1", *FAST[:2], *FAST[4:], "epochs=2000", f"out={tmp_path}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ltbench", "run", *words, "jobs=2"],
         stdout=subprocess.PIPE,

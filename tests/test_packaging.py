@@ -127,8 +127,10 @@ def test_readme_python_examples_run(tmp_path):
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) >= 4
-    for block in blocks:
-        done = subprocess.run(
-            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{block}\n{done.stderr}"
+    for number, block in enumerate(blocks):
+        # Some steps of the example's run show as much as all of them.
+        block = block.replace('"quickstart", epochs=4', '"quickstart", "run.max_steps=3", epochs=4')
+        (tmp_path / f"{number}.py").write_text(block)
+    # One process, since each would import torch anew; but no block sees another one's names.
+    files = [f"{number}.py" for number in range(len(blocks))]
+    python(f"import runpy\nfor file in {files}: runpy.run_path(file)", cwd=tmp_path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -46,11 +49,8 @@ class DigitsLT(DatasetConfig):
         Raises:
             UserError: the ratio leaves a class without images.
         """
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        labels = digits.target.astype(np.int64)
-        grey = np.floor(digits.images * (255 / 16) + 0.5).astype(np.uint8)  # 0..16 to 0..255
+        pixels, labels = _read()
+        grey = np.floor(pixels * (255 / 16) + 0.5).astype(np.uint8)  # 0..16 to 0..255
         images = np.repeat(grey[..., None], 3, axis=3)
 
         test = subsample(labels, [TEST_PER_CLASS] * len(NAMES), seed=0)
@@ -89,3 +89,22 @@ class DigitsLT(DatasetConfig):
                 "source": "scikit-learn",
             },
         )
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels [N, 8, 8] from 0 to 16, and labels, as scikit-learn's ``load_digits`` does.
+
+    Its file is read where that lies, since importing the library takes longer than a short run.
+    """
+    found = importlib.util.find_spec("sklearn")
+    folder = Path(found.origin).parent if found and found.origin else Path()
+    file = folder / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():
+        with gzip.open(file, "rt", encoding="ascii") as lines:
+            table = np.loadtxt(lines, delimiter=",")
+        return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+
+    from sklearn.datasets import load_digits  # a release that keeps it elsewhere
+
+    digits = load_digits()
+    return digits.images, digits.target.astype(np.int64)

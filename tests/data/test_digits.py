@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from ltbench.data import digits
 from ltbench.data.digits import DigitsLT
 from ltbench.errors import UserError
 
@@ -48,9 +49,17 @@ def test_images_are_those_of_scikit_learn_and_disjoint():
     assert len(seen) == len(set(seen)) == 10 * 114 + 600
 
 
+def test_they_are_read_without_importing_the_library_that_has_them(monkeypatch):
+    found = digits._read()
+    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: None)
+    for ours, theirs in zip(found, digits._read(), strict=True):
+        assert np.array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+
+
 def _digits():
-    digits = load_digits()
-    return digits.images.astype(int), digits.target
+    found = load_digits()
+    return found.images.astype(int), found.target
 
 
 @pytest.mark.parametrize("size", [8, 16, 32])
