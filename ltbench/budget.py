@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 from ltbench.errors import UserError
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from ltbench.recipe import Recipe
 
 
-def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
+def with_epochs(recipe: Recipe, epochs: int, said: Container[str] = ()) -> Recipe:
     """Return a recipe whose longest stage has so many epochs, all that is counted in epochs alike.
 
     Warm-ups, milestones, windows of updates and beginnings of phases keep their share of the
@@ -22,9 +23,11 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     Args:
         recipe: the full schedule.
         epochs: of the longest stage, at least 1.
+        said: dotted paths of values that were given beside ``epochs`` and stay as they are.
 
     Raises:
-        UserError: ``epochs`` is not a positive number, or the schedule has no epochs.
+        UserError: ``epochs`` is not a positive number, the schedule has no epochs, or the length
+            of its longest stage was given as well.
     """
     from ltbench.validation import build_recipe
 
@@ -33,30 +36,40 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
         raise UserError(f"`epochs`: expected a number of epochs, at least 1, found {epochs!r}")
     if longest == 0:
         raise UserError(f"recipe `{recipe.name}` does not train: leave `epochs` out")
-    scaled = _scaled(recipe, epochs / longest)
-    for stage in scaled["stages"]:
-        if stage["epochs"] is not None:
+    for i, stage in enumerate(recipe.stages):
+        if stage.epochs == longest and f"stages.{i}.epochs" in said:
+            raise UserError(
+                f"`epochs` = {epochs} and `stages.{i}.epochs` = {longest} both say how long the "
+                "longest stage is; leave one of them out"
+            )
+    scaled = _scaled(recipe, epochs / longest, said, "")
+    for i, stage in enumerate(scaled["stages"]):
+        if stage["epochs"] is not None and f"stages.{i}.epochs" not in said:
             stage["epochs"] = Schedule(**stage["schedule"]).shortest(stage["epochs"])
     return build_recipe(scaled)
 
 
-def _scaled(value: Any, factor: float) -> Any:
-    """Return plain data in which every number of epochs is multiplied."""
+def _scaled(value: Any, factor: float, said: Container[str], path: str) -> Any:
+    """Return plain data in which every number of epochs is multiplied, but for those ``said``."""
     from ltbench.recipe import Choice
 
     if isinstance(value, Choice):
-        return {"name": value.name, **_scaled(value.config, factor)}
+        return {"name": value.name, **_scaled(value.config, factor, said, path)}
     if isinstance(value, Config):
         plain = {}
         for name, field in type(value).model_fields.items():
             extra, own = field.json_schema_extra, getattr(value, name)
             counted = isinstance(extra, dict) and extra.get("unit") == EPOCHS["unit"]
-            plain[name] = _epochs(own, factor) if counted else _scaled(own, factor)
+            at = f"{path}.{name}" if path else name
+            if counted:
+                plain[name] = own if at in said else _epochs(own, factor)
+            else:
+                plain[name] = _scaled(own, factor, said, at)
         return plain
     if isinstance(value, dict):
-        return {k: _scaled(v, factor) for k, v in value.items()}
+        return {k: _scaled(v, factor, said, f"{path}.{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_scaled(v, factor) for v in value]
+        return [_scaled(v, factor, said, f"{path}.{i}") for i, v in enumerate(value)]
     return value
 
 

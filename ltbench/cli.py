@@ -70,7 +70,8 @@ def run(words: tuple[str, ...]) -> None:
     \b
     Often used keys:
       seed=0               out=FOLDER            resume=auto|never
-      epochs=N             (the whole schedule, shortened to N epochs in its longest stage)
+      epochs=N             (the whole schedule, shortened to N epochs in its longest stage;
+                           what is given beside it stays as given)
       data.root=DIR        data.imbalance_ratio=50
       stages.0.epochs=N    stages.0.batch_size=N stages.0.optim.lr=X
       stages.0.update=plot stages.0.update.solver=mgda

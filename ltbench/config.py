@@ -35,6 +35,8 @@ class _Loader(_SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+COMMAND_LINE, ARGUMENT = "command line", "argument"  # where values given with a call come from
+
 _Loader.yaml_implicit_resolvers = copy.deepcopy(_SafeLoader.yaml_implicit_resolvers)
 
 
@@ -74,9 +76,9 @@ def get_recipe(name: str, /, *words: str, **overrides: Any) -> Recipe:
     tree, origins = read_tree(name)
     for word in words:
         key, value = parse_word(word)
-        assign(tree, origins, key, value, "command line")
+        assign(tree, origins, key, value, COMMAND_LINE)
     for key, value in overrides.items():
-        assign(tree, origins, key.replace("__", "."), value, "argument")
+        assign(tree, origins, key.replace("__", "."), value, ARGUMENT)
     return _built(tree, origins)
 
 
@@ -85,7 +87,7 @@ def describe(name: str, words: Sequence[str]) -> tuple[Recipe, list[tuple[str, A
     tree, origins = read_tree(name)
     for word in words:
         key, value = parse_word(word)
-        assign(tree, origins, key, value, "command line")
+        assign(tree, origins, key, value, COMMAND_LINE)
     recipe = _built(tree, origins)
     rows = [(path, value, origin_of(path, origins)) for path, value in leaves(recipe.tree())]
     return recipe, rows
@@ -102,7 +104,7 @@ def _built(tree: Tree, origins: Origins) -> Recipe:
     if epochs is not None:
         from ltbench.budget import with_epochs
 
-        recipe = with_epochs(recipe, epochs)
+        recipe = with_epochs(recipe, epochs, _said(origins))
     for i, stage in enumerate(recipe.stages):
         if stage.epochs is not None and stage.schedule.shortest(stage.epochs) > stage.epochs:
             warnings.warn(
@@ -112,6 +114,16 @@ def _built(tree: Tree, origins: Origins) -> Recipe:
                 stacklevel=3,
             )
     return recipe
+
+
+def _said(origins: Origins) -> set[str]:
+    """Return the paths of values that were given with the call, and of what holds them."""
+    paths = [path for path, origin in origins.items() if origin in (COMMAND_LINE, ARGUMENT)]
+    return {
+        ".".join(parts[:n])
+        for parts in (path.split(".") for path in paths)
+        for n in range(1, len(parts) + 1)
+    }
 
 
 def parse_word(word: str) -> tuple[str, Any]:

@@ -32,6 +32,21 @@ def test_a_budget_scales_all_that_counts_epochs():
     assert get_recipe("ldam_drw_plot_cifar10", "epochs=200").digest == full.digest
 
 
+def test_what_is_said_beside_a_budget_stands():
+    given = ["stages.1.epochs=30", "stages.0.update.epochs=7", "stages.0.schedule.milestones=[9]"]
+    recipe = get_recipe("crt_mixup_plot_cifar100", "epochs=20", *given)
+    mixup, crt = recipe.stages
+    assert (mixup.epochs, mixup.update.config.epochs, mixup.schedule.milestones) == (20, 7, (9,))
+    assert mixup.schedule.warmup == 1  # was not said
+    assert crt.epochs == 30
+    assert get_recipe("crt_mixup_plot_cifar100", "epochs=20").stages[1].epochs == 3
+    for words in (["stages.0.epochs=400"], ["stages.1.epochs=300"]):
+        with pytest.raises(UserError, match="both say how long the longest stage is"):
+            get_recipe("crt_mixup_cifar100", "epochs=20", *words)
+    with pytest.raises(UserError, match="both say how long"):
+        get_recipe("ce_cifar10", "epochs=20", stages__0__epochs=10)
+
+
 def test_no_stage_is_so_short_that_its_rate_is_zero_throughout():
     short = get_recipe("lws_cifar10", "epochs=12")  # the last epoch of its stage 2 is at rate 0
     assert short.stages[1].epochs == 2
