@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ltbench.names import backbone_title, dataset_title, method_title
+from ltbench.names import dataset_title, method_title, network_title
 from ltbench.record import Record
 
 VALUES = ("overall", "many", "medium", "few", "ece")
@@ -65,12 +65,12 @@ def imbalance_ratio(record: Record) -> float:
 
 def _row(seeds: Sequence[Record]) -> Row:
     first = seeds[0]
-    backbone = str(first.recipe.resolved.get("backbone", {}).get("name", ""))
+    backbone = first.recipe.resolved.get("backbone", {})
     row: Row = {
         "dataset": dataset_title(first.dataset.name),
         "imbalance_ratio": imbalance_ratio(first),
         "method": method_title(first.recipe.name),
-        "backbone": backbone_title(backbone),
+        "backbone": network_title(backbone),
         "n": len(seeds),
         "epochs": _budget(first),
         "origin": "published" if first.origin == "paper" else "reproduced",
@@ -78,7 +78,7 @@ def _row(seeds: Sequence[Record]) -> Row:
         "source": first.citation or f"{first.recipe.name} {first.recipe.digest[:8]}",
         "note": _note(first),
         "recipe": first.recipe.name,
-        "registered": backbone,
+        "registered": str(backbone.get("name", "")),
     }
     for name in VALUES:
         values = [v for v in (percentages(r)[name] for r in seeds) if v is not None]
@@ -95,10 +95,12 @@ def _budget(record: Record) -> str:
 
 
 def _note(record: Record) -> str:
+    follow = (".schedule.", ".epochs") if record.shortened else ()  # they follow a budget
     changed = [
-        key
+        "backbone" if key.startswith("backbone.") else key  # of which the row shows the rest
         for key in record.recipe.overrides
         if not key.startswith("data.") and key not in record.shortened
+        if not any(part in key for part in follow)
     ]
-    parts = (("shortened", record.shortened), ("modified", changed))
+    parts = (("shortened", record.shortened), ("modified", dict.fromkeys(changed)))
     return "; ".join(f"{what} {', '.join(keys)}" for what, keys in parts if keys)

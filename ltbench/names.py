@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Mapping
+from typing import Any
 
 DATASETS = {
     "cifar10_lt": "CIFAR-10-LT",
@@ -77,6 +79,20 @@ def backbone_title(name: str) -> str:
     if not found:
         return name
     return f"{'ResNet' if found[1] == 'resnet' else 'ResNeXt'}-{found[2]}"
+
+
+def network_title(backbone: Mapping[str, Any]) -> str:
+    """Return the title of a recipe's backbone with its arguments, e.g. ResNet-20 (widths 8, 16).
+
+    Args:
+        backbone: that part of the resolved recipe: ``name`` and perhaps ``args``.
+    """
+    title = backbone_title(str(backbone.get("name", "")))
+    args = [
+        f"{name} {', '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for name, value in sorted((backbone.get("args") or {}).items())
+    ]
+    return f"{title} ({'; '.join(args)})" if args else title
 
 
 def method_title(recipe: str) -> str:

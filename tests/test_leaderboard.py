@@ -146,6 +146,16 @@ def test_a_shortened_row_is_marked(tmp_path):
     assert frame["note"].tolist() == ["", "shortened stages"]
 
 
+def test_a_changed_backbone_is_named_and_what_follows_a_budget_is_no_change(tmp_path):
+    thin = "backbone={name: resnet20_cifar, args: {widths: [8, 16, 32]}}"
+    words = ["mislas_cifar10", thin, "epochs=20", "stages.0.optim.lr=0.05"]
+    short = record_of((9, 5, 1), 0, *words, shortened=("stages.0.epochs",))
+    (row,) = average_seeds([short])
+    assert row["backbone"] == "ResNet-20 (widths 8, 16, 32)"
+    assert row["registered"] == "resnet20_cifar"
+    assert row["note"] == "shortened stages.0.epochs; modified backbone, stages.0.optim.lr"
+
+
 def test_withdrawn_records_are_left_out_and_the_weakest_status_counts(tmp_path):
     gone = record_of((1, 1, 1), 2).model_copy(update={"status": "withdrawn"})
     good = record_of((9, 5, 1), 1).model_copy(update=VERIFIED)
@@ -268,9 +278,10 @@ def test_one_and_two_stages_of_a_budget_are_one_track_and_sections_are_sorted(tm
     two, one = record_of((9, 5, 1)), record_of((1, 1, 1), 0, "ce_cifar10")
     short = record_of((9, 9, 9), 0, "ce_cifar10", "epochs=20", shortened=("stages.0.epochs",))
     frame = board(tmp_path, short, two, one, dataset="cifar10", ratio=100)
-    assert ours(frame)["method"].tolist() == ["MiSLAS", "CE", "CE"]  # full before shortened
+    assert ours(frame)["method"].tolist() == ["MiSLAS", "CE", "CE"]
     assert frame["track"].nunique() == 3
-    assert (frame["track"].iloc[3:] == AS_PUBLISHED).all()
+    assert (frame["track"].iloc[2:-1] == AS_PUBLISHED).all()
+    assert "shortened" in frame["track"].iloc[-1]  # after all that was trained in full
     for _, group in frame.groupby("track"):
         assert group["overall"].is_monotonic_decreasing
 

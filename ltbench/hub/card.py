@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from ltbench.aggregate import VALUES, Row, imbalance_ratio, percentages
-from ltbench.names import backbone_title, dataset_title, method_title
+from ltbench.names import dataset_title, method_title, network_title
 from ltbench.record import Record
 
 TEMPLATE = "card.md.jinja"
@@ -124,7 +124,7 @@ def _data(record: Record) -> str:
 
 
 def _network(record: Record) -> str:
-    return backbone_title(str(record.recipe.resolved["backbone"]["name"]))
+    return network_title(record.recipe.resolved["backbone"])
 
 
 def _printed(values: Mapping[str, float | None]) -> dict[str, str]:

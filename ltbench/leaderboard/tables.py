@@ -317,10 +317,10 @@ def _order(row: Row, column: str) -> tuple[Any, ...]:
 
 
 def section_order(row: Row) -> tuple[Any, ...]:
-    """Return what sections are sorted by: data set, ratio, ours in full, ours shortened, theirs."""
+    """Return what sections are sorted by: data set, ratio, ours in full, theirs, ours shortened."""
     place = (tuple(natural(row["dataset"].lower())), row["imbalance_ratio"])
     track = row["track"]
-    return (*place, track == AS_PUBLISHED, ", shortened" in track, tuple(natural(track)))
+    return (*place, ", shortened" in track, track == AS_PUBLISHED, tuple(natural(track)))
 
 
 def _worth(row: Row, column: str) -> tuple[Any, ...]:
