@@ -24,12 +24,19 @@ Row = dict[str, Any]
 def results(folder: Path | None = None) -> str:
     """Return the table in Markdown: a section per data set, ratio and track, a line per method.
 
+    Shortened runs are left to the leaderboard.
+
     Args:
         folder: where records lie, by default the committed ones.
     """
-    ours = sorted((r for r in board_rows(folder) if r["origin"] == "reproduced"), key=section_order)
+    full = [
+        row
+        for row in board_rows(folder)
+        if row["origin"] == "reproduced" and not row["records"][0].shortened
+    ]
+    ours = sorted(full, key=section_order)
     if not ours:
-        return "No run is committed yet: `ltbench leaderboard` shows published numbers only."
+        return "No full run is committed yet: `ltbench leaderboard` shows published numbers only."
     sections: dict[tuple[str, ...], list[Row]] = {}
     for row in ours:
         place = f"{row['dataset']}, ratio {row['imbalance_ratio']:g}, {row['backbone']}"
