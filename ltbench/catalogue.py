@@ -123,6 +123,8 @@ def _results(rows: tuple[Row, ...]) -> str:
     for row in rows:
         overall = row["overall"]
         value = overall if isinstance(overall, str) else f"{overall:.2f}"
+        if str(row.get("note", "")).startswith("shortened"):
+            value += f" (shortened, {row['epochs']} epochs)"
         place = (row["method"], row["dataset"], row["backbone"])
         values = found.setdefault(place, {}).setdefault(f"{float(row['imbalance_ratio']):g}", [])
         if value not in values:

@@ -43,6 +43,13 @@ def test_published_results_are_listed():
     assert "81.88 at 100" in results
 
 
+def test_results_of_shortened_runs_say_so():
+    results = dict(describe(ENTRIES["crt"]))["ours"]
+    short = [part for part in results.split("; ") if "widths 8, 16, 32" in part]
+    assert len(short) == 2
+    assert all(part.endswith(" (shortened, 20+30 epochs) at 100") for part in short)
+
+
 def test_the_command_prints_them():
     result = CliRunner().invoke(cli.cli, ["list", "methods", "mislas", "--long"])
     assert result.exit_code == 0
