@@ -7,6 +7,7 @@ from torch import nn
 from ltbench.backbones.batchnorm import scale_and_shift, set_batchnorm_mode
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
+from ltbench.optim import begins
 from ltbench.recipe import BatchNormPolicy, Stage
 
 
@@ -24,18 +25,19 @@ def freeze(method: Method, stage: Stage, batchnorm: BatchNormPolicy = "local") -
     """
     prefixes = method.freeze if stage.freeze is None else stage.freeze
     stages = {*method.backbone.stages, "last"}
+    trained_bn = {id(p) for p in scale_and_shift(method)} if stage.frozen_bn == "trained" else set()
     frozen: set[int] = set()
     for prefix in prefixes:
-        found = [p for n, p in method.named_parameters() if f"{n}.".startswith(f"{prefix}.")]
+        found = [p for names, p in method.known_as() if any(begins(n, prefix) for n in names)]
         if not found and prefix in stages:
-            found = method.backbone.parameters_of(prefix)
+            found = method.parameters_of(prefix)
         if not found:
             raise UserError(
                 f"`freeze`: nothing is called `{prefix}`; use a stage of the backbone "
                 f"({', '.join(method.backbone.stages)}, last), `backbone`, or the first parts of a "
                 "parameter's name"
             )
-        frozen |= {id(p) for p in found}
+        frozen |= {id(p) for p in found} - (trained_bn if prefix not in method.freeze else set())
     for parameter in method.parameters():
         parameter.requires_grad_(id(parameter) not in frozen)
     if batchnorm in ("frozen", "statistics"):
@@ -60,6 +62,6 @@ def set_modes(
     method.train()
     mode = stage.frozen_bn or method.frozen_bn
     for module in frozen:
-        set_batchnorm_mode(module, mode)
+        set_batchnorm_mode(module, "eval" if mode == "eval" else "train")
     if batchnorm == "frozen":
         set_batchnorm_mode(method, "eval")

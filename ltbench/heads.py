@@ -11,8 +11,9 @@ class LinearHead(nn.Linear):
     """Linear classifier with the field's initialisation.
 
     The weight is Kaiming-normal (fan-in, gain sqrt(2)) as in the CIFAR code of the long-tailed
-    literature; the bias keeps PyTorch's uniform start. Both are stored as in ``nn.Linear``:
-    weight [C, D], bias [C].
+    literature; the bias keeps PyTorch's uniform start. A stage's `head_init: pytorch` draws both
+    as ``nn.Linear`` does, as other codes of the field. Both are stored as in ``nn.Linear``: weight
+    [C, D], bias [C].
 
     Args:
         num_features: features D.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ltbench.errors import UserError
-from ltbench.schema import EPOCHS, Config
+from ltbench.schema import ADDED, EPOCHS, Config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,8 @@ class Optim(Config):
     """Applied to all trained parameters, norms and biases included, as the field does."""
     nesterov: bool = False
     lr_factors: dict[str, float] = Field(default_factory=dict)
-    """Multiplier of the rate for parameters whose name starts with the key, e.g. {head: 0.2}."""
+    """Multiplier of the rate for parameters whose name starts with the key, e.g. {head: 0.2};
+    names of the backbone mean its counterparts in all branches."""
 
 
 class Schedule(Config):
@@ -43,6 +44,8 @@ class Schedule(Config):
     """Factor that the warm-up starts from."""
     warmup_shift: Literal[0, 1] = 1
     """1: the first epoch is one step above `warmup_from`; 0: it is at `warmup_from`."""
+    warmup_extra: Literal[0, 1] = Field(0, json_schema_extra=ADDED)
+    """1: the line of the warm-up goes on for one epoch beyond its end, above the base rate."""
     milestones: tuple[int, ...] = Field((), json_schema_extra=EPOCHS)
     """0-based epochs at which `gamma` is applied (multistep)."""
     gamma: float = Field(0.1, gt=0)
@@ -53,7 +56,7 @@ class Schedule(Config):
 
     def factor(self, epoch: int, epochs: int) -> float:
         """Return the multiplier of the base rate in a 0-based epoch of ``epochs``."""
-        if epoch < self.warmup:
+        if epoch < self.warmup + (self.warmup_extra if self.warmup else 0):
             done = (epoch + self.warmup_shift) / max(1, self.warmup - 1 + self.warmup_shift)
             return self.warmup_from + (1 - self.warmup_from) * done
         at = epoch + self.shift
@@ -71,18 +74,28 @@ class Schedule(Config):
         return epochs
 
 
+def begins(name: str, prefix: str) -> bool:
+    """Whether a parameter's name begins with the parts of a prefix: `head` begins `head.bias`."""
+    return f"{name}.".startswith(f"{prefix}.")
+
+
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], optim: Optim
+    named: Iterable[tuple[str | tuple[str, ...], nn.Parameter]], optim: Optim
 ) -> list[dict[str, Any]]:
     """Group trained parameters by learning-rate factor, in their own order.
+
+    Args:
+        named: parameters with their names; of several, the first counts where keys are as long.
+        optim: whose ``lr_factors`` are used, the longest key that fits.
 
     Raises:
         UserError: a key of ``lr_factors`` matches no trained parameter.
     """
     groups: dict[float, list[nn.Parameter]] = {}
     unused = set(optim.lr_factors)
-    for name, parameter in named:
-        keys = [k for k in optim.lr_factors if name == k or name.startswith(k + ".")]
+    for names, parameter in named:
+        own = (names,) if isinstance(names, str) else names
+        keys = [k for name in own for k in optim.lr_factors if begins(name, k)]
         unused -= set(keys)
         factor = optim.lr_factors[max(keys, key=len)] if keys else 1.0
         groups.setdefault(factor, []).append(parameter)
@@ -94,8 +107,10 @@ def parameter_groups(
     return [{"params": params, "factor": factor} for factor, params in groups.items()]
 
 
-def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> Optimizer:
-    """Return the optimizer of a stage over its trained parameters."""
+def build_optimizer(
+    named: Iterable[tuple[str | tuple[str, ...], nn.Parameter]], optim: Optim
+) -> Optimizer:
+    """Return the optimizer of a stage over its trained parameters; see ``parameter_groups``."""
     import torch
 
     groups = parameter_groups(named, optim)

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from ltbench.errors import UserError
 from ltbench.optim import Optim, Schedule
-from ltbench.schema import EPOCHS, Config, Tagged
+from ltbench.schema import ADDED, EPOCHS, Config, Tagged
 from ltbench.sealing import digest_of, file_sha256
 
 NO_DIGEST: dict[str, Any] = {"digest": False}  # fields that do not change what a run computes
@@ -63,8 +63,14 @@ class Stage(Config):
     update: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
     freeze: tuple[str, ...] | None = None
     """Parts not trained: name prefixes or stages of the backbone; null is the method's own rule."""
-    frozen_bn: Literal["train", "eval"] | None = None
-    """Mode of batch normalisation in frozen parts; null is the method's own rule."""
+    frozen_bn: Literal["train", "eval", "trained"] | None = None
+    """Mode of batch normalisation in frozen parts; trained is train, with scale and shift trained
+    all the same; null is the method's own rule."""
+    head_init: Literal["kaiming_normal", "pytorch"] = Field(
+        "kaiming_normal", json_schema_extra=ADDED
+    )
+    """Initial weights of a new linear classifier: as the CIFAR codes of the field have them, or
+    `nn.Linear`'s own, of 1 / sqrt(6) the spread."""
 
     def passes(self, ranks: int) -> int:
         """Return how many micro-batches a step has on each of some ranks.
@@ -179,10 +185,13 @@ def dump(value: Any, *, digest_only: bool = False) -> Any:
     if isinstance(value, Choice):
         return {"name": value.name, **dump(value.config, digest_only=digest_only)}
     if isinstance(value, Config):
-        plain = {}
+        plain = {"revision": value.revision} if digest_only and value.revision else {}
         for name, field in type(value).model_fields.items():
             extra = field.json_schema_extra
-            if digest_only and isinstance(extra, dict) and extra.get("digest") is False:
+            counts = extra.get("digest", True) if isinstance(extra, dict) else True
+            if digest_only and counts is False:
+                continue
+            if digest_only and counts == "unless default" and getattr(value, name) == field.default:
                 continue
             plain[name] = dump(getattr(value, name), digest_only=digest_only)
         return plain

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from ltbench import checkpoint, dist, registries
@@ -27,6 +28,7 @@ from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
 from ltbench.feed import Feed
 from ltbench.freezing import freeze, set_modes
+from ltbench.heads import LinearHead
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.optim import build_optimizer, set_lr
 from ltbench.recipe import Recipe, Stage
@@ -157,7 +159,7 @@ class Trainer:
         if stage.optim is None or stage.batch_size is None or stage.epochs is None:
             raise UserError(f"`stages.{index}`: a training stage needs epochs, batch_size, optim")
         frozen = freeze(method, stage, run.batchnorm)
-        trained = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
+        trained = [(names, p) for names, p in method.known_as() if p.requires_grad]
         optimizer = build_optimizer(trained, stage.optim)
         stats = EpochStats(self.data.info.num_classes, self.device)
         if snapshot is not None:
@@ -387,4 +389,12 @@ def build_method(
     stage = recipe.stages[index]
     new = previous is None or stage.start == "fresh"
     backbone = build_backbone(recipe) if previous is None or new else previous.backbone
-    return registries.METHODS.get(stage.method.name)(stage.method.config, backbone, info, previous)
+    old = set() if previous is None else set(previous.modules())
+    method: Method = registries.METHODS.get(stage.method.name)(
+        stage.method.config, backbone, info, previous
+    )
+    if stage.head_init == "pytorch":
+        for module in method.modules():
+            if isinstance(module, LinearHead) and module not in old:
+                nn.Linear.reset_parameters(module)
+    return method

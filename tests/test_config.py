@@ -79,6 +79,23 @@ def test_modes_of_plot_fill_in_what_they_imply():
     assert (official.collapse_divisor, paper.collapse_divisor) == ("official", "all")
 
 
+def test_fields_that_came_later_count_only_where_they_are_not_at_their_default():
+    base = get_recipe("ce_cifar10")
+    assert "head_init" not in str(base.tree(digest_only=True))
+    assert get_recipe("ce_cifar10", "stages.0.head_init=kaiming_normal").digest == base.digest
+    assert get_recipe("ce_cifar10", "stages.0.head_init=pytorch").digest != base.digest
+    later = get_recipe("ce_cifar10", "stages.0.schedule.warmup_extra=1")
+    assert later.tree(digest_only=True)["stages"][0]["schedule"]["warmup_extra"] == 1
+
+
+def test_a_revision_of_a_part_changes_digests(monkeypatch):
+    recipe = get_recipe("ce_cifar10")
+    before = recipe.digest
+    monkeypatch.setattr(type(recipe.stages[0].sampler.config), "revision", 1)
+    assert get_recipe("ce_cifar10").digest != before
+    assert "revision" not in str(get_recipe("ce_cifar10").tree())
+
+
 def test_digest_ignores_seed_paths_and_workers_only():
     base = get_recipe("ce_cifar10")
     for word in ("seed=3", "data.root=x", "run.workers=7", "out=y", "run.device=cpu"):

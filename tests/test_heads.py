@@ -8,7 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ltbench import get_recipe
+from ltbench.data.base import DatasetInfo
 from ltbench.heads import CosineHead, LinearHead, NormalizedHead, ScaledHead, ShiftedHead
+from ltbench.trainer import build_method
 
 Vector = Callable[[str], dict[str, Any]]
 
@@ -97,3 +100,36 @@ def test_linear_head_starts_as_in_the_field() -> None:
     head = LinearHead(400, 300)
     assert head.weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.02)
     assert 0 < head.bias.abs().max().item() <= 400**-0.5
+
+
+@pytest.mark.parametrize("name", ["ce_cifar100", "crt_cifar100", "bbn_cifar100"])
+def test_a_stage_says_how_its_new_linear_classifier_begins(name):
+    counts = tuple(100 for _ in range(100))
+    info = DatasetInfo("x", counts, tuple(map(str, range(100))))
+
+    def head(init: str) -> LinearHead:
+        recipe = get_recipe(name, *(f"stages.{i}.head_init={init}" for i in range(len(stages))))
+        torch.manual_seed(0)
+        method = None
+        for index in range(len(stages)):
+            method = build_method(recipe, index, info, method)
+        assert method is not None
+        assert isinstance(method.head, LinearHead)
+        return method.head
+
+    stages = get_recipe(name).stages
+    torchs, ours = head("pytorch"), head("kaiming_normal")
+    bound = torchs.in_features**-0.5
+    assert float(torchs.weight.detach().abs().max()) == pytest.approx(bound, rel=0.01)
+    assert float(torchs.bias.detach().abs().max()) <= bound
+    spread = float(ours.weight.std() / torchs.weight.std())
+    assert spread == pytest.approx(6**0.5, rel=0.05)
+
+
+def test_a_classifier_that_goes_on_is_not_drawn_anew():
+    info = DatasetInfo("x", (9, 5, 2), ("a", "b", "c"))
+    recipe = get_recipe("mislas_cifar10", "stages.1.head_init=pytorch")
+    first = build_method(recipe, 0, info)
+    weight = first.head.weight.detach().clone()
+    second = build_method(recipe, 1, info, first)
+    assert torch.equal(second.head.head.weight, weight)

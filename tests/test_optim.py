@@ -45,6 +45,17 @@ def test_schedule_equals_the_authors(name, vector):
     assert ours == pytest.approx(v["expected"], rel=1e-9, abs=2e-9)
 
 
+def test_a_warm_up_can_go_on_beyond_its_end():
+    """PaCo on CIFAR: a tenth more of the rate in each of the epochs 0 to 10, so 1.1 in the last."""
+    schedule = Schedule(
+        name="multistep", warmup=10, warmup_extra=1, milestones=(321, 361), gamma=0.1
+    )
+    found = [schedule.factor(e, 400) for e in range(400)]
+    assert found[:12] == pytest.approx([0.1 * (e + 1) for e in range(11)] + [1.0])
+    assert found[320:322] + found[360:362] == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert Schedule(warmup_extra=1).factor(0, 10) == 1.0
+
+
 def test_one_based_schedules(vector):
     early = Schedule(name="cosine", shift=1)
     v = vector("lr_crt_imagenet_stage1")

@@ -50,6 +50,15 @@ class Branches(nn.Module):
         """The backbone with trunk and first tail."""
         return self._backbone[0]
 
+    def originals(self) -> dict[str, str]:
+        """Return for each parameter of a further tail the backbone's that stands in its place.
+
+        Returns:
+            Name in this module to name in the backbone.
+        """
+        names = (name for name, _ in self.copies.named_parameters())
+        return {f"copies.{name}": name.partition(".")[2] for name in names}
+
     def trunk(self, images: Tensor) -> Tensor:
         """Return what all tails start from."""
         return self.backbone.do(self._trunk, images)

@@ -82,7 +82,7 @@ class Pipeline:
         self.epoch = self.step = 0  # the next to be made
         self.loss: Tensor | float = 0.0  # of the step before
         self._frozen = freeze(self.method, own, recipe.run.batchnorm)
-        trained = [(n, p) for n, p in self.method.named_parameters() if p.requires_grad]
+        trained = [(names, p) for names, p in self.method.known_as() if p.requires_grad]
         self.optimizer = build_optimizer(trained, own.optim)
         if name == REFERENCE:
             reference_optimizer(self.optimizer)

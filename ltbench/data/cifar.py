@@ -50,8 +50,8 @@ class CIFARLT(DatasetConfig):
     )
     augment: Augment = Field(
         "standard",
-        description="none, standard (crop and flip), strong (with AutoAugment and Cutout), or sim "
-        "(as in contrastive learning)",
+        description="none, standard (crop and flip), strong (with AutoAugment and Cutout), sim or "
+        "sim_hue (as in contrastive learning, with and without blur)",
     )
     augment_views: tuple[Augment, ...] = Field(
         (),

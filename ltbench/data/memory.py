@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from ltbench.data.transforms import GaussianBlur
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_bits, keyed_uniform
 
-Augment = Literal["none", "standard", "strong", "sim"]
+Augment = Literal["none", "standard", "strong", "sim", "sim_hue"]
 CUTOUT = 16  # side of the square that the strong augmentation blanks
 RESIDENT = 2**30  # bytes of padded images that are put on a device; more stay in main memory
 _SLOTS = 8  # random numbers reserved for one view of one image
@@ -29,9 +30,10 @@ class MemorySplit:
     ``pad`` pixels, horizontal flip, for ``"strong"`` AutoAugment and Cutout, scale to [0, 1],
     normalise. ``"sim"`` is what contrastive learning does to small images: a crop of 0.2 to 1 of
     the area, resized, flip, colour jitter (0.4, 0.4, 0.4, hue 0.1) with probability 0.8, grey
-    with probability 0.2. The random numbers of an image depend on (key, position, view) only, so
-    cutting the data into other batches gives the same pixels, bit by bit. On an accelerator the
-    loader uses ``resident``, which does most of it there.
+    with probability 0.2, Gaussian blur with probability 0.5; ``"sim_hue"`` has no blur. The random
+    numbers of an image depend on (key, position, view) only, so cutting the data into other
+    batches gives the same pixels, bit by bit. On an accelerator the loader uses ``resident``,
+    which does most of it there.
 
     Reference:
         Cubuk et al., AutoAugment: Learning Augmentation Policies from Data, CVPR 2019,
@@ -50,7 +52,8 @@ class MemorySplit:
         labels: class of each image [N].
         mean: mean per channel of pixels in [0, 1] [3].
         std: standard deviation per channel [3].
-        augment: ``"none"``, ``"standard"`` (crop and flip), ``"strong"`` or ``"sim"``.
+        augment: ``"none"``, ``"standard"`` (crop and flip), ``"strong"``, ``"sim"`` or
+            ``"sim_hue"``.
         pad: black border in pixels that a crop may reach into.
         flip: whether mirrored images are of the same class.
         image_size: upsample to this side first, bilinearly; ``None`` keeps the size.
@@ -91,7 +94,7 @@ class MemorySplit:
         self.augment = augment
         self.augment_views = tuple(augment_views)
         self.flip = flip
-        self.pad = 0 if {augment, *augment_views} <= {"none", "sim"} else pad
+        self.pad = 0 if {augment, *augment_views} <= {"none", "sim", "sim_hue"} else pad
         border = (self.pad, self.pad)
         self._padded = np.pad(pixels, ((0, 0), border, border, (0, 0)))
         self._size = pixels.shape[1], pixels.shape[2]
@@ -155,8 +158,8 @@ class MemorySplit:
             return batch
         at = np.asarray(positions, dtype=np.int64) * _SLOTS
         seeds = keyed_bits(key, at + _POLICY)
-        if augment == "sim":
-            _each(_sim(*self._size, self.flip), batch, seeds)
+        if augment.startswith("sim"):
+            _each(_sim(*self._size, self.flip, augment == "sim"), batch, seeds)
             return batch
         _each(_policy(), batch, seeds)
         height, width = self._size
@@ -348,14 +351,16 @@ def _policy() -> v2.AutoAugment:
 
 
 @lru_cache(maxsize=8)
-def _sim(height: int, width: int, flip: bool) -> v2.Compose:
+def _sim(height: int, width: int, flip: bool, blur: bool) -> v2.Compose:
     mirror = [v2.RandomHorizontalFlip()] if flip else []
+    blurred = [v2.ToPILImage(), GaussianBlur(0.1, 2.0), v2.PILToTensor()]
     return v2.Compose(
         [
             v2.RandomResizedCrop((height, width), scale=(0.2, 1.0)),
             *mirror,
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             v2.RandomGrayscale(0.2),
+            *([v2.RandomApply(blurred, p=0.5)] if blur else []),
         ]
     )
 

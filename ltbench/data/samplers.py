@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,60 +14,64 @@ from ltbench import registries, schema
 from ltbench.data.frequencies import class_probabilities as class_probabilities
 from ltbench.data.frequencies import image_weights as image_weights
 from ltbench.errors import UserError
-from ltbench.seeding import derive, keyed_permutation, keyed_uniform
+from ltbench.seeding import derive, keyed_bits, keyed_permutation, keyed_uniform
 
 
-def class_aware_cycle(
-    labels: np.ndarray, per_class: int, length: int, rng: random.Random
+Keys = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of (cycle, class or image): sorting shuffles
+
+
+def class_aware_visits(
+    labels: np.ndarray, per_class: int, visits: range, class_keys: Keys, image_keys: Keys
 ) -> np.ndarray:
-    """Draw from an endless shuffled cycle over classes, each an endless shuffled cycle of images.
+    """Return some draws of an endless shuffled cycle over classes, each one over its images.
 
-    Every visit to a class takes ``per_class`` images of it; a cycle is shuffled again when it is
-    used up. Classes without images are left out.
+    Every visit to a class takes the next ``per_class`` images of its own cycle; a cycle that is
+    used up begins again in a new order. Classes without images are left out. As each class is
+    visited once in a cycle over classes, any visit can be computed without those before it.
 
     Reference:
         Shen et al., Relay Backpropagation for Effective Learning of Deep Convolutional Neural
-        Networks, ECCV 2016, arXiv:1512.05830, Section 3.3; the order of random numbers is that
-        of the code of Kang et al., ICLR 2020, arXiv:1910.09217.
+        Networks, ECCV 2016, arXiv:1512.05830, Section 3.3; visits of several images are those of
+        the code of Kang et al., ICLR 2020, arXiv:1910.09217.
 
     Departures:
-        none known from that code; for the same state of ``rng`` the indices are equal.
+        none known from that code; for the same shuffles the indices are equal.
 
     Args:
         labels: class of each image, int [N].
         per_class: images per visit to a class, at least 1.
-        length: number of draws.
-        rng: source of the shuffles.
+        visits: which visits, consecutive, counted from the beginning of training.
+        class_keys: sort keys of the classes in a cycle over classes, from the arrays (cycle,
+            class) of one shape.
+        image_keys: sort keys of the images in a cycle over their class's images, from the arrays
+            (cycle, image) of one shape.
 
     Returns:
-        Indices, int64 [length].
+        Indices, int64 [visits, per_class].
     """
     counts = np.bincount(labels)
-    cycles: np.ndarray = np.argsort(labels, kind="stable").astype(np.int64)  # class after class
+    by_class: np.ndarray = np.argsort(labels, kind="stable").astype(np.int64)
     start = np.cumsum(counts) - counts
-    at = counts.copy()  # next place in each class's cycle; its end: shuffle first
-    classes = np.flatnonzero(counts).tolist()
-    drawn = np.empty((-(-length // (len(classes) * per_class)), len(classes), per_class), np.int64)
-    for cycle in drawn:
-        rng.shuffle(classes)
-        visited = np.array(classes)
-        places = start[visited] + at[visited]
-        at[visited] += per_class
-        whole = at[visited] <= counts[visited]
-        cycle[whole] = cycles[places[whole, None] + np.arange(per_class)]
-        for row in np.flatnonzero(~whole).tolist():  # these use their cycles up, in this order
-            c = classes[row]
-            mine = cycles[start[c] : start[c] + counts[c]]
-            held = mine.tolist()
-            place = int(at[c]) - per_class
-            taken = held[place:]
-            while (missing := per_class - len(taken)) > 0:
-                rng.shuffle(held)
-                taken += held[:missing]
-                at[c] = min(missing, len(held))
-            mine[:] = held
-            cycle[row] = taken
-    return drawn.reshape(-1)[:length]
+    classes = np.flatnonzero(counts)
+    visit = np.arange(visits.start, visits.stop)
+    cycle, place = np.divmod(visit, len(classes))
+    cycles, row = np.unique(cycle, return_inverse=True)
+    keys = class_keys(*np.broadcast_arrays(cycles[:, None], classes))
+    visited = classes[np.argsort(keys, axis=1, kind="stable")[row, place]]
+    # The cycle over classes is also the number of visits that a class had before.
+    at = cycle[:, None] * per_class + np.arange(per_class)
+    image_cycle, position = np.divmod(at, counts[visited][:, None])
+    # Each (class, cycle over its images) that is needed is shuffled as a whole.
+    span = image_cycle.max(initial=0) + 1
+    pairs, pair = np.unique(visited[:, None] * span + image_cycle, return_inverse=True)
+    of_class, of_cycle = np.divmod(pairs, span)
+    size = counts[of_class]
+    first = np.cumsum(size) - size
+    number = np.repeat(np.arange(len(pairs)), size)
+    images = by_class[start[of_class][number] + np.arange(len(number)) - first[number]]
+    shuffled = images[np.lexsort((image_keys(of_cycle[number], images), number))]
+    drawn: np.ndarray = shuffled[first[pair.reshape(at.shape)] + position]
+    return drawn
 
 
 class Sampler:
@@ -109,10 +112,19 @@ class Instance(Sampler):
 
 
 class ClassAware(Sampler):
-    """Equally many draws of every class, by shuffled cycles over classes and their images."""
+    """Equally many draws of every class, by shuffled cycles over classes and their images.
+
+    The cycles go on from epoch to epoch, so that every image of a class is drawn before one of
+    them is drawn again. An epoch begins with a new visit to a class.
+
+    Reference: that of ``class_aware_visits``.
+    Departures: none known.
+    """
 
     class Config(schema.Config):
         """Options of class-aware sampling."""
+
+        revision: ClassVar[int] = 1  # cycles began anew in each epoch before
 
         per_class: int = Field(4, ge=1)
         """Images per visit to a class: 4 in cRT and MiSLAS, 1 in PLOT and CC-SAM."""
@@ -136,8 +148,16 @@ class ClassAware(Sampler):
                 f"sampler length `batches` needs at least one batch of {batch_size} images, "
                 f"found {len(labels)}; lower batch_size or use length `images`"
             )
-        rng = random.Random(derive(seed, "order", epoch))
-        return class_aware_cycle(labels, self.config.per_class, length, rng)
+        each, images, classes = -(-length // self.config.per_class), len(labels), labels.max() + 1
+        of_classes, of_images = derive(seed, "classes"), derive(seed, "images")
+        drawn = class_aware_visits(
+            labels,
+            self.config.per_class,
+            range(epoch * each, (epoch + 1) * each),
+            lambda cycle, label: keyed_bits(of_classes, cycle * classes + label),
+            lambda cycle, image: keyed_bits(of_images, cycle * images + image),
+        )
+        return drawn.reshape(-1)[:length]
 
     def _length(self, labels: np.ndarray, batch_size: int) -> int:
         n = len(labels)

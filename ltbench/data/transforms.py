@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import v2
 
 Transform = Callable[[Image.Image], Tensor]
 Channels = tuple[float, float, float]
-Augment = Literal["imagenet", "inat", "inat_jitter", "plain", "rand", "inat_rand", "sim", "sim_hue"]
+Augment = Literal[
+    "imagenet",
+    "inat",
+    "inat_jitter",
+    "plain",
+    "rand",
+    "inat_rand",
+    "sim",
+    "sim_hue",
+    "sim_rand",
+    "sim_hue_rand",
+]
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BATCHED = ("imagenet", "inat", "inat_jitter", "plain")  # what ``augment`` can do as well
-JITTERED = ("imagenet", "inat_jitter", "rand", "inat_rand", "sim")  # have the colour jitter
+JITTERED = ("imagenet", "inat_jitter", "rand", "inat_rand", "sim", "sim_rand")  # colours, no hue
 INAT_STATS = ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
-GREY = [124, 116, 104]  # ImageNet's mean colour fills what a shift or rotation uncovers
+GREY = (124, 116, 104)  # ImageNet's mean colour fills what a shift or rotation uncovers
 
 
 def train_transform(
@@ -30,24 +44,23 @@ def train_transform(
     random resized crop and flip, then for ``"rand"`` colour jitter 0.4 without hue and
     RandAugment(2, 10); for ``"sim"`` the same jitter, grey with probability 0.2 and Gaussian blur
     with probability 0.5; for ``"sim_hue"`` jitter with hue 0.1 and probability 0.8, and grey.
+    ``"sim_rand"`` and ``"sim_hue_rand"`` end with RandAugment(2, 10) as well.
 
     Reference:
         Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028 (``"rand"``,
-        ``"sim"``); Zhu et al., Balanced Contrastive Learning for Long-Tailed Visual Recognition,
-        CVPR 2022, arXiv:2207.09052 (``"rand"``, ``"sim_hue"``); Cubuk et al., RandAugment, NeurIPS
-        2020, arXiv:1909.13719.
+        ``"sim"``, ``"sim_rand"``); Zhu et al., Balanced Contrastive Learning for Long-Tailed Visual
+        Recognition, CVPR 2022, arXiv:2207.09052 (``"rand"``, ``"sim_hue"``, ``"sim_hue_rand"``);
+        Cubuk et al., RandAugment, NeurIPS 2020, arXiv:1909.13719 (timm's, as theirs is).
 
     Departures:
-        RandAugment is torchvision's, at the end of its range and with each operation left out
-        half the time, as the authors' is; theirs also jitters the magnitude and knows two more
-        operations.
+        none known.
 
     Args:
         augment: ``"imagenet"`` (random resized crop, flip, colour jitter 0.4 without hue; also
             used on Places-LT), ``"inat"`` (random resized crop, flip), ``"inat_jitter"`` (the same
-            with the colour jitter, as MiSLAS, RSG and ResLT do), ``"plain"`` (whole image,
-            centre crop, flip), ``"rand"``, ``"inat_rand"`` (the same), ``"sim"`` or
-            ``"sim_hue"``.
+            with the colour jitter, as MiSLAS, RSG and Saddle-SAM have it), ``"plain"`` (whole
+            image, centre crop, flip), ``"rand"``, ``"inat_rand"`` (the same), ``"sim"``,
+            ``"sim_hue"``, ``"sim_rand"`` or ``"sim_hue_rand"``.
         image_size: side of the output in pixels.
         normalise_as: pipeline whose normalisation is used; ``None`` is ``augment``'s own.
 
@@ -61,14 +74,14 @@ def train_transform(
         steps = [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
     if augment in JITTERED:
         steps.append(v2.ColorJitter(0.4, 0.4, 0.4, 0.0))
-    if augment in ("rand", "inat_rand"):
-        steps += [_rand_augment(), _rand_augment()]
-    if augment == "sim_hue":
+    if augment.startswith("sim_hue"):
         steps.append(v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8))
-    if augment in ("sim", "sim_hue"):
+    if augment.startswith("sim"):
         steps.append(v2.RandomGrayscale(0.2))
-    if augment == "sim":
+    if augment in ("sim", "sim_rand"):
         steps.append(v2.RandomApply([GaussianBlur(0.1, 2.0)], p=0.5))
+    if augment.endswith("rand"):
+        steps.append(RandAugment())
     return _finish(steps, normalise_as or augment)
 
 
@@ -90,6 +103,31 @@ class GaussianBlur(torch.nn.Module):
         return image.filter(ImageFilter.GaussianBlur(radius))
 
 
+class RandAugment(torch.nn.Module):
+    """timm's RandAugment of a PIL image, drawing from torch's CPU generator as other steps do.
+
+    Args:
+        recipe: timm's name for number, magnitude and spread of the operations.
+    """
+
+    def __init__(self, recipe: str = "rand-n2-m10-mstd0.5") -> None:
+        super().__init__()
+        self.augment = rand_augment_transform(recipe, {"img_mean": GREY})
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the changed image."""
+        seed = int(torch.randint(2**32, ()))
+        before = random.getstate(), np.random.get_state()
+        random.seed(seed)  # timm draws from Python's and NumPy's global generators
+        np.random.seed(seed)
+        try:
+            changed: Image.Image = self.augment(image)
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+        return changed
+
+
 def eval_transform(augment: Augment, image_size: int) -> Transform:
     """Return the evaluation pipeline: short side to ``image_size * 256 / 224``, centre crop.
 
@@ -106,14 +144,6 @@ def eval_transform(augment: Augment, image_size: int) -> Transform:
 def statistics(augment: Augment) -> tuple[Channels, Channels]:
     """Return mean and standard deviation per channel that go with a training pipeline."""
     return INAT_STATS if augment.startswith("inat") else IMAGENET_STATS
-
-
-def _rand_augment() -> torch.nn.Module:
-    """Return one operation of RandAugment at magnitude 10 of 10, done half the time."""
-    bilinear = v2.InterpolationMode.BILINEAR
-    one = v2.RandAugment(1, 10, num_magnitude_bins=11, interpolation=bilinear, fill=GREY)
-    half: torch.nn.Module = v2.RandomApply([one], p=0.5)
-    return half
 
 
 def _centre(image_size: int) -> list[torch.nn.Module]:

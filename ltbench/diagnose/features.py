@@ -175,7 +175,7 @@ def parameters_of(subject: Subject, part: str) -> dict[str, nn.Parameter]:
         wanted = {id(p) for p in method.head.parameters()}
     else:
         stage = "whole" if part == "backbone" else part
-        wanted = {id(p) for p in method.backbone.parameters_of(stage)}
+        wanted = {id(p) for p in method.parameters_of(stage)}
     named = method.export().named_parameters()
     found = {name: p for name, p in named if wanted is None or id(p) in wanted}
     if not found:

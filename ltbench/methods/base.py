@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ltbench import schema
 from ltbench.backbones.base import Backbone
+from ltbench.backbones.branches import Branches
 from ltbench.data.base import DatasetInfo
 from ltbench.heads import LinearHead
 from ltbench.seeding import derive
@@ -171,6 +172,34 @@ class Method(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return ``predict(images)``."""
         return self.predict(images)
+
+    def known_as(self) -> Iterator[tuple[tuple[str, ...], nn.Parameter]]:
+        """Yield every parameter with the names that mean it: its own first.
+
+        In a network with several branches a parameter of a further branch is also known by the
+        name of the backbone's that stands in its place, so that a name reaches all branches.
+        """
+        originals = {
+            f"{prefix}.{own}": f"backbone.{name}"
+            for prefix, module in self.named_modules()
+            if isinstance(module, Branches)
+            for own, name in module.originals().items()
+        }
+        for name, parameter in self.named_parameters():
+            yield (name, originals[name]) if name in originals else (name,), parameter
+
+    def parameters_of(self, part: str) -> list[nn.Parameter]:
+        """Return the parameters of a part of the backbone, in all branches.
+
+        Args:
+            part: a stage of the backbone, ``last`` or ``whole``.
+
+        Raises:
+            UserError: there is no such part.
+        """
+        found = {id(p) for p in self.backbone.parameters_of(part)}
+        inside = {n for n, p in self.named_parameters() if id(p) in found}
+        return [p for names, p in self.known_as() if inside.intersection(names)]
 
     def export(self) -> nn.Module:
         """Return the plain module that is published: the same logits, no method around it."""

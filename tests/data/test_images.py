@@ -166,7 +166,7 @@ def test_training_finds_half_of_the_images_mirrored():
 # Pillow's pipelines --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augment", ["imagenet", "inat", "plain", "rand", "sim", "sim_hue"])
+@pytest.mark.parametrize("augment", ["imagenet", "inat", "plain", "rand", "sim", "sim_hue_rand"])
 def test_pillow_decodes_and_torchvision_augments_one_by_one(augment):
     split = make(augment, decode="pil")
     (found,) = split.load(ALL, key=5, positions=AT)
@@ -183,7 +183,7 @@ def test_pillow_decodes_and_torchvision_augments_one_by_one(augment):
     assert torch.equal(plain[0], image)
 
 
-@pytest.mark.parametrize("augment", ["rand", "inat_rand", "sim", "sim_hue"])
+@pytest.mark.parametrize("augment", ["rand", "inat_rand", "sim", "sim_hue", "sim_rand"])
 def test_pipelines_of_single_images_see_the_same_pixels_whoever_decodes(augment):
     fast, slow = make(augment), make(augment, decode="pil")
     assert torch.equal(images(fast)[0], images(slow)[0])

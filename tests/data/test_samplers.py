@@ -20,7 +20,7 @@ from ltbench.data.samplers import (
     Subset,
     TorchSampler,
     Weighted,
-    class_aware_cycle,
+    class_aware_visits,
     class_probabilities,
     image_weights,
 )
@@ -38,12 +38,66 @@ LABELS = np.random.RandomState(0).permutation(np.repeat(np.arange(4), COUNTS))
         ("class_aware_sampler_plot", 1, 10),
     ],
 )
-def test_class_aware_cycle_equals_the_authors_code(vector, name, per_class, length):
+def test_class_aware_visits_equal_the_authors_code(vector, name, per_class, length):
     case = vector(name)
-    drawn = class_aware_cycle(
-        np.array(case["inputs"]["labels"]), per_class, length, random.Random(7)
+    labels = np.array(case["inputs"]["labels"])
+    visits = -(-length // per_class)
+    shuffles = Shuffles(labels, per_class, visits)
+    drawn = class_aware_visits(
+        labels, per_class, range(visits), shuffles.class_keys, shuffles.image_keys
     )
-    assert drawn.tolist() == case["expected"]["indices"]
+    assert drawn.reshape(-1)[:length].tolist() == case["expected"]["indices"]
+
+
+class Shuffles:
+    """Draws one visit after another, as loops over iterators do, and notes every shuffle."""
+
+    def __init__(self, labels, per_class, visits):
+        rng, classes = random.Random(7), np.unique(labels).tolist()
+        images = {c: np.flatnonzero(labels == c).tolist() for c in classes}
+        at, cycle = {c: len(images[c]) for c in classes}, dict.fromkeys(classes, -1)
+        self.of_classes, self.of_images, self.drawn = {}, {}, []
+        for visit in range(visits):
+            if visit % len(classes) == 0:
+                rng.shuffle(classes)
+                for rank, c in enumerate(classes):
+                    self.of_classes[visit // len(classes), c] = rank
+            c = classes[visit % len(classes)]
+            for _ in range(per_class):
+                if at[c] == len(images[c]):
+                    rng.shuffle(images[c])
+                    at[c], cycle[c] = 0, cycle[c] + 1
+                    for rank, image in enumerate(images[c]):
+                        self.of_images[cycle[c], image] = rank
+                self.drawn.append(images[c][at[c]])
+                at[c] += 1
+
+    def class_keys(self, cycles, classes):
+        return np.vectorize(lambda *key: self.of_classes[key])(cycles, classes)
+
+    def image_keys(self, cycles, images):
+        return np.vectorize(lambda *key: self.of_images[key])(cycles, images)
+
+
+@pytest.mark.parametrize("per_class", [1, 3, 4])
+def test_any_visit_is_that_of_drawing_one_after_another(per_class):
+    labels = np.random.RandomState(1).permutation(np.repeat([0, 1, 3, 4], [7, 4, 2, 1]))
+    shuffles = Shuffles(labels, per_class, 60)
+    at_once = [
+        class_aware_visits(labels, per_class, part, shuffles.class_keys, shuffles.image_keys)
+        for part in (range(17), range(17, 49), range(49, 60))
+    ]
+    assert np.concatenate(at_once).reshape(-1).tolist() == shuffles.drawn
+
+
+@pytest.mark.parametrize("per_class", [1, 4])
+def test_class_aware_sampling_goes_on_over_epochs(per_class):
+    """Every image of a class is drawn before one is drawn again, whatever the epoch."""
+    sampler = ClassAware(ClassAware.Config(per_class=per_class, length="batches"))
+    epochs = [sampler.order(LABELS, 3, epoch, 10, 64) for epoch in range(7)]
+    repeats = np.bincount(np.concatenate(epochs), minlength=len(LABELS))
+    for c in range(4):
+        assert np.ptp(repeats[c == LABELS]) <= 1
 
 
 def test_effective_weights_equal_the_authors_code(vector):
@@ -103,7 +157,7 @@ GOLDEN = {
     "weighted": "7f31fd2336450067",
     "power": "10f0e85282cf049e",
     "deferred": "a4300a5ed90656a4",  # that of instance sampling until its start
-    "class_aware": "b2cf7485d8e7ba38",
+    "class_aware": "596be2a2198118dd",
     "effective": "31df078f3de65616",
     "instance": "a4300a5ed90656a4",
     "progressive": "4d29407fabac53c4",

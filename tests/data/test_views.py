@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def on_disk(folder: Path, augment, views=()) -> ImageSplit:
 # In memory -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augment", ["none", "standard", "strong", "sim"])
+@pytest.mark.parametrize("augment", ["none", "standard", "strong", "sim", "sim_hue"])
 def test_each_view_has_its_pipeline_and_the_first_is_as_without_others(augment):
     plain = memory(augment).load(AT, key=5, positions=AT, views=4)
     mixed = memory(augment, ("sim", "strong")).load(AT, key=5, positions=AT, views=4)
@@ -88,6 +89,18 @@ def test_sim_crops_colours_and_greys_at_the_stated_rates():
     whole = 255 / 31
     assert steps.max() < whole * 1.2
     assert steps.min() < whole * 0.75  # an enlarged crop rises more slowly
+
+
+def test_half_of_sim_is_blurred_and_nothing_else_sets_it_apart_from_sim_hue():
+    at = np.arange(400)
+    sharp, found = (
+        memory(augment).load_bytes(at % 40, key=4, positions=at).astype(float)
+        for augment in ("sim_hue", "sim")
+    )
+    same = (sharp == found).all((1, 2, 3))  # a small radius changes nothing either
+    assert 0.42 < same.mean() < 0.68
+    rough, smooth = (np.abs(np.diff(x[~same], axis=1)).mean((1, 2, 3)) for x in (sharp, found))
+    assert (smooth < rough).all()
 
 
 def test_flip_of_sim_can_be_switched_off():
@@ -139,15 +152,20 @@ def test_every_view_is_normalised_as_the_first(tmp_path):
         torch.testing.assert_close(view[0, :, 4, 4], -mean / std)
 
 
-@pytest.mark.parametrize("augment", ["rand", "inat_rand", "sim", "sim_hue"])
+@pytest.mark.parametrize(
+    "augment", ["rand", "inat_rand", "sim", "sim_hue", "sim_rand", "sim_hue_rand"]
+)
 def test_new_pipelines_draw_from_torch_only_and_end_as_evaluation_does(augment):
     image = picture(9)
     pipeline = train_transform(augment, 16)
     results = []
     for noise in (0, 1):
         np.random.seed(noise)  # which must not matter
+        random.seed(noise)
+        before = random.getstate(), np.random.get_state()[1].tolist()
         torch.manual_seed(7)
         results.append(torch.stack([pipeline(image) for _ in range(20)]))
+        assert before == (random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(*results)
     assert results[0].shape == (20, 3, 16, 16)
     assert len({float(x.sum()) for x in results[0]}) == 20

@@ -1,0 +1,98 @@
+"""What a name of a part reaches: in stages that freeze, in rates, in updates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import toys
+from torch import nn
+
+from ltbench import get_recipe
+from ltbench.backbones.batchnorm import scale_and_shift
+from ltbench.freezing import freeze, set_modes
+from ltbench.optim import Optim, parameter_groups
+from ltbench.recipe import Stage
+from ltbench.updates.base import StepRun
+
+BRANCHED = ["bbn", "ride", "sade"]
+
+
+def stage_of(**options) -> Stage:
+    return get_recipe("ce_cifar10").stages[0].model_copy(update=options)
+
+
+def pairs(method):
+    """Parameters of the further branches, each beside the backbone's in its place."""
+    own = dict(method.backbone.named_parameters())
+    return [
+        (parameter, own[name.partition(".")[2]])
+        for name, parameter in method.branches.copies.named_parameters()
+    ]
+
+
+@pytest.mark.parametrize("name", BRANCHED)
+@pytest.mark.parametrize("prefix", ["backbone", "last", "backbone.net.layer2"])
+def test_freezing_reaches_all_branches(name, prefix):
+    method = toys.method(name)
+    found = pairs(method)
+    assert found
+    freeze(method, stage_of(freeze=(prefix,)))
+    inside = {id(p) for p in method.backbone.parameters() if not p.requires_grad}
+    assert inside
+    for copy, own in found:
+        assert copy.requires_grad == own.requires_grad
+    assert any(not copy.requires_grad for copy, _ in found)
+    assert all(p.requires_grad for p in method.head.parameters())
+
+
+@pytest.mark.parametrize("name", BRANCHED)
+def test_rates_reach_all_branches(name):
+    method = toys.method(name)
+    optim = Optim(lr=1.0, lr_factors={"backbone": 0.1, "backbone.net.layer2": 0.5})
+    factor = {
+        id(p): group["factor"]
+        for group in parameter_groups(method.known_as(), optim)
+        for p in group["params"]
+    }
+    assert sorted(set(factor.values())) == [0.1, 0.5, 1.0]
+    for copy, own in pairs(method):
+        assert factor[id(copy)] == factor[id(own)] != 1.0
+    # A name of their own is still theirs alone.
+    optim = Optim(lr=1.0, lr_factors={"backbone": 0.1, "branches": 0.2, "branches.copies.0": 0.3})
+    names = {id(p): n for n, p in method.named_parameters()}
+    for group in parameter_groups(method.known_as(), optim):
+        for p in group["params"]:
+            name = names[id(p)]
+            of_copy = 0.3 if name.startswith("branches.copies.0") else 0.2
+            others = 0.1 if name.startswith("backbone") else 1.0
+            assert group["factor"] == (of_copy if name.startswith("branches") else others)
+
+
+@pytest.mark.parametrize("name", BRANCHED)
+@pytest.mark.parametrize("part", ["last", "backbone"])
+def test_parts_of_updates_reach_all_branches(name, part):
+    method = toys.method(name)
+    run = StepRun(method, torch.optim.SGD(method.parameters(), lr=0.1))
+    chosen = {id(p) for p in run.part(part)}
+    assert chosen
+    for copy, own in pairs(method):
+        assert (id(copy) in chosen) == (id(own) in chosen)
+    assert any(id(copy) in chosen for copy, _ in pairs(method))
+
+
+def test_normalisation_of_frozen_parts_can_be_trained():
+    method = toys.method("paco")
+    stage = stage_of(freeze=("backbone", "twin"), frozen_bn="trained")
+    frozen = freeze(method, stage)
+    set_modes(method, stage, frozen)
+    norms = [m for m in method.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    of_norms = {id(p) for p in scale_and_shift(method.backbone)}
+    for p in method.backbone.parameters():
+        assert p.requires_grad == (id(p) in of_norms)
+    assert all(m.training for m in norms)
+    # What the method itself freezes has no part in it.
+    assert not any(p.requires_grad for p in method.twin.parameters())
+    stage = stage_of(freeze=("backbone", "twin"), frozen_bn="train")
+    freeze(method, stage)
+    assert not any(p.requires_grad for p in method.backbone.parameters())
