@@ -146,7 +146,8 @@ def parse_word(word: str) -> tuple[str, Any]:
 def read_tree(name: str) -> tuple[Tree, Origins]:
     """Read a recipe file, its one-level parent and the variants its suffix names.
 
-    A ratio's values are set first wherever it stands in the name, so that the others win.
+    A ratio's values are set first wherever it stands in the name, so that the others win. A note
+    of an extension or a variant is added to the one before.
     """
     path, suffix = _find(name)
     tree, origins = _read_file(path), Origins()
@@ -168,13 +169,14 @@ def read_tree(name: str) -> tuple[Tree, Origins]:
         for key, value in tree.pop("override", {}).items():
             assign(tree, origins, key, value, parent_path.name)
         for key, value in child.items():
-            assign(tree, origins, key, value, path.name)
+            assign(tree, origins, key, _with_note(tree, key, value), path.name)
     for key, value in override.items():
         assign(tree, origins, key, value, path.name)
     chain = _variants(path.stem, suffix, {**variants, **own})
     for variant in sorted(chain, key=lambda v: not re.fullmatch(r"if\d+", v)):  # ratios first
         chosen = {**variants.get(variant, {}), **own.get(variant, {})}
         for key, value in chosen.items():
+            value = _with_note(tree, key, value)
             assign(tree, origins, key, value, f"{path.name} ({variant})")
     if suffix or path.parent == recipes_dir() or "name" not in tree:  # else it is a published one
         tree["name"] = f"{path.stem}_{suffix}" if suffix else path.stem
@@ -297,6 +299,12 @@ def _read_file(path: Path) -> Tree:
     if not isinstance(tree, dict):
         raise UserError(f"{path.name} holds no recipe: expected `key: value` lines")
     return tree
+
+
+def _with_note(tree: Tree, key: str, value: Any) -> Any:
+    """Return a value of an extension or a variant; a note follows the one that is there."""
+    before = tree.get("note")
+    return f"{before} {value}" if key == "note" and before and value else value
 
 
 def _position(node: list[Any], step: str, key: str, where: str) -> int:

@@ -1,4 +1,4 @@
-"""Which parts of a method a stage trains, and in which mode their layers are."""
+"""Which parts of a method a stage begins anew, trains and normalises in which mode."""
 
 from __future__ import annotations
 
@@ -50,6 +50,26 @@ def freeze(method: Method, stage: Stage, batchnorm: BatchNormPolicy = "local") -
         for module in method.modules()
         if (own := list(module.parameters())) and all(id(p) in frozen for p in own)
     ]
+
+
+def reset(method: Method, prefix: str) -> None:
+    """Begin the modules anew whose names start with ``prefix``, as PyTorch initialises them.
+
+    Raises:
+        UserError: no module of that name has initial weights.
+    """
+    found = [
+        module
+        for name, module in method.named_modules()
+        if begins(name, prefix) and hasattr(module, "reset_parameters")
+    ]
+    if not found:
+        raise UserError(
+            f"`reset`: no layer is called `{prefix}`; use the first parts of a module's name, e.g. "
+            "`backbone.net.layer4.2`"
+        )
+    for module in found:
+        module.reset_parameters()
 
 
 def set_modes(

@@ -45,6 +45,9 @@ class Stage(Config):
     start: Literal["previous", "fresh"] = "previous"
     """Whether the backbone goes on from the stage before, or begins anew (the stage before then is
     only the method's helper)."""
+    reset: tuple[str, ...] = Field((), json_schema_extra=ADDED)
+    """Modules whose weights begin anew, with PyTorch's own initial values: prefixes of names, e.g.
+    backbone.net.layer4.2 of a pretrained network."""
     epochs: int | None = Field(None, ge=1, json_schema_extra=EPOCHS)
     """Passes over the sampler's order; none for a post-hoc method."""
     batch_size: int | None = Field(None, ge=1)

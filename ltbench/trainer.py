@@ -27,7 +27,7 @@ from ltbench.epoch_stats import EpochStats
 from ltbench.errors import UserError
 from ltbench.evaluation import evaluate_split
 from ltbench.feed import Feed
-from ltbench.freezing import freeze, set_modes
+from ltbench.freezing import freeze, reset, set_modes
 from ltbench.heads import LinearHead
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.optim import build_optimizer, set_lr
@@ -393,6 +393,8 @@ def build_method(
     method: Method = registries.METHODS.get(stage.method.name)(
         stage.method.config, backbone, info, previous
     )
+    for prefix in stage.reset:
+        reset(method, prefix)
     if stage.head_init == "pytorch":
         for module in method.modules():
             if isinstance(module, LinearHead) and module not in old:

@@ -9,9 +9,12 @@ from torch import nn
 
 from ltbench import get_recipe
 from ltbench.backbones.batchnorm import scale_and_shift
+from ltbench.data.base import DatasetInfo
+from ltbench.errors import UserError
 from ltbench.freezing import freeze, set_modes
 from ltbench.optim import Optim, parameter_groups
 from ltbench.recipe import Stage
+from ltbench.trainer import build_backbone, build_method
 from ltbench.updates.base import StepRun
 
 BRANCHED = ["bbn", "ride", "sade"]
@@ -96,3 +99,28 @@ def test_normalisation_of_frozen_parts_can_be_trained():
     stage = stage_of(freeze=("backbone", "twin"), frozen_bn="train")
     freeze(method, stage)
     assert not any(p.requires_grad for p in method.backbone.parameters())
+
+
+def test_parts_of_a_pretrained_network_can_begin_anew():
+    counts = (9, 5, 2)
+    info = DatasetInfo("x", counts, ("a", "b", "c"))
+    words = ("backbone.name=resnet20_cifar", "stages.0.reset=[backbone.net.layer3.2, head]")
+    recipe = get_recipe("ce_cifar10", *words)
+    weights = build_backbone(recipe)
+    for p in weights.parameters():
+        nn.init.constant_(p, 7)
+
+    def given(recipe):
+        return weights
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltbench.trainer.build_backbone", given)
+        method = build_method(recipe, 0, info)
+        with pytest.raises(UserError, match=r"`reset`: no layer is called `backbone.net.layer9`"):
+            build_method(get_recipe("ce_cifar10", "stages.0.reset=[backbone.net.layer9]"), 0, info)
+    for name, p in method.named_parameters():
+        anew = name.startswith(("backbone.net.layer3.2.", "head."))
+        assert bool((p == 7).all()) != anew, name
+    conv = method.backbone.net.layer3[2].conv1.weight
+    assert float(conv.detach().abs().max()) <= (64 * 9) ** -0.5 + 1e-6  # PyTorch's own, not Kaiming-normal
+    assert get_recipe("ce_cifar10").digest != recipe.digest

@@ -24,8 +24,12 @@ from ltbench.data.longtail import Profile
 from ltbench.data.memory import Augment, MemorySplit
 from ltbench.data.shards.dataset import open_parts
 from ltbench.errors import UserError
+from ltbench.schema import ADDED
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # CIFAR-10's, used for both
+STATISTICS = {  # mean and standard deviation of each channel, as the field writes them
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
 
 
 class CIFARLT(DatasetConfig):
@@ -50,13 +54,21 @@ class CIFARLT(DatasetConfig):
     )
     augment: Augment = Field(
         "standard",
-        description="none, standard (crop and flip), strong (with AutoAugment and Cutout), sim or "
-        "sim_hue (as in contrastive learning, with and without blur)",
+        description="none, standard (crop and flip), rotate (and a turn by up to 15 degrees), "
+        "strong (with AutoAugment and Cutout), sim or sim_hue (as in contrastive learning, with "
+        "and without blur)",
     )
     augment_views: tuple[Augment, ...] = Field(
         (),
         description="augment of the second, third, ... view of methods that have several; the last "
         "goes on, none: all like the first",
+    )
+
+    statistics: Literal["cifar10", "cifar100"] = Field(
+        "cifar10",
+        description="whose mean and standard deviation images are normalised with; most of the "
+        "field takes those of CIFAR-10 for both",
+        json_schema_extra=ADDED,
     )
 
     def load(self) -> Data:
@@ -73,23 +85,24 @@ class CIFARLT(DatasetConfig):
         everything = np.arange(len(frozen.test_labels))
         test = self._pick(source, "test", frozen, everything, "the balanced test set")
         counts = np.bincount(frozen.train_labels[kept], minlength=frozen.num_classes)
+        mean, std = STATISTICS[self.statistics]
         return Data(
             info=DatasetInfo(
                 name=f"{self.dataset}_lt",
                 class_counts=tuple(counts.tolist()),
                 class_names=frozen.class_names,
-                mean=MEAN,
-                std=STD,
+                mean=mean,
+                std=std,
             ),
             train=MemorySplit(
                 train,
                 frozen.train_labels[kept],
-                mean=MEAN,
-                std=STD,
+                mean=mean,
+                std=std,
                 augment=self.augment,
                 augment_views=self.augment_views,
             ),
-            test=MemorySplit(test, frozen.test_labels, mean=MEAN, std=STD, augment="none"),
+            test=MemorySplit(test, frozen.test_labels, mean=mean, std=std, augment="none"),
             val=None,
             manifest={
                 "protocol": self.protocol,
@@ -174,7 +187,8 @@ class CIFAR100LT(CIFARLT):
         as for ``CIFAR10LT``.
 
     Departures:
-        as for ``CIFAR10LT``; images are normalised with CIFAR-10's statistics, as the field does.
+        as for ``CIFAR10LT``; images are normalised with CIFAR-10's statistics, as the field does;
+        ``statistics: cifar100`` has its own.
     """
 
     dataset: ClassVar[Dataset] = "cifar100"

@@ -120,8 +120,9 @@ class ImageOptions(DatasetConfig):
     )
     decode: Decoder = Field(
         "fast",
-        description="fast: torchvision decodes and resizes, and the pipelines imagenet, inat, "
-        "inat_jitter and plain work on whole batches; pil: Pillow and torchvision, one by one",
+        description="fast: torchvision decodes and resizes, and the pipelines imagenet, crop, "
+        "inat, inat_jitter and plain work on whole batches; pil: Pillow and torchvision, one by "
+        "one",
     )
     unreadable: Unreadable = Field(
         "raise",

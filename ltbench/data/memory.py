@@ -16,7 +16,8 @@ from ltbench.data.transforms import GaussianBlur
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_bits, keyed_uniform
 
-Augment = Literal["none", "standard", "strong", "sim", "sim_hue"]
+Augment = Literal["none", "standard", "rotate", "strong", "sim", "sim_hue"]
+TURN = 15  # degrees to either side that images are turned by at most
 CUTOUT = 16  # side of the square that the strong augmentation blanks
 RESIDENT = 2**30  # bytes of padded images that are put on a device; more stay in main memory
 _SLOTS = 8  # random numbers reserved for one view of one image
@@ -27,13 +28,13 @@ class MemorySplit:
     """Images of one size as bytes; implements ``ltbench.data.base.Split``.
 
     The transforms are torchvision's, for a whole batch at once: crop from a black border of
-    ``pad`` pixels, horizontal flip, for ``"strong"`` AutoAugment and Cutout, scale to [0, 1],
-    normalise. ``"sim"`` is what contrastive learning does to small images: a crop of 0.2 to 1 of
-    the area, resized, flip, colour jitter (0.4, 0.4, 0.4, hue 0.1) with probability 0.8, grey
-    with probability 0.2, Gaussian blur with probability 0.5; ``"sim_hue"`` has no blur. The random
-    numbers of an image depend on (key, position, view) only, so cutting the data into other
-    batches gives the same pixels, bit by bit. On an accelerator the loader uses ``resident``,
-    which does most of it there.
+    ``pad`` pixels, horizontal flip, for ``"rotate"`` a turn by up to 15 degrees, for ``"strong"``
+    AutoAugment and Cutout, scale to [0, 1], normalise. ``"sim"`` is what contrastive learning does
+    to small images: a crop of 0.2 to 1 of the area, resized, flip, colour jitter (0.4, 0.4, 0.4,
+    hue 0.1) with probability 0.8, grey with probability 0.2, Gaussian blur with probability 0.5;
+    ``"sim_hue"`` has no blur. The random numbers of an image depend on (key, position, view) only,
+    so cutting the data into other batches gives the same pixels, bit by bit. On an accelerator the
+    loader uses ``resident``, which does most of it there.
 
     Reference:
         Cubuk et al., AutoAugment: Learning Augmentation Policies from Data, CVPR 2019,
@@ -52,8 +53,8 @@ class MemorySplit:
         labels: class of each image [N].
         mean: mean per channel of pixels in [0, 1] [3].
         std: standard deviation per channel [3].
-        augment: ``"none"``, ``"standard"`` (crop and flip), ``"strong"``, ``"sim"`` or
-            ``"sim_hue"``.
+        augment: ``"none"``, ``"standard"`` (crop and flip), ``"rotate"``, ``"strong"``,
+            ``"sim"`` or ``"sim_hue"``.
         pad: black border in pixels that a crop may reach into.
         flip: whether mirrored images are of the same class.
         image_size: upsample to this side first, bilinearly; ``None`` keeps the size.
@@ -161,6 +162,9 @@ class MemorySplit:
         if augment.startswith("sim"):
             _each(_sim(*self._size, self.flip, augment == "sim"), batch, seeds)
             return batch
+        if augment == "rotate":
+            _each(_rotation(), batch, seeds)
+            return batch
         _each(_policy(), batch, seeds)
         height, width = self._size
         _cutout(
@@ -186,7 +190,7 @@ class MemorySplit:
         """
         drawn = np.full((len(indices), 4), self.pad, dtype=np.int64)
         drawn[:, 0], drawn[:, 3] = indices, 0
-        if key is not None and self._pipeline(view) in ("standard", "strong"):
+        if key is not None and self._pipeline(view) in ("standard", "rotate", "strong"):
             at = np.asarray(positions, dtype=np.int64) * _SLOTS
             drawn[:, 1] = keyed_uniform(key, at + _ROW) * (2 * self.pad + 1)
             drawn[:, 2] = keyed_uniform(key, at + _COLUMN) * (2 * self.pad + 1)
@@ -348,6 +352,11 @@ def upsample(images: np.ndarray, size: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _policy() -> v2.AutoAugment:
     return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+
+
+@lru_cache(maxsize=1)
+def _rotation() -> v2.Compose:
+    return v2.Compose([v2.ToPILImage(), v2.RandomRotation(TURN), v2.PILToTensor()])
 
 
 @lru_cache(maxsize=8)

@@ -16,8 +16,7 @@ from ltbench.data.frequencies import image_weights as image_weights
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_bits, keyed_permutation, keyed_uniform
 
-
-Keys = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of (cycle, class or image): sorting shuffles
+Keys = Callable[[np.ndarray, np.ndarray], np.ndarray]  # sort keys of (cycle, class or image)
 
 
 def class_aware_visits(

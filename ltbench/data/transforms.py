@@ -17,6 +17,7 @@ Transform = Callable[[Image.Image], Tensor]
 Channels = tuple[float, float, float]
 Augment = Literal[
     "imagenet",
+    "crop",
     "inat",
     "inat_jitter",
     "plain",
@@ -29,7 +30,7 @@ Augment = Literal[
 ]
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-BATCHED = ("imagenet", "inat", "inat_jitter", "plain")  # what ``augment`` can do as well
+BATCHED = ("imagenet", "crop", "inat", "inat_jitter", "plain")  # what ``augment`` can do as well
 JITTERED = ("imagenet", "inat_jitter", "rand", "inat_rand", "sim", "sim_rand")  # colours, no hue
 INAT_STATS = ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
 GREY = (124, 116, 104)  # ImageNet's mean colour fills what a shift or rotation uncovers
@@ -57,9 +58,10 @@ def train_transform(
 
     Args:
         augment: ``"imagenet"`` (random resized crop, flip, colour jitter 0.4 without hue; also
-            used on Places-LT), ``"inat"`` (random resized crop, flip), ``"inat_jitter"`` (the same
-            with the colour jitter, as MiSLAS, RSG and Saddle-SAM have it), ``"plain"`` (whole
-            image, centre crop, flip), ``"rand"``, ``"inat_rand"`` (the same), ``"sim"``,
+            used on Places-LT), ``"crop"`` (the same without the jitter), ``"inat"`` (random
+            resized crop, flip; iNaturalist's normalisation), ``"inat_jitter"`` (the same with the
+            colour jitter, as MiSLAS, RSG and Saddle-SAM have it), ``"plain"`` (whole image, centre
+            crop, flip), ``"rand"``, ``"inat_rand"`` (the same), ``"sim"``,
             ``"sim_hue"``, ``"sim_rand"`` or ``"sim_hue_rand"``.
         image_size: side of the output in pixels.
         normalise_as: pipeline whose normalisation is used; ``None`` is ``augment``'s own.

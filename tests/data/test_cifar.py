@@ -352,3 +352,15 @@ def test_real_cifar100_from_arrays_and_from_the_original_binary(unpacked, tmp_pa
         assert by_array.info == by_binary.info
         assert by_array.train.fingerprint() == by_binary.train.fingerprint()
         assert by_array.test.fingerprint() == by_binary.test.fingerprint()
+
+
+def test_images_are_normalised_with_the_statistics_asked_for(arrays):
+    plain, own = (
+        CIFAR10LT(root=str(arrays), statistics=name).load() for name in ("cifar10", "cifar100")
+    )
+    at = {"key": None, "positions": np.arange(2)}
+    for data, mean, std in ((plain, 0.4914, 0.2023), (own, 0.5071, 0.2675)):
+        assert (data.info.mean[0], data.info.std[0]) == (mean, std)
+        for split in (data.train, data.test):
+            (images,) = split.load(np.arange(2), **at)
+            assert float(images[0, 0, 5, 5]) == pytest.approx(-mean / std)  # black

@@ -135,7 +135,7 @@ def test_evaluation_is_close_to_the_pillow_pipeline():
         assert ((found - exact) * std * 255).abs().max() < 1.01
 
 
-@pytest.mark.parametrize("augment", ["imagenet", "inat", "plain", "sim"])
+@pytest.mark.parametrize("augment", ["imagenet", "crop", "inat", "plain", "sim"])
 @pytest.mark.parametrize("decode", ["fast", "pil"])
 def test_pixels_do_not_depend_on_the_batches(augment, decode):
     split = make(augment, augment_views=("inat_jitter", "rand"), decode=decode)
@@ -151,6 +151,16 @@ def test_pixels_do_not_depend_on_the_batches(augment, decode):
     assert torch.equal(images(split, order)[0], whole[0])
     assert not torch.equal(images(split, order, key=6)[0], whole[0])
     assert not torch.equal(images(split, order, positions=AT + 1)[0], whole[0])
+
+
+def test_crop_is_imagenet_without_colours_and_inat_under_other_statistics():
+    crop, inat = (images(make(augment))[0] for augment in ("crop", "inat"))
+    pixels = [
+        (x * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)) * 255
+        for x, (mean, std) in ((crop, IMAGENET_STATS), (inat, INAT_STATS))
+    ]
+    assert (pixels[0] - pixels[1]).abs().max() < 1e-3
+    assert not torch.equal(crop, images(make("imagenet"))[0])
 
 
 def test_training_finds_half_of_the_images_mirrored():

@@ -42,7 +42,7 @@ def on_disk(folder: Path, augment, views=()) -> ImageSplit:
 # In memory -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augment", ["none", "standard", "strong", "sim", "sim_hue"])
+@pytest.mark.parametrize("augment", ["none", "standard", "rotate", "strong", "sim", "sim_hue"])
 def test_each_view_has_its_pipeline_and_the_first_is_as_without_others(augment):
     plain = memory(augment).load(AT, key=5, positions=AT, views=4)
     mixed = memory(augment, ("sim", "strong")).load(AT, key=5, positions=AT, views=4)
@@ -101,6 +101,19 @@ def test_half_of_sim_is_blurred_and_nothing_else_sets_it_apart_from_sim_hue():
     assert 0.42 < same.mean() < 0.68
     rough, smooth = (np.abs(np.diff(x[~same], axis=1)).mean((1, 2, 3)) for x in (sharp, found))
     assert (smooth < rough).all()
+
+
+def test_rotation_turns_the_cropped_image_by_up_to_fifteen_degrees():
+    at = np.arange(40)
+    plain, found = (
+        memory(augment).load_bytes(at, key=4, positions=at) for augment in ("standard", "rotate")
+    )
+    for before, after in zip(plain, found, strict=True):
+        image = Image.fromarray(before)
+        degrees = np.arange(-15, 15.01, 0.05)
+        distance = [np.mean(np.asarray(image.rotate(a)) != after) for a in degrees]
+        assert min(distance) < 0.05
+    assert len({image.tobytes() for image in found}) == 40
 
 
 def test_flip_of_sim_can_be_switched_off():
