@@ -52,24 +52,30 @@ def freeze(method: Method, stage: Stage, batchnorm: BatchNormPolicy = "local") -
     ]
 
 
-def reset(method: Method, prefix: str) -> None:
-    """Begin the modules anew whose names start with ``prefix``, as PyTorch initialises them.
+def reset(method: Method, prefix: str) -> list[nn.Module]:
+    """Begin the modules anew whose names start with ``prefix``, and return them.
+
+    Layers begin as PyTorch initialises them. A name of the backbone means its counterparts in all
+    branches.
 
     Raises:
         UserError: no module of that name has initial weights.
     """
-    found = [
-        module
-        for name, module in method.named_modules()
-        if begins(name, prefix) and hasattr(module, "reset_parameters")
-    ]
+    named = {id(p) for names, p in method.known_as() if any(begins(n, prefix) for n in names)}
+    found = {
+        module: begin
+        for module in method.modules()
+        if callable(begin := getattr(module, "reset_parameters", None))
+        and not named.isdisjoint(id(p) for p in module.parameters(recurse=False))
+    }
     if not found:
         raise UserError(
             f"`reset`: no layer is called `{prefix}`; use the first parts of a module's name, e.g. "
             "`backbone.net.layer4.2`"
         )
-    for module in found:
-        module.reset_parameters()
+    for begin in found.values():
+        begin()
+    return list(found)
 
 
 def set_modes(
@@ -80,8 +86,12 @@ def set_modes(
 ) -> None:
     """Put the method in training mode, and batch normalisation as asked."""
     method.train()
-    mode = stage.frozen_bn or method.frozen_bn
-    for module in frozen:
-        set_batchnorm_mode(module, "eval" if mode == "eval" else "train")
+    chosen = stage.frozen_bn or method.frozen_bn
+    modes = {"": method.frozen_bn, **chosen} if isinstance(chosen, dict) else {"": chosen}
+    names = {module: name for name, module in method.named_modules()}
+    for prefix in sorted(modes, key=len):
+        for module in frozen:
+            if not prefix or begins(names[module], prefix):
+                set_batchnorm_mode(module, "eval" if modes[prefix] == "eval" else "train")
     if batchnorm == "frozen":
         set_batchnorm_mode(method, "eval")

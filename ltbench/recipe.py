@@ -46,8 +46,8 @@ class Stage(Config):
     """Whether the backbone goes on from the stage before, or begins anew (the stage before then is
     only the method's helper)."""
     reset: tuple[str, ...] = Field((), json_schema_extra=ADDED)
-    """Modules whose weights begin anew, with PyTorch's own initial values: prefixes of names, e.g.
-    backbone.net.layer4.2 of a pretrained network."""
+    """Modules whose weights begin anew, with PyTorch's own initial values and a linear classifier
+    as `head_init` says: prefixes of names, e.g. backbone.net.layer4.2 of a pretrained network."""
     epochs: int | None = Field(None, ge=1, json_schema_extra=EPOCHS)
     """Passes over the sampler's order; none for a post-hoc method."""
     batch_size: int | None = Field(None, ge=1)
@@ -66,9 +66,12 @@ class Stage(Config):
     update: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
     freeze: tuple[str, ...] | None = None
     """Parts not trained: name prefixes or stages of the backbone; null is the method's own rule."""
-    frozen_bn: Literal["train", "eval", "trained"] | None = None
+    frozen_bn: Literal["train", "eval", "trained"] | dict[str, Literal["train", "eval"]] | None = (
+        None
+    )
     """Mode of batch normalisation in frozen parts; trained is train, with scale and shift trained
-    all the same; null is the method's own rule."""
+    all the same; a mapping has modes by the first parts of modules' names, of which the longest
+    counts; null is the method's own rule."""
     head_init: Literal["kaiming_normal", "pytorch"] = Field(
         "kaiming_normal", json_schema_extra=ADDED
     )

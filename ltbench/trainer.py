@@ -394,7 +394,7 @@ def build_method(
         stage.method.config, backbone, info, previous
     )
     for prefix in stage.reset:
-        reset(method, prefix)
+        old.difference_update(reset(method, prefix))
     if stage.head_init == "pytorch":
         for module in method.modules():
             if isinstance(module, LinearHead) and module not in old:

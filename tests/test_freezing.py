@@ -11,7 +11,7 @@ from ltbench import get_recipe
 from ltbench.backbones.batchnorm import scale_and_shift
 from ltbench.data.base import DatasetInfo
 from ltbench.errors import UserError
-from ltbench.freezing import freeze, set_modes
+from ltbench.freezing import freeze, reset, set_modes
 from ltbench.optim import Optim, parameter_groups
 from ltbench.recipe import Stage
 from ltbench.trainer import build_backbone, build_method
@@ -122,5 +122,32 @@ def test_parts_of_a_pretrained_network_can_begin_anew():
         anew = name.startswith(("backbone.net.layer3.2.", "head."))
         assert bool((p == 7).all()) != anew, name
     conv = method.backbone.net.layer3[2].conv1.weight
-    assert float(conv.detach().abs().max()) <= (64 * 9) ** -0.5 + 1e-6  # PyTorch's own, not Kaiming-normal
+    assert (
+        float(conv.detach().abs().max()) <= (64 * 9) ** -0.5 + 1e-6
+    )  # PyTorch's own, not Kaiming-normal
     assert get_recipe("ce_cifar10").digest != recipe.digest
+
+
+@pytest.mark.parametrize("name", BRANCHED)
+def test_all_branches_begin_anew(name):
+    method = toys.method(name)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.fill_(7)
+    reset(method, "backbone.net.layer2")
+    anew = {n for n, p in method.named_parameters() if not bool((p == 7).all())}
+    assert {n for n in anew if n.startswith("branches.")}
+    assert all(".layer2." in n for n in anew)
+
+
+def test_normalisation_of_frozen_parts_can_differ_by_part():
+    method = toys.method("crt")
+    modes = {"backbone": "eval", "backbone.net.layer2": "train"}
+    stage = stage_of(freeze=("backbone",), frozen_bn=modes)
+    set_modes(method, stage, freeze(method, stage))
+    found = {
+        name.split(".")[2]: module.training
+        for name, module in method.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+    }
+    assert found == {"stem": False, "layer1": False, "layer2": True}

@@ -126,6 +126,16 @@ def test_a_stage_says_how_its_new_linear_classifier_begins(name):
     assert spread == pytest.approx(6**0.5, rel=0.05)
 
 
+def test_a_classifier_that_begins_anew_does_so_as_the_stage_says():
+    counts = tuple(100 for _ in range(100))
+    info = DatasetInfo("x", counts, tuple(map(str, range(100))))
+    for init, spread in (("pytorch", (3 * 64) ** -0.5), ("kaiming_normal", (2 / 64) ** 0.5)):
+        words = (f"stages.1.head_init={init}", "stages.1.reset=[head]")
+        recipe = get_recipe("mislas_cifar100", *words)
+        second = build_method(recipe, 1, info, build_method(recipe, 0, info))
+        assert float(second.head.head.weight.detach().std()) == pytest.approx(spread, rel=0.05)
+
+
 def test_a_classifier_that_goes_on_is_not_drawn_anew():
     info = DatasetInfo("x", (9, 5, 2), ("a", "b", "c"))
     recipe = get_recipe("mislas_cifar10", "stages.1.head_init=pytorch")

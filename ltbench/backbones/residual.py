@@ -16,35 +16,40 @@ BRANCHES = 3  # for all classes, medium and tail, tail
 
 
 class ResLTHead(nn.Module):
-    """Three residual branches with one classifier: features of each branch to its logits.
+    """Residual branches with one classifier: features of each branch to its logits.
 
     Args:
         num_features: channels of the maps, and features D of each branch.
         num_classes: classes C.
-        block: what a branch is: a normalisation of its own, or its part of a 1x1 convolution.
+        block: what a branch is: a normalisation of its own, or its part of a 1x1 convolution, which
+            starts Kaiming-normal over the outputs of three branches.
+        branches: how many there are, E: those for all, for medium and tail, for tail classes.
     """
 
-    def __init__(self, num_features: int, num_classes: int, block: Block) -> None:
+    def __init__(
+        self, num_features: int, num_classes: int, block: Block, branches: int = BRANCHES
+    ) -> None:
         super().__init__()
+        self.branches = branches
         self.block: nn.Module
         if block == "bn":
-            self.block = nn.ModuleList(nn.BatchNorm2d(num_features) for _ in range(BRANCHES))
+            self.block = nn.ModuleList(nn.BatchNorm2d(num_features) for _ in range(branches))
         else:
-            width = BRANCHES * num_features
-            self.block = nn.Sequential(
-                nn.Conv2d(num_features, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-            )
+            width = branches * num_features
+            conv = nn.Conv2d(num_features, width, 1, bias=False)
+            nn.init.normal_(conv.weight, std=(2 / (BRANCHES * num_features)) ** 0.5)
+            self.block = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
         self.classifier = LinearHead(num_features, num_classes)
 
     def split(self, maps: Tensor) -> Tensor:
-        """Return the maps of the branches [B, 3, D, H, W] from those of the backbone."""
+        """Return the maps of the branches [B, E, D, H, W] from those of the backbone."""
         if isinstance(self.block, nn.ModuleList):
             return torch.stack([norm(maps) for norm in self.block], dim=1)
         joint: Tensor = self.block(maps)
-        return joint.view(len(maps), BRANCHES, *maps.shape[1:])
+        return joint.view(len(maps), self.branches, *maps.shape[1:])
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits [B, 3, C] for features [B, 3, D]."""
+        """Return logits [B, E, C] for features [B, E, D]."""
         logits: Tensor = self.classifier(features)
         return logits
 
@@ -79,9 +84,9 @@ class ResLTNetwork(nn.Module):
 def branch_features(
     backbone: Backbone, head: ResLTHead, images: Tensor, after_pooling: bool = False
 ) -> Tensor:
-    """Return the pooled features of the branches [B, 3, D]."""
+    """Return the pooled features of the branches [B, E, D]."""
     maps = backbone.maps(images)
     if after_pooling:
         return head.split(backbone.pool(maps)[:, :, None, None]).flatten(2)
     pooled = backbone.pool(head.split(maps).flatten(0, 1))
-    return pooled.view(len(maps), BRANCHES, maps.shape[1])
+    return pooled.view(len(maps), head.branches, maps.shape[1])

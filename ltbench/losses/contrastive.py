@@ -64,7 +64,7 @@ def paco_rows(
     spread = torch.cat([scores, similar.masked_fill(itself, -torch.inf) + weight], dim=1)
     drawn = beta * scores.gather(1, labels[:, None])[:, 0]
     drawn = drawn + alpha * (similar * positive).sum(dim=1)
-    return spread.logsumexp(dim=1) - drawn / (beta + alpha * positive.sum(dim=1))
+    return spread.logsumexp(dim=1) - drawn / (beta + alpha * positive.sum(dim=1).to(scores))
 
 
 def balanced_contrastive_rows(

@@ -107,6 +107,7 @@ def reslt_rows(
     tail: Tensor,
     beta: float,
     contributions: Tensor | float | None = None,
+    fused_floor: float = 0.0,
 ) -> Tensor:
     """Return ResLT's loss of each image; their mean over images is the loss of the batch.
 
@@ -115,17 +116,19 @@ def reslt_rows(
 
     Reference: Cui et al., ResLT: Residual Learning for Long-Tailed Recognition, TPAMI 2022,
         arXiv:2101.10633.
-    Departures: the fused loss is cross-entropy without the floor 1e-7 of the independent ones,
-        as in the authors' CIFAR code.
+    Departures: none known; the fused loss has no floor in the authors' code for CIFAR and
+        iNaturalist, and that of the independent ones, 1e-7, in their code for ImageNet-LT.
 
     Args:
-        logits: of the branches for all, medium and tail, and tail classes [B, 3, C].
+        logits: of the branches for all, medium and tail, and tail classes [B, E, C]; the last may
+            be missing, then the last two.
         labels: [B].
         medium_and_tail: whether a class belongs to the second branch, bool [C].
         tail: whether it belongs to the third, bool [C].
         beta: share of the independent losses, in [0, 1].
         contributions: branch losses per image, ``1 + (#M + #T) / B``; those of a larger batch
             when this is a piece of it. Counted in ``labels`` by default.
+        fused_floor: added to the fused probabilities, >= 0.
 
     Returns:
         Losses [B].
@@ -136,14 +139,20 @@ def reslt_rows(
     if not 0 <= beta <= 1:
         raise ValueError(f"`beta` must be in [0, 1], found {beta}")
     logits = full(logits)
-    sees = torch.stack([torch.ones_like(tail), medium_and_tail, tail], dim=1)[labels]  # [B, 3]
+    branches = logits.shape[1]
+    groups = [torch.ones_like(tail), medium_and_tail, tail][:branches]
+    sees = torch.stack(groups, dim=1)[labels]  # [B, E]
     if contributions is None:
         contributions = sees.to(logits).sum() / max(len(labels), 1)
     rows = floored_cross_entropy_rows(
-        logits.flatten(0, 1), labels.repeat_interleave(3), RESLT_FLOOR
+        logits.flatten(0, 1), labels.repeat_interleave(branches), RESLT_FLOOR
     )
-    independent = (rows.view(-1, 3) * sees).sum(dim=1)
-    fused = cross_entropy_rows(logits.sum(dim=1), labels)
+    independent = (rows.view(-1, branches) * sees).sum(dim=1)
+    total = logits.sum(dim=1)
+    if fused_floor:
+        fused = floored_cross_entropy_rows(total, labels, fused_floor)
+    else:
+        fused = cross_entropy_rows(total, labels)
     return beta * independent / contributions + (1 - beta) * fused
 
 
@@ -236,9 +245,12 @@ def expert_ldam_rows(
 def sade_inverse_prior(class_counts: Counts) -> Tensor:
     """Return the prior with ranks reversed: the k-th largest class has the k-th smallest share.
 
+    Of classes of equal size the lower label counts as the smaller one.
+
     Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
         Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249.
-    Departures: none known.
+    Departures: none known. The authors' sort need not be stable, so that their code leaves the
+        order of equal classes open.
 
     Args:
         class_counts: training images of each class [C].
@@ -250,7 +262,7 @@ def sade_inverse_prior(class_counts: Counts) -> Tensor:
         UserError: a count is not positive.
     """
     counts = checked_counts(class_counts)
-    order = counts.argsort(descending=True, stable=True)
+    order = counts.argsort(stable=True).flip(0)
     return torch.empty_like(counts).scatter(0, order, counts.sort().values) / counts.sum()
 
 

@@ -33,6 +33,8 @@ class BBN(Method):
     class Config(schema.Config):
         """Options of BBN."""
 
+        revision: ClassVar[int] = 1  # names of parts meant the first branch alone before
+
         branch_at: str = "block"
         """What each branch has for itself: the last residual `block`, or all from a stage on."""
         horizon: Literal["stage", "hundreds"] = "stage"

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench import dist
+from ltbench import dist, schema
 from ltbench.errors import UserError
 from ltbench.heads import CosineHead
 from ltbench.losses.logits import cloud_sizes, gcl_rows
@@ -102,7 +102,9 @@ class GCLStage2(GCL):
         CVPR 2022, arXiv:2305.11733; the margin and the focal factor are in the authors' code.
     Departures: as for `gcl`. The weights of a previous cosine classifier go on under this
         stage's own scale; a classifier of another kind, e.g. that of a `ce` stage, is replaced
-        by a new cosine one.
+        by a new cosine one. Images and labels are mixed, as in the authors' code for CIFAR; their
+        code for Places-LT mixes the labels and then feeds the images as they were, which is
+        `mix: labels`.
     """
 
     kind: ClassVar[Kind] = "two-stage"
@@ -112,6 +114,11 @@ class GCLStage2(GCL):
     class Config(GCL.Config):
         """Options of GCL, stage 2."""
 
+        mix: Literal["images_and_labels", "labels"] = Field(
+            "images_and_labels", json_schema_extra=schema.ADDED
+        )
+        """What mixup mixes; with `labels` the images stay as they are and the two labels of each
+        have their shares all the same."""
         scale: float = Field(20.0, gt=0)
         """s: logits are s times the cosine."""
         margin: float = Field(0.1, ge=0)
@@ -124,3 +131,8 @@ class GCLStage2(GCL):
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the previous cosine classifier under this stage's scale, or a new one."""
         return super().make_head(require_previous("gcl_stage2", previous))
+
+    def prepare(self, batch: Batch, at: Progress) -> Batch:
+        """Mix the batch, or its labels only, and draw the noise, the same on every rank."""
+        mixed = super().prepare(batch, at)
+        return replace(mixed, views=batch.views) if self.config.mix == "labels" else mixed

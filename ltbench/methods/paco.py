@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,26 +11,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltbench import dist, schema
+from ltbench.backbones.batchnorm import SyncBatchNorm2d
 from ltbench.losses import log_prior
 from ltbench.losses.contrastive import paco_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+from ltbench.methods.bcl import projection
 
 
 class PaCo(Method):
     """Supervised contrast with a queue of momentum features, and the classes' centres among them.
 
     The centres are the linear classifier on pooled features, with the log of the training prior;
-    predictions carry no prior. The first view gives the anchors, the second the keys.
+    predictions carry no prior. The first view gives the anchors, the second the keys. The momentum
+    encoder follows the weights alone: its batch normalisation trains along, on the keys' images,
+    and so has running statistics of its own.
 
     Reference: Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028, Eqn 4-5;
         the momentum encoder and queue are those of He et al., Momentum Contrast for Unsupervised
         Visual Representation Learning, CVPR 2020, arXiv:1911.05722.
     Departures: the queue starts with unit vectors that belong to no class, where the authors'
         code has random labels and normalises along the other axis. It may have any length, and
-        holds what came last. Keys are not shuffled between ranks for the sake of batch
-        normalisation; take `batchnorm: sync` on several. An anchor's row is of its own class.
-        With gradient accumulation each micro-batch is contrasted with itself and the queue, which
-        moves on once per step. A recipe that sets `freeze` names `twin` too.
+        holds what came last. The projection is normalised over the images of all ranks, where
+        the authors normalise on each and shuffle the keys between them; for the backbone take
+        `batchnorm: sync` on several. Its layer before that has no bias, which would cancel. An
+        anchor's row is of its own class. With gradient accumulation each micro-batch is
+        contrasted with itself and the queue, which moves on once per step. A recipe that sets
+        `freeze` names `twin` too.
     """
 
     kind: ClassVar[Kind] = "contrastive"
@@ -54,6 +60,9 @@ class PaCo(Method):
         """Weight of features beside centres in the denominator."""
         momentum: float = Field(0.999, ge=0, le=1)
         """Share of its weights that the momentum encoder keeps in a step."""
+        projection_init: Literal["kaiming_normal", "pytorch"] = "pytorch"
+        """Initial weights of the projection's last layer: those of the CIFAR codes of the field, or
+        `nn.Linear`'s own."""
 
     config: Config
     offset: Tensor
@@ -64,7 +73,9 @@ class PaCo(Method):
     def setup(self, previous: Method | None) -> None:
         """Make the projection, the momentum encoder as a copy, and a queue of no class."""
         size, dim, width = self.config.queue, self.config.dim, self.backbone.num_features
-        self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+        self.projection = projection(width, dim, SyncBatchNorm2d(width))
+        if self.config.projection_init == "kaiming_normal":
+            nn.init.kaiming_normal_(self.projection.get_parameter("3.weight"))
         parts = {"backbone": self.backbone, "projection": self.projection}
         self.twin = copy.deepcopy(nn.ModuleDict(parts)).requires_grad_(False)
         self.register_buffer("offset", log_prior(self.info.class_counts), persistent=False)

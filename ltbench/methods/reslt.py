@@ -9,21 +9,22 @@ from torch import Tensor, nn
 from ltbench import dist, schema
 from ltbench.backbones.residual import Block, ResLTHead, ResLTNetwork, branch_features
 from ltbench.errors import UserError
-from ltbench.losses.experts import rarest_classes, reslt_rows
+from ltbench.losses.experts import RESLT_FLOOR, rarest_classes, reslt_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 
 
 class ResLT(Method):
     """Residual branches for all, for medium and tail, and for tail classes; their logits add up.
 
+    A branch for no class is left out, as in the authors' code for iNaturalist.
+
     Reference: Cui et al., ResLT: Residual Learning for Long-Tailed Recognition, TPAMI 2022,
         arXiv:2101.10633.
-    Departures: evaluation runs the branches before pooling, as training does; the authors' large
-        models run them after pooling, which is ``eval_after_pooling``. Groups are numbers of
-        rarest classes, so labels need no order. The fused loss is plain cross-entropy, as in the
-        authors' CIFAR code; their other code adds 1e-7 to its probabilities. An image is one
-        row; the number of branch losses they are divided by is that of the global batch (of each
-        micro-batch with gradient accumulation). A classifier of the stage before is replaced.
+    Departures: evaluation runs the branches before pooling, as training does, unless
+        ``eval_after_pooling`` is set; the authors' large models run them after it. Groups are
+        numbers of rarest classes, so labels need no order. An image is one row; the number of
+        branch losses they are divided by is that of the global batch (of each micro-batch with
+        gradient accumulation). A classifier of the stage before is replaced.
     """
 
     kind: ClassVar[Kind] = "architecture"
@@ -44,6 +45,8 @@ class ResLT(Method):
         """Evaluate with weights w / |w|^gamma and no bias; null evaluates as trained."""
         eval_after_pooling: bool = False
         """Evaluate the branches on pooled features."""
+        fused_floor: bool = Field(False, json_schema_extra=schema.ADDED)
+        """Add 1e-7 to the probabilities of the fused loss, as to those of the branches' own."""
 
         @model_validator(mode="after")
         def _nested(self) -> ResLT.Config:
@@ -66,7 +69,9 @@ class ResLT(Method):
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return new branches and their classifier."""
-        return ResLTHead(self.backbone.num_features, self.info.num_classes, self.config.block)
+        classes = self.info.num_classes
+        branches = 1 + sum(size > 0 for size in self.config.group_sizes(classes))
+        return ResLTHead(self.backbone.num_features, classes, self.config.block, branches)
 
     def setup(self, previous: Method | None) -> None:
         """Find the groups of classes.
@@ -99,6 +104,7 @@ class ResLT(Method):
             self.tail,
             self.config.beta,
             contributions=losses / images,
+            fused_floor=RESLT_FLOOR if self.config.fused_floor else 0.0,
         )
         return Rows(rows, labels, images=len(rows), logits=logits.detach().sum(dim=1))
 

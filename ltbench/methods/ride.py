@@ -21,6 +21,8 @@ class Experts(Method):
     class Config(schema.Config):
         """Options of all methods with experts."""
 
+        revision: ClassVar[int] = 1  # names of parts meant the first expert alone before
+
         experts: int = Field(3, ge=2)
         """E: how many."""
         branch_at: str = "layer2"
@@ -60,8 +62,8 @@ class RIDE(Experts):
     Reference: Wang et al., Long-Tailed Recognition by Routing Diverse Distribution-Aware Experts,
         ICLR 2021, arXiv:2010.01809, Eqns 2-4.
     Departures: the first stage of training only, without the routing of images to fewer experts
-        and without distillation. Experts have the backbone's width, where the authors' are
-        narrower. Experts are compared with their mean, and there are class temperatures only
+        and without distillation. Experts have the backbone's width; the recipes narrow it as the
+        authors do. Experts are compared with their mean, and there are class temperatures only
         from ``reweight_from`` on, as in the authors' code. An image is one row: the losses of
         all experts, as the weighted mean's share of it, and their diversity. With gradient
         accumulation the weighted mean is that of each micro-batch. A classifier of the stage

@@ -17,8 +17,8 @@ class SADE(Experts):
         Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249, Eqns 2-4.
     Departures: experts count equally, as for the published results on balanced test sets;
         weights learnt on unlabelled test images are ``sade_expert_weights`` of
-        ``ltbench.losses.experts``, outside a run. Experts have the backbone's width, where the
-        authors' are narrower. A classifier of the stage before is replaced.
+        ``ltbench.losses.experts``, outside a run. Experts have the backbone's width; the recipes
+        narrow it as the authors do. A classifier of the stage before is replaced.
     """
 
     class Config(Experts.Config):

@@ -158,6 +158,38 @@ def test_reslt_loss_is_the_formula_on_the_batch():
 
 
 @pytest.mark.parametrize("block", ["bn", "conv1x1"])
+def test_reslt_has_no_branch_for_no_class(block):
+    torch.manual_seed(0)
+    method, batch = build("reslt", block=block, tail=0, beta=0.7).eval(), toys.batch()
+    maps = method.backbone.maps(batch.views[0])
+    with torch.no_grad():
+        z = method.head(method.head.split(maps).mean((3, 4)))
+    assert z.shape == (24, 2, 4)
+    torch.testing.assert_close(method.predict(batch.views[0]), z[:, 0] + z[:, 1])
+    y = batch.labels
+    own = y > 0  # the three rarest of the four classes
+    p = z.softmax(2)[torch.arange(24), :, y] + 1e-7
+    total = p[:, 0].log().sum() + p[own, 1].log().sum()
+    expected = -0.7 * total / (24 + own.sum()) + 0.3 * F.cross_entropy(z.sum(1), y)
+    torch.testing.assert_close(scalar(method, batch, toys.at()), expected)
+
+
+def test_the_fused_loss_of_reslt_has_a_floor_where_asked():
+    method = build("reslt", beta=0.0, fused_floor=True)
+    with torch.no_grad():
+        method.head.classifier.bias[0] = 100.0  # the other classes have no probability
+    batch = toys.batch()
+    rows = method.loss(batch, toys.at()).rows
+    torch.testing.assert_close(rows[batch.labels > 0].max(), -torch.tensor(1e-7).log())
+
+
+def test_the_convolution_of_reslt_starts_kaiming_normal_over_its_outputs():
+    torch.manual_seed(0)
+    weight = build("reslt", block="conv1x1").head.block[0].weight
+    assert weight.std().item() == pytest.approx((2 / 36) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("block", ["bn", "conv1x1"])
 def test_reslt_evaluates_before_pooling_unless_asked(block):
     torch.manual_seed(0)
     before = build("reslt", block=block)
@@ -266,6 +298,14 @@ def test_sade_loss_vector(vector):
 def test_sade_inverse_prior_vector(vector):
     v = vector("sade_inverse_prior")
     close(maths.sade_inverse_prior(v["inputs"]["counts"]), v["expected"], v["tolerance"])
+
+
+@pytest.mark.parametrize("counts", [[9, 9, 4, 1], [5, 2, 2], [2, 7, 2, 30, 7, 7, 1]])
+def test_of_classes_of_equal_size_the_lower_label_has_the_larger_reversed_share(counts):
+    rising, n = sorted(counts), len(counts)
+    for label, share in enumerate(maths.sade_inverse_prior(counts).tolist()):
+        smaller = sum((size, k) < (counts[label], label) for k, size in enumerate(counts))
+        assert share == pytest.approx(rising[n - 1 - smaller] / sum(counts), rel=1e-12)
 
 
 def test_sade_test_time_similarity_vector(vector):

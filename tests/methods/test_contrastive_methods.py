@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 import toys
+from torch import nn
 from torch.nn import functional as F
 
 from ltbench import losses, registries, validation
 from ltbench.losses import log_prior
 from ltbench.losses.contrastive import balanced_contrastive_rows, paco_rows
 from ltbench.methods.base import Batch
+from ltbench.updates.base import StepRun
 
 
 def double(values) -> torch.Tensor:
@@ -128,6 +131,111 @@ def test_the_twin_follows_once_per_step_and_gives_keys_without_gradient():
     torch.testing.assert_close(keys.norm(dim=1), torch.ones(24))
     first, second = (method.loss(prepared, toys.at()).rows for _ in range(2))
     assert torch.equal(first, second)  # nothing moves between the passes of an update
+
+
+class Encoder(nn.Module):
+    """A network and its projection by hand: linear, batch normalisation, ReLU, linear, unit length.
+
+    Args:
+        net: the network, copied.
+        projection: whose first and last layer are copied.
+    """
+
+    def __init__(self, net: nn.Module, projection: nn.Sequential) -> None:
+        super().__init__()
+        self.net, self.last = copy.deepcopy(net), copy.deepcopy(projection[-1])
+        self.first = nn.Parameter(projection[0].weight.detach().clone())
+        width = len(self.first)
+        self.scale = nn.Parameter(torch.ones(width, dtype=torch.float64))
+        self.shift = nn.Parameter(torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(width, dtype=torch.float64))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.net(images)
+        x = features @ self.first.T
+        centred = x - x.mean(0)
+        var = (centred**2).mean(0)
+        with torch.no_grad():
+            self.mean.copy_(0.9 * self.mean + 0.1 * x.mean(0))
+            self.var.copy_(0.9 * self.var + 0.1 * var * len(x) / (len(x) - 1))
+        x = self.last(F.relu(centred / (var + 1e-5).sqrt() * self.scale + self.shift))
+        return features, x / x.norm(dim=1, keepdim=True)
+
+
+def loss_by_anchors(scores, q, k, labels, queue, queue_labels, alpha, temperature):
+    """PaCo's loss, one anchor after the other."""
+    losses = []
+    for i, label in enumerate(labels):
+        rest = torch.arange(len(q)) != i
+        similar = torch.cat([q[rest], k, queue]) @ q[i] / temperature
+        positive = torch.cat([labels[rest], labels, queue_labels]) == label
+        spread = torch.cat([scores[i], similar]).exp().sum().log()
+        drawn = scores[i, label] - spread + alpha * (similar - spread)[positive].sum()
+        losses.append(-drawn / (1 + alpha * positive.sum()))
+    return sum(losses) / len(losses)
+
+
+def test_three_steps_are_those_of_a_reference_whose_projection_is_normalised():
+    keep, alpha, temperature = 0.9, 0.25, 0.2
+    method = paco(queue=72, momentum=keep, alpha=alpha, temperature=temperature).double().train()
+    sgd = {"lr": 0.2, "momentum": 0.9, "weight_decay": 5e-4}
+    trained = [p for p in method.parameters() if p.requires_grad]
+    run = StepRun(method, torch.optim.SGD(trained, **sgd))
+    update = registries.UPDATES.get("plain")(validation.build_options("UPDATES", "plain", {}))
+
+    query = Encoder(method.backbone, method.projection)
+    key = Encoder(*method.twin.values()).requires_grad_(False)
+    centres = copy.deepcopy(method.head)
+    queue, queue_labels = method.queue.clone(), method.queue_labels.clone()
+    optimizer = torch.optim.SGD([*query.parameters(), *centres.parameters()], **sgd)
+    for step in range(3):
+        x, labels = toys.images(24, seed=step)
+        x = x.double()
+        features, q = query(x)
+        with torch.no_grad():
+            for mine, own in zip(key.parameters(), query.parameters(), strict=True):
+                mine.copy_(keep * mine + (1 - keep) * own)
+            _, k = key(0.8 * x)  # the second view of `toys.dressed`
+        scores = centres(features) + method.offset
+        loss = loss_by_anchors(scores, q, k, labels, queue, queue_labels, alpha, temperature)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        queue, queue_labels = torch.cat([queue[24:], k]), torch.cat([queue_labels[24:], labels])
+        log = toys.step(update, run, [Batch((x,), labels, labels)], toys.at(step))
+        assert float(log["loss"]) == pytest.approx(loss.item(), rel=1e-9)
+
+    prior = double(toys.COUNTS) / sum(toys.COUNTS)
+    torch.testing.assert_close(method.offset, (prior + 1e-9).log(), rtol=1e-6, atol=0)
+    assert torch.equal(method.queue_labels, queue_labels)  # three steps fill the queue once
+    pairs = [(method.queue, queue), *pairs_of(method.head, centres)]
+    for net, projection, by_hand in (
+        (method.backbone, method.projection, query),
+        (*method.twin.values(), key),
+    ):
+        first, norm, _, last = projection
+        pairs += [(first.weight, by_hand.first), *pairs_of(last, by_hand.last)]
+        pairs += [(norm.weight, by_hand.scale), (norm.bias, by_hand.shift)]
+        pairs += [(norm.running_mean, by_hand.mean), (norm.running_var, by_hand.var)]
+        pairs += pairs_of(net, by_hand.net)
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def pairs_of(a: nn.Module, b: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weights and running statistics of two modules alike."""
+    return list(zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_last_layer_of_the_projection_starts_as_asked():
+    spreads = []
+    for start in ("pytorch", "kaiming_normal"):
+        torch.manual_seed(0)
+        method = paco(dim=512, projection_init=start)
+        spreads.append(float(method.projection[-1].weight.detach().std()))
+        assert torch.equal(method.projection[-1].weight, method.twin["projection"][-1].weight)
+    assert spreads == pytest.approx([(1 / 36) ** 0.5, (2 / 12) ** 0.5], rel=0.05)
 
 
 def test_the_twin_is_no_part_of_what_is_exported():

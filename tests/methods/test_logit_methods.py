@@ -10,7 +10,7 @@ import torch
 import toys
 from torch import nn
 
-from ltbench import losses, registries, validation
+from ltbench import get_recipe, losses, registries, validation
 from ltbench.backbones.base import Backbone
 from ltbench.data.base import DatasetInfo
 from ltbench.errors import UserError
@@ -269,6 +269,40 @@ def test_gcl_stage2_goes_on_from_a_cosine_under_its_own_scale():
         make("gcl_stage2", toys.COUNTS, previous=other, backbone=toys.backbone())
 
 
+def test_gcl_stage2_can_mix_labels_alone():
+    first = make("gcl", toys.COUNTS, backbone=toys.backbone())
+    plain = toys.batch()
+    made = {
+        mix: make("gcl_stage2", toys.COUNTS, previous=first, backbone=first.backbone, mix=mix)
+        for mix in ("images_and_labels", "labels")
+    }
+    both, labels = (method.prepare(plain, toys.at()) for method in made.values())
+    assert torch.equal(labels.views[0], plain.views[0])
+    assert not torch.equal(both.views[0], plain.views[0])
+    assert labels.lam == both.lam
+    assert torch.equal(labels.partner, both.partner)
+    assert torch.equal(labels.extra["noise"], both.extra["noise"])
+    method = made["labels"].eval()  # one row per image as it is: both labels, each with its share
+    own, other = (
+        method.loss(
+            dataclasses.replace(plain, labels=y, extra={"noise": labels.extra[noise]}), toys.at()
+        ).rows
+        for y, noise in ((plain.labels, "noise"), (labels.partner, "partner_noise"))
+    )
+    torch.testing.assert_close(
+        method.loss(labels, toys.at()).rows, labels.lam * own + (1 - labels.lam) * other
+    )
+
+
+def test_what_gcl_mixes_counts_in_the_digest_only_where_it_is_not_the_default():
+    plain = get_recipe("gcl_places_lt")
+    assert plain.stages[1].method.config.mix == "images_and_labels"
+    assert "mix" not in plain.tree(digest_only=True)["stages"][1]["method"]
+    released = get_recipe("gcl_places_lt_released")
+    assert released.tree(digest_only=True)["stages"][1]["method"]["mix"] == "labels"
+    assert released.digest != plain.digest
+
+
 def test_disalign_trains_its_calibration_only():
     method = toys.method("disalign")
     trained = {
@@ -298,6 +332,7 @@ def test_disalign_trains_its_calibration_only():
         ("gcl", {"alpha": -1}),
         ("gcl", {"scale": 0}),
         ("gcl_stage2", {"margin": -0.1}),
+        ("gcl_stage2", {"mix": "images"}),
         ("disalign", {"form": "both"}),
         ("disalign", {"rho": -1}),
     ],
