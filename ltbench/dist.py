@@ -189,41 +189,72 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def sum_gradients(gradients: Iterable[Tensor]) -> None:
-    """Sum gradients over ranks in place.
+def sum_each(tensors: Iterable[Tensor]) -> None:
+    """Sum tensors over ranks, in place; every rank holds the same list."""
+    _BucketSum(tensors).wait()
+
+
+class GradientSum:
+    """A sum of parameters' gradients over ranks that is under way while other work goes on.
 
     The sum of gradients of ``sum(w * rows) / D`` with the global D is the gradient of the global
     batch, whatever each rank holds. A wrapper that averages per-rank means gets class-weighted
     losses wrong, and hides gradients that SAM and PLOT need between passes.
-    """
-    GradientSum(gradients).wait()
 
-
-class GradientSum:
-    """A sum of gradients over ranks that is under way while other work goes on.
-
-    Buckets are reduced while later ones are packed. Until ``wait`` the gradients hold what this
-    rank put in.
+    A gradient that is missing on this rank counts as zero, so that all ranks reduce the same
+    buckets; one that is missing on all ranks stays ``None``. The number of ranks that have each
+    gradient is reduced with the last bucket, and read only by a rank that lacks one.
 
     Args:
-        gradients: changed in place by ``wait``.
+        gradients: ``None`` where this rank has none; the others are changed in place by ``wait``,
+            until which they hold what this rank put in.
+        parameters: whose they are, the same on every rank; one may come several times, with the
+            gradients of several terms, and has none only where all of them are missing.
     """
 
-    def __init__(self, gradients: Iterable[Tensor]) -> None:
+    def __init__(self, gradients: Iterable[Tensor | None], parameters: Sequence[Tensor]) -> None:
         self.gradients = list(gradients)
+        self._lacking: list[int] = []
+        if world() == 1 or not parameters:
+            self._sum = _BucketSum(())
+            return
+        pairs = list(zip(self.gradients, parameters, strict=True))
+        here = {id(p) for g, p in pairs if g is not None}
+        self._lacking = [i for i, p in enumerate(parameters) if id(p) not in here]
+        tensors = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+        self.gradients = [*tensors]
+        self._ranks = parameters[-1].new_ones(len(pairs))  # that have a gradient, once summed
+        for i in self._lacking:
+            self._ranks[i] = 0
+        self._sum = _BucketSum([*tensors, self._ranks])
+
+    def wait(self) -> list[Tensor | None]:
+        """Return the gradients, summed."""
+        self._sum.wait()
+        if self._lacking:
+            ranks = self._ranks.tolist()
+            for i in self._lacking:
+                if not ranks[i]:
+                    self.gradients[i] = None
+        return self.gradients
+
+
+class _BucketSum:
+    """A sum of tensors over ranks; buckets are reduced while later ones are packed."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._works: list[tuple[Any, Tensor, list[Tensor]]] = []
-        for bucket in _buckets(self.gradients) if world() > 1 else ():
-            flat = torch.cat([g.reshape(-1) for g in bucket])
+        for bucket in _buckets(list(tensors)) if world() > 1 else ():
+            flat = torch.cat([t.reshape(-1) for t in bucket])
             self._works.append((td.all_reduce(flat, async_op=True), flat, bucket))
 
-    def wait(self) -> list[Tensor]:
-        """Return the gradients, summed."""
+    def wait(self) -> None:
+        """Write the sums into the tensors."""
         for work, flat, bucket in self._works:
             work.wait()
-            for g, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
-                g.copy_(part.view_as(g))
+            for t, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
+                t.copy_(part.view_as(t))
         self._works = []
-        return self.gradients
 
 
 def average_(tensors: Iterable[Tensor]) -> None:
@@ -231,7 +262,7 @@ def average_(tensors: Iterable[Tensor]) -> None:
     if world() == 1:
         return
     floats = [t for t in tensors if t.is_floating_point()]
-    sum_gradients(floats)
+    sum_each(floats)
     for t in floats:
         t.div_(world())
 

@@ -165,6 +165,35 @@ def map_public_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def renumber_appended(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return our weights of a network whose shortcuts put all new channels after the old ones.
+
+    Ours put half of them on each side. What a network computes does not depend on the numbers of
+    its channels, so both are one network: only channels change places, those that the blocks of
+    a group add to, together with all that writes or reads them.
+
+    Args:
+        state: of the other network under our names, with or without classifier.
+    """
+    found = dict(state)
+    order = torch.arange(len(state["conv1.weight"]))  # which of the other's channels is where
+    for group in ("layer1", "layer2", "layer3"):
+        entering, size = order, len(state[f"{group}.0.conv2.weight"])
+        old, pad = len(order), (size - len(order)) // 2
+        order = torch.cat([torch.arange(old, old + pad), order, torch.arange(old + pad, size)])
+        for name in state:
+            if not name.startswith(f"{group}."):
+                continue
+            _, block, layer, kind = name.split(".")
+            if layer == "conv1":
+                found[name] = state[name][:, entering if block == "0" else order]
+            elif layer in ("conv2", "bn2") and kind != "num_batches_tracked":
+                found[name] = state[name][order]
+    if "fc.weight" in state:
+        found["fc.weight"] = state["fc.weight"][:, order]
+    return found
+
+
 def _group(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, channels, stride)
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))

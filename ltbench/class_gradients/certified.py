@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ltbench.class_gradients.engine import Engine, Pass
 from ltbench.class_gradients.gram import agreeing
 from ltbench.errors import UserError
+from ltbench.gradients import Gradient, added, each
 from ltbench.moo._gram import check_preference, factor, length
 from ltbench.moo._simplex import minimise
 from ltbench.moo.base import Solver, Vector
 from ltbench.moo.cagrad import CAGrad
 from ltbench.moo.mgda import MGDA
 
-Direction = list[Tensor]  # one tensor per parameter of the part
+Direction = Gradient  # one entry per parameter of the part
 
 
 @dataclass(frozen=True)
@@ -160,16 +160,15 @@ class _Problem:
 
     def steepest(self, g_w: Direction) -> Direction:
         """Return d with ``dF / dw_k = g_k . d``."""
-        own = torch._foreach_mul(g_w, self.share(g_w))
-        return list(own if self.preferred is None else torch._foreach_add(self.preferred, own))
+        own = _scaled(g_w, self.share(g_w))
+        return own if self.preferred is None else added(self.preferred, own)
 
     def direction(self, g_w: Direction) -> Direction:
         """Return the solver's direction."""
         found = g_w
         if self.average is not None:
-            own = torch._foreach_mul(g_w, self.share(g_w))
-            found = list(torch._foreach_add(self.average, own))
-        return list(torch._foreach_mul(found, self.rescale))
+            found = added(self.average, _scaled(g_w, self.share(g_w)))
+        return _scaled(found, self.rescale)
 
     def corrected(self, gram: Vector, weights: Vector, slopes: Vector) -> Vector:
         """Return the minimiser for a Gram matrix, F's slopes at ``weights`` being the true ones.
@@ -189,8 +188,16 @@ class _Problem:
 
 def dot(a: Direction, b: Direction) -> float:
     """Return the inner product of two directions, summed over parameters in float64."""
-    inner = [torch.dot(x.flatten(), y.flatten()) for x, y in zip(a, b, strict=True)]
-    return float(torch.stack(inner).double().sum())
+    inner = [
+        torch.dot(x.flatten(), y.flatten())
+        for x, y in zip(a, b, strict=True)
+        if x is not None and y is not None
+    ]
+    return float(torch.stack(inner).double().sum()) if inner else 0.0
+
+
+def _scaled(a: Direction, factor: float) -> Direction:
+    return each(lambda gs: torch._foreach_mul(gs, factor), a)
 
 
 def _length(a: Direction) -> float:

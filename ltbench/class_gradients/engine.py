@@ -14,8 +14,9 @@ from torch.autograd import forward_ad
 
 from ltbench import dist
 from ltbench.backbones.batchnorm import frozen_statistics
-from ltbench.class_gradients.layers import Backward, ClassRows, rule_of
+from ltbench.class_gradients.layers import Backward, ClassRows, no_rows, rule_of
 from ltbench.class_gradients.recorder import Call, Recorder
+from ltbench.gradients import Gradient, added, held
 
 make_dual: Any = forward_ad.make_dual  # untyped in torch
 unpack_dual: Any = forward_ad.unpack_dual
@@ -137,24 +138,38 @@ class Engine:
             [K + 2, K + 2] in float64 of the approximate gradients of K objectives and of the rows
             of none, and of the exact gradient of their sum.
         """
-        ordinary: list[Tensor] = []
-        sampled: list[ClassRows] = []
+        ordinary: Gradient = [None] * len(parameters)
+        sampled: dict[int, ClassRows] = {}
         for one in passes:
-            own, rows = self.sampled(one, size, parameters, together=together)
-            ordinary = list(torch._foreach_add(ordinary, own)) if ordinary else own
-            if sampled:
-                torch._foreach_add_([r.rows for r in sampled], [r.rows for r in rows])
-            sampled = sampled or rows
-        summing = dist.GradientSum(ordinary)
-        dist.sum_gradients([r.rows for r in sampled])
+            own, found = self.sampled(one, size, parameters, together=together)
+            ordinary = added(ordinary, own)
+            new = {self._place[id(r.parameter)]: r for r in found}
+            both = [i for i in new if i in sampled]
+            if both:
+                torch._foreach_add_([sampled[i].rows for i in both], [new[i].rows for i in both])
+            sampled = new | sampled
+        summing = dist.GradientSum(ordinary, parameters)
+        rows = self._on_all_ranks(sampled, size + 2)
+        dist.sum_each(r.rows for r in rows)
         products = self.part[0].new_zeros((size + 2, size + 2), dtype=torch.float64)
-        for r in sampled:
+        for r in rows:
             products += r.scale * (r.rows @ r.rows.T)
         return summing, products
 
+    def _on_all_ranks(self, sampled: dict[int, ClassRows], size: int) -> list[ClassRows]:
+        """Return gradients in the order of the part; of all of it, where other ranks have some."""
+        if dist.world() == 1:
+            return [sampled[i] for i in sorted(sampled)]
+        owners = {id(p): m for m in self._recorder.owners for p in m._parameters.values()}
+        limit = self._limit(size)
+        return [
+            sampled[i] if i in sampled else no_rows(owners[id(p)], p, limit, size)
+            for i, p in enumerate(self.part)
+        ]
+
     def sampled(
         self, one: Pass, size: int, parameters: list[nn.Parameter], *, together: bool
-    ) -> tuple[list[Tensor], list[ClassRows]]:
+    ) -> tuple[Gradient, list[ClassRows]]:
         """Return what ``survey`` makes of one pass on this rank: the gradients themselves.
 
         Returns:
@@ -166,7 +181,7 @@ class Engine:
             outputs = [call.output for call in self._calls()]
             wanted = [*parameters, *(outputs if together else ())]
             found = _gradients(loss, wanted, one.rest, one.share)
-            own = _filled(parameters, found[: len(parameters)])
+            own = found[: len(parameters)]
             whole = found[len(parameters) :] if together else _gradients(loss, outputs, mixed)
             with self._recorder.constant_statistics():
                 alone = _gradients(loss, outputs, mixed)
@@ -203,9 +218,11 @@ class Engine:
                 for k in here:
                     if k < size:
                         chosen = torch.where(one.place == k, one.weight, 0.0)
-                        found = _filled(group, _gradients(loss, group, chosen))
-                        torch._foreach_add_([t[k] for t in table], found)
-            dist.sum_gradients(table)
+                        found = _gradients(loss, group, chosen)
+                        reached = [t[k] for t, g in zip(table, found, strict=True) if g is not None]
+                        if reached:
+                            torch._foreach_add_(reached, held(found))
+            dist.sum_each(table)
             for t in table:
                 for block in torch.split(t.flatten(1), 2**16, dim=1):
                     double = block.double()
@@ -219,8 +236,10 @@ class Engine:
         parameters: list[nn.Parameter] | None = None,
         *,
         scalar: bool = True,
-    ) -> list[Tensor]:
+    ) -> Gradient:
         """Return the exact gradient of weighted rows over all passes and ranks.
+
+        It has ``None`` for a parameter that no pass of any rank reaches.
 
         Args:
             passes: the micro-batches of this rank.
@@ -229,19 +248,20 @@ class Engine:
             scalar: whether what belongs to no row is added.
         """
         wanted = self.part if parameters is None else parameters
-        out: list[Tensor] = []
+        out: Gradient = [None] * len(wanted)
         for one in passes:
             share = one.share if scalar else None
             loss = one.forward() if one.loss is None else one.loss
-            found = _filled(wanted, _gradients(loss, wanted, weights(one), share))
-            out = list(torch._foreach_add(out, found)) if out else found
-        dist.sum_gradients(out)
-        return out
+            out = added(out, _gradients(loss, wanted, weights(one), share))
+        return dist.GradientSum(out, wanted).wait()
 
-    def slopes(self, passes: Sequence[Pass], size: int, direction: Sequence[Tensor]) -> Tensor:
+    def slopes(
+        self, passes: Sequence[Pass], size: int, direction: Sequence[Tensor | None]
+    ) -> Tensor:
         """Return ``g_k . direction`` [K] exactly and in float64, from one forward-mode pass."""
         out = self.part[0].new_zeros(size + 1, dtype=torch.float64)
-        tangents = {id(p): d for p, d in zip(self.part, direction, strict=True)}
+        pairs = zip(self.part, direction, strict=True)
+        tangents = {id(p): d for p, d in pairs if d is not None}
         owners = [
             (module._parameters, name, p)
             for module in self._recorder.owners
@@ -371,7 +391,3 @@ def _gradients(
     return list(
         torch.autograd.grad(values, wanted, cotangents, retain_graph=True, allow_unused=True)
     )
-
-
-def _filled(like: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor]:
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(like, gradients, strict=True)]

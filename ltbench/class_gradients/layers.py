@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers.norm import LayerNorm as TimmLayerNorm
@@ -49,6 +49,22 @@ class ClassRows:
     parameter: Tensor
     rows: Tensor
     scale: float = 1.0
+
+
+def no_rows(layer: nn.Module, parameter: Tensor, limit: int | None, size: int) -> ClassRows:
+    """Return rows of zeros, as a layer's rule would give them, for a layer that did not run.
+
+    Args:
+        layer: owns the parameter and has a rule.
+        parameter: whose gradients are zero.
+        limit: columns of a weight at most; ``None`` is all.
+        size: rows.
+    """
+    weighted = rule_of(layer) is _weighted and parameter is layer._parameters["weight"]
+    scale = Columns.choose(cast(Weighted, layer), limit).scale if weighted else 1.0
+    kind = torch.promote_types(parameter.dtype, torch.float32)
+    rows = parameter.new_zeros((size, round(parameter.numel() / scale)), dtype=kind)
+    return ClassRows(parameter, rows, scale)
 
 
 class Backward:

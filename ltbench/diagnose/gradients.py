@@ -17,6 +17,7 @@ from ltbench import dist
 from ltbench.backbones.batchnorm import frozen_statistics
 from ltbench.class_gradients.engine import Engine, Loss, Pass
 from ltbench.class_gradients.gram import with_exact_sum
+from ltbench.gradients import held
 from ltbench.methods.base import Batch, Progress, Rows
 from ltbench.metrics import GROUPS
 from ltbench.seeding import derive
@@ -215,7 +216,8 @@ def look(
             total, found = engine.survey(own, len(chosen), part, together=True)
             products = with_exact_sum(found.cpu().numpy())
             # Few columns were looked at: their lengths are put right by that of the sum.
-            square = float(torch.stack([(g.double() ** 2).sum() for g in total.wait()]).sum())
+            squares = [(g.double() ** 2).sum() for g in held(total.wait())]
+            square = float(torch.stack(squares).sum()) if squares else 0.0
             tiny = float(np.finfo(np.float64).tiny)
             products = products * np.clip(square / max(float(products.sum()), tiny), 0.1, 10)
         else:

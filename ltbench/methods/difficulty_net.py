@@ -166,5 +166,5 @@ def _filled(parameters: Mapping[str, Tensor], loss: Tensor) -> list[Tensor]:
     wanted = list(parameters.values())
     found = torch.autograd.grad(loss, wanted, allow_unused=True)
     filled = [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)]
-    dist.sum_gradients(filled)
+    dist.sum_each(filled)
     return filled

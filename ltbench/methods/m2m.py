@@ -28,7 +28,10 @@ class M2m(Method):
     Departures: the noise that a search starts from is shortened for each image; the authors'
         code shortens each channel over the whole batch. Images that their Bernoulli draw rejects
         are not searched for. Seeds come from the global batch (from each micro-batch with
-        gradient accumulation). A generated image is a row of the class it was made for.
+        gradient accumulation). A generated image is a row of the class it was made for. The
+        authors' ResNet-32 has new channels after the old ones: it is ours with other numbers of
+        channels (`renumber_appended`), but begins with convolutions scaled by their outputs,
+        ours by their inputs, and with a classifier's bias of 0.
     """
 
     kind: ClassVar[Kind] = "sampler"

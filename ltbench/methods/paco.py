@@ -46,6 +46,8 @@ class PaCo(Method):
     class Config(schema.Config):
         """Options of PaCo."""
 
+        revision: ClassVar[int] = 1  # the projection had no normalisation before
+
         queue: int = Field(8192, ge=1)
         """Keys of earlier steps that are kept."""
         dim: int = Field(128, ge=1)

@@ -37,14 +37,16 @@ class RSG(LDAMDRW):
     Departures: maps are paired within the global batch, where the release pairs on each device;
         the generated ones are shared out evenly over ranks. Head classes follow the counts. What
         a vector of the variation loss is follows the release (`vectors`). Once samples are
-        generated the pair classifier has no gradient, as in the release, but momentum and weight
-        decay still act on it, and weight decay acts on the transformation before its first use.
+        generated the pair classifier has no gradient and stays as it is. In the release it stays
+        too, but not under PyTorch before 2.0: there momentum and weight decay went on acting on it.
     """
 
     kind: ClassVar[Kind] = "architecture"
 
     class Config(LDAMDRW.Config):
         """Options of RSG beside those of LDAM-DRW."""
+
+        revision: ClassVar[int] = 1  # weight decay acted on what was not used yet before
 
         generate_from: int = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
         """First epoch of the stage, counted from 0, with generated samples; before it the pair
@@ -107,11 +109,15 @@ class RSG(LDAMDRW):
     def generate(self, maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return new tail maps [P, D, H, W], their classes [P] and the variation loss.
 
+        A batch without head or without tail classes uses nothing: P is 0.
+
         Args:
             maps: constant maps of the global batch [B, D, H, W].
             labels: [B].
         """
         heads, tails = head_tail_pairs(self.is_head[labels], self.config.strength)
+        if not len(heads):
+            return maps[:0], labels[:0], maps.new_zeros(())
         variation = self.transfer.variation(maps[heads], labels[heads])
         moved = self.transfer.transform(variation)
         own = self.transfer.variation(maps[tails], labels[tails])
@@ -119,7 +125,7 @@ class RSG(LDAMDRW):
         logits = functional_call(self.pairs, frozen, (maps[heads], moved.to(maps)))
         rows = cross_entropy_rows(logits, torch.zeros_like(heads))  # to be told apart
         rows = rows + variation_rows(variation, moved, own, self.config.vectors)
-        return maps[tails] + moved, labels[tails], rows.sum() / max(len(rows), 1)
+        return maps[tails] + moved, labels[tails], rows.mean()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from ltbench import dist, schema
 from ltbench.errors import UserError
+from ltbench.gradients import Gradient, added, held
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 Log = dict[str, Any]  # numbers or scalar tensors of one step
@@ -53,7 +55,7 @@ class StepRun:
                 found = list(self.method.head.parameters())
             else:
                 stage = "whole" if name == "backbone" else name
-                found = self.method.backbone.parameters_of(stage)
+                found = self.method.parameters_of(stage)
             wanted |= {id(p) for p in found}
         chosen = [p for p in self.parameters if id(p) in wanted]
         if not chosen:
@@ -79,6 +81,8 @@ class StepRun:
     ) -> tuple[Tensor, list[Rows]]:
         """Leave in ``.grad`` the gradient of the step's scalar loss over all ranks.
 
+        It stays ``None`` for a parameter that the loss reaches on no rank in no micro-batch.
+
         Args:
             batches: micro-batches of this rank.
             at: where training stands.
@@ -89,7 +93,7 @@ class StepRun:
             The loss, and the rows of each micro-batch without their graphs.
         """
         sums = torch.zeros(4, dtype=torch.float64, device=batches[0].labels.device)
-        extra: list[Tensor | None] | None = None
+        extra: Gradient | None = None
         kept = []
         parameters = self.parameters if parameters is None else parameters
         for micro, batch in enumerate(batches):
@@ -99,7 +103,7 @@ class StepRun:
                 found = torch.autograd.grad(
                     out.shared, parameters, retain_graph=True, allow_unused=True
                 )
-                extra = add_lists(extra, list(found))
+                extra = list(found) if extra is None else added(extra, found)
             total.backward(  # type: ignore[no-untyped-call]
                 retain_graph=retain_graph, inputs=parameters
             )
@@ -107,23 +111,19 @@ class StepRun:
             sums += torch.stack([total.detach(), weight, shared, shared.new_ones(())]).double()
             kept.append(detached(out))
         dist.sum_(sums)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        dist.sum_gradients(gradients)
-        torch._foreach_div_(gradients, sums[1].to(gradients[0].dtype))
+        terms = [[p.grad for p in parameters]]
+        if extra is not None:  # on no rank, or on all of them
+            terms.append(extra)
+        summed = dist.GradientSum(chain(*terms), parameters * len(terms)).wait()
+        gradient, shares = summed[: len(parameters)], summed[len(parameters) :]
+        if there := held(gradient):
+            torch._foreach_div_(there, sums[1].to(there[0].dtype))
         if extra is not None:
-            self._add_shared(parameters, extra, sums[3])
+            n = sums[3]
+            gradient = added(gradient, [None if g is None else g / n.to(g.dtype) for g in shares])
+        for p, g in zip(parameters, gradient, strict=True):
+            p.grad = g
         return sums[0] / sums[1] + sums[2] / sums[3], kept
-
-    def _add_shared(
-        self, parameters: list[nn.Parameter], extra: list[Tensor | None], n: Tensor
-    ) -> None:
-        found = [
-            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, extra, strict=True)
-        ]
-        dist.sum_gradients(found)
-        for p, g in zip(parameters, found, strict=True):
-            share = g / n.to(g.dtype)
-            p.grad = share if p.grad is None else p.grad + share
 
 
 class Update:
@@ -160,15 +160,8 @@ def detached(out: Rows) -> Rows:
     return replace(out, rows=out.rows.detach(), shared=None, logits=logits)
 
 
-def add_lists(a: list[Tensor | None] | None, b: list[Tensor | None]) -> list[Tensor | None]:
-    """Add two lists of gradients in which ``None`` stands for zero."""
-    if a is None:
-        return b
-    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
-
-
-def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
     """Return the Euclidean norm of all gradients together."""
-    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+    norms = torch._foreach_norm(gradients)
     total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
     return total

@@ -15,10 +15,10 @@ from ltbench.backbones.batchnorm import frozen_statistics
 from ltbench.class_gradients.certified import certify
 from ltbench.class_gradients.engine import Engine, Loss, Pass
 from ltbench.class_gradients.gram import with_exact_sum
+from ltbench.gradients import Gradient, added, each
 from ltbench.moo.base import Solution, Solver, Vector
 from ltbench.updates.objectives import ClassObjectives
 
-Gradient = list[Tensor]  # one tensor per parameter
 Index = NDArray[np.intp]
 
 
@@ -136,13 +136,13 @@ def certified(task: Task, tolerance: float, rounds: int) -> Found:
         gram,
         task.solver,
         preference=task.preference_of(classes),
-        average=list(torch._foreach_div(total, size)) if known else None,
+        average=each(lambda gs: torch._foreach_div(gs, size), total) if known else None,
         tolerance=tolerance,
         rounds=rounds,
     )
     direction = result.direction
     if left_out or task.shared:
-        direction = list(torch._foreach_add(direction, _mixed(task, np.zeros(size))))
+        direction = added(direction, _mixed(task, np.zeros(size)))
     return Found(ordinary, direction, classes, result.weights, gram, result.gaps[-1])
 
 

@@ -203,7 +203,7 @@ class Plot(Update):
         task.engine.forget()
         gradients = [*found.ordinary, *found.direction]
         for p, g in zip([*task.rest, *part], gradients, strict=True):
-            p.grad = g.to(p.dtype)
+            p.grad = None if g is None else g.to(p.dtype)
         return {
             "objectives": len(found.gram),
             "conflicts": int(((found.gram < 0).sum()) // 2),

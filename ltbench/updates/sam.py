@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ltbench import schema
 from ltbench.backbones.batchnorm import frozen_statistics
+from ltbench.gradients import held
 from ltbench.methods.base import Batch, Method, Progress
 from ltbench.updates.base import Log, StepRun, Update, gradient_norm
 from ltbench.updates.plain import Plain
@@ -77,12 +78,15 @@ def climbed(parameters: Sequence[nn.Parameter], rho: float, keep: float = 0.0) -
         rho: length of the move.
         keep: share of the move left in the weights afterwards; 0 restores them bit for bit.
     """
-    pairs = [(p, p.grad) for p in parameters if p.grad is not None]
-    moved: list[Tensor] = [p for p, _ in pairs]
+    moved: list[Tensor] = [p for p in parameters if p.grad is not None]
+    gradients = held([p.grad for p in parameters])
+    if not moved:
+        yield
+        return
     start = [p.detach().clone() for p in moved]
     with torch.no_grad():
-        scale = rho / (gradient_norm(parameters) + EPS)
-        torch._foreach_add_(moved, list(torch._foreach_mul([g for _, g in pairs], scale)))
+        scale = rho / (gradient_norm(gradients) + EPS)
+        torch._foreach_add_(moved, list(torch._foreach_mul(gradients, scale)))
     try:
         yield
     finally:

@@ -8,8 +8,14 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ltbench.backbones.cifar_resnet import BasicBlock, CifarResNet, map_public_weights
+from ltbench.backbones.cifar_resnet import (
+    BasicBlock,
+    CifarResNet,
+    map_public_weights,
+    renumber_appended,
+)
 from ltbench.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -106,3 +112,70 @@ def test_foreign_weights_are_refused() -> None:
         map_public_weights(lacking)
     with pytest.raises(UserError, match=r"found blocks.0.weight"):
         map_public_weights({"blocks.0.weight": torch.zeros(1)})
+
+
+class AppendingBlock(nn.Module):
+    """A block whose shortcut has the new channels after the old ones."""
+
+    def __init__(self, old: int, new: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(old, new, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(new)
+        self.conv2 = nn.Conv2d(new, new, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(new)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        if out.shape != x.shape:
+            kept = F.avg_pool2d(x, 1, stride=2)
+            x = torch.cat([kept, torch.zeros_like(out)[:, kept.shape[1] :]], dim=1)
+        return (out + x).relu()
+
+
+class AppendingNet(nn.Module):
+    def __init__(self, depth: int, widths: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        a, b, c = widths
+        self.conv1, self.bn1 = nn.Conv2d(3, a, 3, 1, 1, bias=False), nn.BatchNorm2d(a)
+        for i, (old, new, stride) in enumerate([(a, a, 1), (a, b, 2), (b, c, 2)], start=1):
+            further = [AppendingBlock(new, new, 1) for _ in range((depth - 2) // 6 - 1)]
+            setattr(self, f"layer{i}", nn.Sequential(AppendingBlock(old, new, stride), *further))
+        self.fc = nn.Linear(c, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        return self.fc(self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("widths", [(16, 32, 64), (4, 6, 14), (4, 4, 10)])
+@pytest.mark.parametrize("depth", [8, 14, 32])
+def test_where_new_channels_are_put_is_a_matter_of_numbers(
+    depth: int, widths: tuple[int, int, int]
+) -> None:
+    other = AppendingNet(depth, widths, classes=5).double()
+    for m in other.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            for t in (m.weight.data, m.bias.data, m.running_mean):
+                t.copy_(0.3 * torch.randn_like(t) + 0.7)
+            m.running_var.uniform_(0.5, 2)
+    ours = CifarResNet(depth, num_classes=5, widths=widths).double()
+    ours.load_state_dict(renumber_appended(other.state_dict()))
+    x, y = torch.randn(6, 3, 16, 16).double(), torch.arange(6) % 5
+
+    def same(a: Tensor, b: Tensor) -> None:
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+    expected = other.eval()(x)
+    same(ours.eval()(x), expected)
+    ours.load_state_dict(other.state_dict())
+    assert (ours(x) - expected).abs().max() > 1e-3  # as they are, they are weights of another
+    ours.load_state_dict(renumber_appended(other.state_dict()))
+    same(ours.train()(x), other.train()(x))
+    for net in (ours, other):  # a step later they are still the same
+        optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=0.01)
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    for name, t in renumber_appended(other.state_dict()).items():
+        torch.testing.assert_close(ours.state_dict()[name], t, rtol=1e-9, atol=1e-12)
+    features = {n: t for n, t in other.state_dict().items() if not n.startswith("fc.")}
+    assert not any(n.startswith("fc.") for n in renumber_appended(features))

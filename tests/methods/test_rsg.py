@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,6 +199,48 @@ def test_backbones_without_maps_are_refused(whole):
     net.scale = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(UserError, match="take a ResNet"):
         entering_channels(net)
+
+
+@pytest.mark.parametrize("key", ["plain", "sam", "plot-cagrad"])
+def test_what_an_epoch_does_not_use_stays(key):
+    """The transformation before samples are generated, the pair classifier from then on."""
+    from test_contract import make_update
+
+    from ltbench.optim import Optim, build_optimizer
+    from ltbench.updates.base import StepRun
+
+    method = build(generate_from=2)
+    optimizer = build_optimizer(method.named_parameters(), Optim(lr=0.05, weight_decay=0.1))
+    run, update = StepRun(method, optimizer), make_update(key, method)
+    for epoch in range(4):
+        before = copy.deepcopy(method.state_dict())
+        toys.step(update, run, [toys.batch()], toys.at(0, epoch=epoch))
+        for name, p in method.named_parameters():
+            unused = "pairs." if epoch >= 2 else "transfer.transform."
+            assert torch.equal(p, before[name]) == name.startswith(unused), (epoch, name)
+        states = [p in optimizer.state for p in method.transfer.transform.parameters()]
+        assert states == [epoch >= 2] * 2
+
+
+@pytest.mark.parametrize("only", ["head", "tail"])
+def test_a_batch_of_one_group_does_not_use_the_transformation(only):
+    from ltbench.optim import Optim, build_optimizer
+    from ltbench.updates.base import StepRun
+    from ltbench.updates.plain import Plain
+
+    method = build(generate_from=0)
+    optimizer = build_optimizer(method.named_parameters(), Optim(lr=0.05, weight_decay=0.1))
+    whole = toys.batch()
+    keep = method.is_head[whole.labels] == (only == "head")
+    assert 0 < int(keep.sum()) < len(keep)
+    part = replace(
+        whole, views=(whole.views[0][keep],), labels=whole.labels[keep], index=whole.index[keep]
+    )
+    before = [p.detach().clone() for p in method.transfer.transform.parameters()]
+    toys.step(Plain(Plain.Config()), StepRun(method, optimizer), [part], toys.at())
+    after = list(method.transfer.transform.parameters())
+    assert all(map(torch.equal, before, after))
+    assert not any(p in optimizer.state for p in after)
 
 
 def test_plot_follows_when_generation_begins():
