@@ -296,7 +296,8 @@ def changes(recipe: Recipe) -> tuple[list[str], list[str]]:
     except UserError:
         return [], shortened  # the user's own file: nothing to compare with
     ours, theirs = (dict(leaves(r.tree(digest_only=True))) for r in (recipe, named))
-    overrides = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    paths = {k for k in ours.keys() | theirs.keys() if not k.endswith(".revision")}
+    overrides = sorted(k for k in paths if ours.get(k) != theirs.get(k))
     if len(recipe.stages) < len(named.stages):
         shortened.append("stages")
     for i, (mine, full) in enumerate(zip(recipe.stages, named.stages, strict=False)):

@@ -16,7 +16,8 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     revision: ClassVar[int] = 0
-    """Raised when the same options come to compute something else; part of digests from 1 on."""
+    """Raised when the same options come to compute something else; part of digests, and of the
+    resolved recipes in records, from 1 on. A recipe need not name it."""
 
     @classmethod
     def complete(cls, values: dict[str, Any]) -> dict[str, Any]:

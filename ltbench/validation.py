@@ -59,6 +59,7 @@ def _build(
     values, broken = dict(node), set()
     if issubclass(model, Config):
         values = model.complete(values)
+        _check_revision(model, values, path, errors)
     for name, field in model.model_fields.items():
         if name not in values and isinstance(field.default, str) and _tag(field):
             values[name] = field.default
@@ -77,6 +78,18 @@ def _build(
                 continue
             errors.append(_explain(e, path, model, origins))
     return None
+
+
+def _check_revision(
+    model: type[Config], values: dict[str, Any], path: str, errors: list[str]
+) -> None:
+    """Take out the revision that the resolved recipe of a record may name."""
+    found = values.pop("revision", 0) if "revision" not in model.model_fields else 0
+    if type(found) is not int or not 0 <= found <= model.revision:
+        errors.append(
+            f"`{path}.revision`: expected at most {model.revision}, the newest that this version "
+            f"of ltbench knows, found {found!r}; update ltbench"
+        )
 
 
 def _build_field(

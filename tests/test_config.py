@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ltbench import get_recipe, list_recipes
-from ltbench.config import assign, describe, parse_word
+from ltbench.config import assign, build_recipe, describe, parse_word
 from ltbench.errors import UserError
 
 
@@ -94,6 +94,21 @@ def test_a_revision_of_a_part_changes_digests(monkeypatch):
     monkeypatch.setattr(type(recipe.stages[0].sampler.config), "revision", 1)
     assert get_recipe("ce_cifar10").digest != before
     assert "revision" not in str(get_recipe("ce_cifar10").tree())
+
+
+def test_a_resolved_recipe_names_revisions_and_is_read_again():
+    recipe = get_recipe("crt_cifar10")
+    tree = recipe.tree(digest_only=True)
+    sampler = tree["stages"][1]["sampler"]
+    assert sampler["revision"] == 1
+    assert build_recipe({**tree, "name": "crt_cifar10"}).digest == recipe.digest
+    sampler["revision"] = 0  # of an older version: its weights can still be loaded
+    build_recipe({**tree, "name": "crt_cifar10"})
+    sampler["revision"] = 2
+    with pytest.raises(
+        UserError, match=r"`stages.1.sampler.revision`: expected at most 1, .*found 2"
+    ):
+        build_recipe({**tree, "name": "crt_cifar10"})
 
 
 def test_digest_ignores_seed_paths_and_workers_only():
@@ -187,7 +202,6 @@ def test_assign_opens_short_forms():
 
 
 def test_resolved_tree_round_trips_through_yaml():
-    from ltbench.config import build_recipe
 
     recipe = get_recipe("mislas_plot_inat", "seed=3")
     again = build_recipe(yaml.safe_load(yaml.safe_dump(recipe.tree())))

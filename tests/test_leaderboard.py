@@ -343,7 +343,14 @@ def test_filters_by_track_status_origin_and_plot(tmp_path):
 
 def test_the_command_of_a_row_gives_the_same_digest():
     words = ["stages.0.update=plot", "stages.0.update.rho=0.2", "epochs=20", "data.profile=step"]
-    for name, changes in (("ce_cifar10", words), ("mislas_plot_cifar100_if50", [])):
+    default = ["stages.0.head_init=kaiming_normal"]  # no longer in the digest's tree
+    sampler = ["stages.0.sampler=class_aware"]  # of a later revision
+    for name, changes in (
+        ("ce_cifar10", words),
+        ("mislas_plot_cifar100_if50", []),
+        ("bbn_cifar10", default),
+        ("ce_cifar10", sampler),
+    ):
         record = record_of((9, 5, 1), 3, name, *changes)
         command = shlex.split(reproduce.command([record, record_of((9, 5, 1), 4, name, *changes)]))
         assert command[:5] == ["ltbench", "run", f"recipe={name}", "seed=3,4", "data.root=DIR"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from ltbench.errors import UserError
 from ltbench.record import Record
 from ltbench.sealing import canonical
+from ltbench.validation import build_recipe
 
 WITHOUT_ROOT = ("digits_lt",)  # its images come with a package
 
@@ -17,7 +20,12 @@ def changed(record: Record) -> dict[str, Any]:
 
     Options of a part that was exchanged for another one are left out.
     """
-    found = {path: _at(record.recipe.resolved, path) for path in record.recipe.overrides}
+    resolved = record.recipe.resolved
+    found = {path: _at(resolved, path) for path in record.recipe.overrides}
+    if not all(found.values()):  # a digest may leave out what is at its default
+        with suppress(UserError):
+            full = build_recipe({**resolved, "name": record.recipe.name}).tree()
+            found = {path: value or _at(full, path) for path, value in found.items()}
     return {path: value[0] for path, value in found.items() if value}
 
 
