@@ -15,6 +15,6 @@ def test_every_digest_is_the_pinned_one():
     now = tool["digests"]()
     changed = [name for name in pinned.keys() | now.keys() if pinned.get(name) != now.get(name)]
     assert not changed, (
-        f"digests changed: {sorted(changed)}; if that is meant, run `python tools/pin_digests.py` and "
-        "say in CHANGELOG.md why"
+        f"digests changed: {sorted(changed)}; if that is meant, run `python tools/pin_digests.py` "
+        "and say in CHANGELOG.md why"
     )
