@@ -51,7 +51,7 @@ class CifarResNet(nn.Module):
 
     Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016,
         arXiv:1512.03385, section 4.2; initialisation as in Cao et al., NeurIPS 2019 (LDAM-DRW).
-    Departures: none known. What BBN, PLOT and CC-SAM call ResNet-32 has 14 blocks in use, this
+    Departures: none known. What PLOT and CC-SAM call ResNet-32 has 14 blocks in use, this
         one 15.
 
     Args:

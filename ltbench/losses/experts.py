@@ -43,7 +43,9 @@ def bbn_alpha(epoch: int, epochs: int) -> float:
 
 
 def bbn_horizon(epochs: int) -> int:
-    """Return the T_max of BBN's released code: the number of epochs in whole hundreds, rounded up.
+    """Return the number of epochs in whole hundreds, rounded up.
+
+    BBN's released code has this T_max for 90 and 180 epochs.
 
     Args:
         epochs: of the training, >= 1.

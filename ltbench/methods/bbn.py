@@ -22,9 +22,8 @@ class BBN(Method):
     Departures: mixed features have twice the paper's weights, and the features of an image to be
         classified weight 1 instead of 1/2, as in the authors' code. A pair of images is two rows,
         each term of the loss with its own image's class. In the first epoch the second branch
-        has weight 0, as in the authors' code. Their code also rounds T_max up to whole hundreds,
-        which shows with 180 epochs: ``horizon: hundreds``. A classifier of the stage before is
-        replaced.
+        has weight 0, as in the authors' code. For 90 and 180 epochs their code has a T_max of
+        100 and 200: ``horizon: hundreds``. A classifier of the stage before is replaced.
     """
 
     kind: ClassVar[Kind] = "architecture"

@@ -33,10 +33,11 @@ class PaCo(Method):
         code has random labels and normalises along the other axis. It may have any length, and
         holds what came last. The projection is normalised over the images of all ranks, where
         the authors normalise on each and shuffle the keys between them; for the backbone take
-        `batchnorm: sync` on several. Its layer before that has no bias, which would cancel. An
-        anchor's row is of its own class. With gradient accumulation each micro-batch is
-        contrasted with itself and the queue, which moves on once per step. A recipe that sets
-        `freeze` names `twin` too.
+        `batchnorm: sync` on several. An anchor is contrasted with the anchors and keys of all
+        ranks, where the authors' sees those of its own GPU and the queue. The projection's first
+        layer has no bias, which its normalisation would cancel. An anchor's row is of its own
+        class. With gradient accumulation each micro-batch is contrasted with itself and the
+        queue, which moves on once per step. A recipe that sets `freeze` names `twin` too.
     """
 
     kind: ClassVar[Kind] = "contrastive"
