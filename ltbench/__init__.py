@@ -16,22 +16,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ltbench import timm_hook
-
-__version__ = "0.1.0"
+from ltbench.models import timm_hook
+from ltbench.version import __version__
 
 timm_hook.install()
 
 # Where each public name lives. They are imported on first use, so that `import ltbench` and
 # listing names stay fast and free of torch.
 _WHERE = {
-    "list_recipes": "ltbench.config",
-    "get_recipe": "ltbench.config",
-    "list_models": "ltbench.api",
-    "create_model": "ltbench.api",
-    "load": "ltbench.api",
-    "evaluate": "ltbench.api",
-    "run": "ltbench.runner",
+    "list_recipes": "ltbench.config.files",
+    "get_recipe": "ltbench.config.files",
+    "list_models": "ltbench.hub.load",
+    "create_model": "ltbench.models.create",
+    "load": "ltbench.hub.load",
+    "evaluate": "ltbench.evaluation.evaluate",
+    "run": "ltbench.train.run",
     "PlotStep": "ltbench.updates.library",
     "class_gram": "ltbench.class_gradients",
     "UserError": "ltbench.errors",
@@ -58,11 +57,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ltbench import losses, moo
-    from ltbench.api import create_model, evaluate, list_models, load
     from ltbench.class_gradients import class_gram
-    from ltbench.config import get_recipe, list_recipes
+    from ltbench.config.files import get_recipe, list_recipes
     from ltbench.errors import UserError
-    from ltbench.runner import run
+    from ltbench.evaluation.evaluate import evaluate
+    from ltbench.hub.load import list_models, load
+    from ltbench.models.create import create_model
+    from ltbench.train.run import run
     from ltbench.updates.library import PlotStep
 
 

@@ -1,3 +1,3 @@
-from ltbench.cli import main
+from ltbench.cli.main import main
 
 main()

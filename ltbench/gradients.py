@@ -1,4 +1,4 @@
-"""Gradients as lists aligned with parameters; ``None`` is no gradient, which is not zero.
+"""Gradients as lists aligned with parameters; ``None`` is a missing gradient, unlike zero.
 
 Optimizers skip a parameter without a gradient: neither weight decay nor momentum acts on it.
 """

@@ -12,10 +12,10 @@ _MIX1, _MIX2, _STEP = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """Return a 63-bit seed for one purpose, e.g. ``derive(seed, "order", epoch)``.
+    """Derive a 63-bit seed for one purpose, e.g. ``derive(seed, "order", epoch)``.
 
-    All randomness of a run is a function of (seed, purpose, counters); no generator state has
-    to be saved, so a resumed run repeats the unbroken one.
+    All randomness of a run is a function of (seed, purpose, counters): no generator state is
+    saved, and a resumed run repeats the uninterrupted one.
     """
     text = "/".join([str(seed), *map(str, purpose)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
@@ -29,13 +29,13 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 
 def keyed_bits(key: int, counters: np.ndarray) -> np.ndarray:
-    """Return 64 random bits per counter: the splitmix64 stream of ``key``, read at ``counters``.
+    """Return 64 random bits per counter: the splitmix64 stream of ``key`` at ``counters``.
 
     Unlike NumPy's Generator streams, the values are fixed by arithmetic and cannot change
     between library versions.
 
     Args:
-        key: stream, any non-negative integer below 2**63.
+        key: key of the stream, a non-negative integer below 2**63.
         counters: non-negative integers of any shape.
 
     Returns:

@@ -16,9 +16,11 @@ from typing import Any
 
 import yaml
 
-from ltbench import get_recipe, list_recipes, registries
-from ltbench.config import assign, leaves, list_variants
-from ltbench.recipe import Recipe
+from ltbench import get_recipe, list_recipes
+from ltbench.config.files import assign, leaves, list_variants
+from ltbench.config.recipe import Recipe
+from ltbench.config.registry import registry as find_registry
+from ltbench.methods import METHODS
 
 FOLDER = Path(__file__).parent / "authors"
 OF_DATA = ("augment", "augment_views")
@@ -102,7 +104,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings of a recipe as entries have them, by dotted path."""
     tree = recipe.tree()
     for plain, stage in zip(tree["stages"], recipe.stages, strict=True):
-        method = registries.METHODS.get(stage.method.name)
+        method = METHODS.get(stage.method.name)
         plain["freeze"] = list(method.freeze if stage.freeze is None else stage.freeze)
         frozen = bool(plain["freeze"])
         plain["frozen_bn"] = (stage.frozen_bn or method.frozen_bn) if frozen else None
@@ -133,7 +135,7 @@ def missing(entry: dict[str, Any]) -> list[str]:
             lacking += [f"stages.{i}.optim.{k}" for k in OF_OPTIM if k not in stage["optim"]]
         for part, registry in (("method", "METHODS"), ("sampler", "SAMPLERS")):
             if part in stage:
-                config = getattr(registries, registry).get(stage[part]["name"]).Config
+                config = find_registry(registry).get(stage[part]["name"]).Config
                 lacking += [
                     f"stages.{i}.{part}.{k}" for k in config.model_fields if k not in stage[part]
                 ]

@@ -6,15 +6,31 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each worker of xdist has one core
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import Forked, Ranks, run_command
+from xdist.scheduler import LoadScopeScheduling
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"
+
+# Folders and files whose tests share something costly: a trained model, ranks that wait.
+GROUPS = {
+    "diagnose": ("diagnose",),
+    "published": ("hub", "leaderboard"),
+    "bench": ("bench",),
+    "ranks": ("test_distributed.py", "test_unused_parameters.py", "test_batchnorm.py"),
+    "shards": ("shards", "test_stream_recipes.py"),
+    "cifar": ("test_cifar.py",),
+    "prepare": ("test_prepare.py",),
+    "catalogue": ("test_catalogue.py",),
+    "resume": ("test_resume.py",),
+    "elastic": ("test_elastic.py",),
+}
 
 _asked: set[str] = set()  # vectors that the running test has looked up
 
@@ -23,6 +39,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--vectors", action="store_true", help="show which test vectors no passed test asked for"
     )
+
+
+class Groups(LoadScopeScheduling):
+    """Gives all tests of a group to one worker, and other tests to whoever is free.
+
+    ``--dist loadgroup`` does not do it: pytest 9.2 ignores the names that xdist 3.8 gives tests.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        parts = nodeid.partition("::")[0].split("/")
+        found = (group for group, names in GROUPS.items() if set(names) & set(parts))
+        return next(found, nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    return Groups(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -82,3 +115,35 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the image archives in {folder}")
     return folder
+
+
+@pytest.fixture
+def fork() -> Iterator[Callable[..., Forked]]:
+    """Start a function in a process of its own, which ends with the test at the latest."""
+    started: list[Forked] = []
+
+    def start(function: Callable[..., object], *args: Any, **more: Any) -> Forked:
+        started.append(Forked(function, *args, **more))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.end()
+
+
+@pytest.fixture
+def command(fork: Callable[..., Forked]) -> Callable[..., Forked]:
+    """Start `ltbench` with some words: ``command("run", "recipe=ce", env={"RANK": "0"})``."""
+
+    def start(*words: str, **more: Any) -> Forked:
+        return fork(run_command, words, **more)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> Iterator[Ranks]:
+    """Two ranks, for all tests of this worker."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.end()

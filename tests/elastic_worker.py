@@ -1,4 +1,4 @@
-"""Started by torchrun in test_elastic.py: the command line, a log of its steps, and a mishap.
+"""Started in test_elastic.py: the command line, a log of its steps, and a mishap.
 
 Usage: elastic_worker.py LOGS MISHAP WORDS..., where MISHAP is ``none`` or ``KIND:RANK:S.E.T``: what
 befalls which rank before step T of epoch E of stage S, once in the life of the folder LOGS.
@@ -12,30 +12,36 @@ import signal
 import sys
 from pathlib import Path
 
-from ltbench import cli, dist
+from ltbench.cli import main as cli
+from ltbench.distributed import ranks
 from ltbench.errors import UserError
-from ltbench.trainer import Trainer
-
-logs, mishap, words = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-do_step = Trainer._step
+from ltbench.train.stage import StageRun
 
 
-def step(self, run, update, micro, at, stats):
-    place = f"{at.stage}.{at.epoch}.{at.step}"
-    if f"{dist.rank()}:{place}" == mishap.partition(":")[2] and not (logs / "befell").exists():
-        (logs / "befell").touch()
-        befall(mishap.partition(":")[0])
-    log = do_step(self, run, update, micro, at, stats)
-    entry = {
-        "try": os.environ["TORCHELASTIC_RESTART_COUNT"],
-        "pid": os.getpid(),
-        "world": dist.world(),
-        "place": [at.stage, at.epoch, at.step],
-        "index": [i for part in micro for i in part.index.tolist()],
-    }
-    with (logs / f"{os.getpid()}.jsonl").open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-    return log
+def main(argv: list[str]) -> None:
+    logs, mishap, words = Path(argv[0]), argv[1], argv[2:]
+    befell = logs / "befell"
+    do_step = StageRun.step
+
+    def step(self, micro, at):
+        place = f"{at.stage}.{at.epoch}.{at.step}"
+        if f"{ranks.rank()}:{place}" == mishap.partition(":")[2] and not befell.exists():
+            befell.touch()
+            befall(mishap.partition(":")[0])
+        log = do_step(self, micro, at)
+        entry = {
+            "try": os.environ["TORCHELASTIC_RESTART_COUNT"],
+            "pid": os.getpid(),
+            "world": ranks.world(),
+            "place": [at.stage, at.epoch, at.step],
+            "index": [i for part in micro for i in part.index.tolist()],
+        }
+        with (logs / f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        return log
+
+    StageRun.step = step
+    cli.main(words)
 
 
 def befall(kind: str) -> None:
@@ -47,5 +53,4 @@ def befall(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    Trainer._step = step
-    cli.main(words)
+    main(sys.argv[1:])

@@ -6,16 +6,14 @@ import re
 
 import authors_settings
 import pytest
-from authors_settings import compare, entries, factors
+from authors_settings import compare, compared, entries, factors
 
 from ltbench import get_recipe, list_recipes
-from ltbench.config import list_variants
+from ltbench.config.files import list_variants
 
 
-@pytest.mark.parametrize("name", list_recipes())
-def test_a_recipe_and_its_variants_are_what_the_authors_ran(name):
-    results = [compare(name, variant) for variant in ("", *list_variants(name))]
-    problems = [line for result in results for line in result.problems]
+def test_recipes_and_their_variants_are_what_the_authors_ran():
+    problems = [line for pair in compared() for line in compare(*pair).problems]
     assert not problems, "\n".join(problems)
 
 

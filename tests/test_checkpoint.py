@@ -11,12 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ltbench import checkpoint, get_recipe, run
-from ltbench.checkpoint import Background, Position, Store, copied
+from ltbench import get_recipe, run
+from ltbench.config.recipe import RunOptions
 from ltbench.data.memory import MemorySplit
 from ltbench.errors import UserError
-from ltbench.resume import WHAT, check_resume_state, resume_state
-from ltbench.trainer import Trainer
+from ltbench.train import checkpoint
+from ltbench.train.cadence import Cadence
+from ltbench.train.checkpoint import BackgroundWriter, Position, Store, copied
+from ltbench.train.resume import WHAT, check_resume_state, resume_state
+from ltbench.train.stage import StageRun
 
 WORDS = [
     "backbone=resnet20_cifar",
@@ -47,7 +50,7 @@ def unbroken(tmp_path_factory) -> Path:
 
 def break_after(steps: int, error: BaseException, monkeypatch) -> None:
     """Let that error end the run in place of a later step."""
-    do_step, left = Trainer._step, [steps]
+    do_step, left = StageRun.step, [steps]
 
     def step(self, *args):
         if not left[0]:
@@ -55,7 +58,7 @@ def break_after(steps: int, error: BaseException, monkeypatch) -> None:
         left[0] -= 1
         return do_step(self, *args)
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(StageRun, "step", step)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("an image cannot be read")])
@@ -85,7 +88,7 @@ def test_without_a_clock_only_epochs_and_stages_are_saved(tmp_path, monkeypatch)
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     """The first write ends only when two more steps have been done."""
-    do_step, save_file = Trainer._step, checkpoint.save_file
+    do_step, save_file = StageRun.step, checkpoint.save_file
     steps, went_on, waited = [], threading.Event(), []
 
     def step(self, *args):
@@ -101,7 +104,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
             assert all(torch.equal(t, before[k]) for k, t in tensors.items())  # training is not
         save_file(tensors, path)
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(StageRun, "step", step)
     monkeypatch.setattr(checkpoint, "save_file", slow)
     run(get_recipe("quickstart", *WORDS, "run.save_steps=3", f"out={tmp_path / 'run'}"))
     assert waited == [True]
@@ -122,8 +125,8 @@ def test_a_failed_write_in_the_background_stops_the_run_and_spares_what_was_ther
         save_file(tensors, path)
 
     with monkeypatch.context() as broken:
-        do_step = Trainer._step
-        broken.setattr(Trainer, "_step", lambda *a: (steps.append(0), do_step(*a))[1])
+        do_step = StageRun.step
+        broken.setattr(StageRun, "step", lambda *a: (steps.append(0), do_step(*a))[1])
         broken.setattr(checkpoint, "save_file", full)
         with pytest.raises(UserError, match="No space left on device") as caught:
             run(recipe)
@@ -136,7 +139,7 @@ def test_a_failed_write_in_the_background_stops_the_run_and_spares_what_was_ther
 
 def test_work_in_the_background_is_done_in_order_and_never_lost():
     done, gate = [], threading.Event()
-    background = Background()
+    background = BackgroundWriter()
     background.start(lambda: (gate.wait(10), done.append(1))[1])
     assert done == []
     gate.set()
@@ -237,3 +240,11 @@ def test_any_difference_is_named(key):
 def test_after_the_last_stage_only_the_data_count():
     state = resume_state(Position(2), 7, "content:1", None, None)
     assert state == {"version": 1, "data": "content:1", "seed": 7, "stage": 2, "epoch": 0}
+
+
+def test_no_checkpoint_is_due_before_a_short_last_batch():
+    by_steps = Cadence(RunOptions(save_steps=3, save_minutes=None))
+    by_clock = Cadence(RunOptions(save_minutes=1e-9))
+    assert [by_steps.due(done, 64, 64) for done in (1, 2, 3)] == [None, None, "steps"]
+    assert by_clock.due(1, 64, 64) == "minutes"
+    assert by_steps.due(3, 63, 64) is by_clock.due(1, 63, 64) is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltbench.cli import main
+from ltbench.cli.main import main
 
 SHORT = [
     "stages.0.epochs=1",
@@ -93,7 +93,7 @@ def test_help_teaches_by_example(command, capsys):
 
 
 def test_the_verbs_are_frozen():
-    from ltbench.cli import cli
+    from ltbench.cli.main import cli
 
     verbs = ["bench", "data", "diagnose", "download", "eval"]
     verbs += ["leaderboard", "list", "publish", "run", "show"]
@@ -131,7 +131,7 @@ def test_leaderboard_filters(capsys):
     assert code == 0
     assert "LDAM-DRW" in out
     assert "iNaturalist" not in out
-    assert "unknown filter" in refused(capsys, "leaderboard", "datset=cifar10")
+    assert "unknown key" in refused(capsys, "leaderboard", "datset=cifar10")
     assert "no row matches" in refused(capsys, "leaderboard", "dataset=mnist")
 
 
@@ -282,3 +282,48 @@ def test_damaged_models_are_refused(finished, damage, capsys, tmp_path):
     else:
         (copy / "model.json").unlink()
     assert "model" in refused(capsys, "eval", f"model={copy}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run"],
+        ["run", "recipe=quikstart"],
+        ["run", "recipe=quickstart", "data.imbalance_ratio=x"],
+        ["run", "recipe=mislas_plot_inat"],
+        ["run", "recipe=ce_cifar10", "data.root=/nowhere"],
+        ["eval", "modle=x"],
+        ["data", "show", "."],
+        ["data", "prepare", "dataset=inat18"],
+        ["diagnose", "model=a", "wat=norms"],
+        ["leaderboard", "dataset=cifar10"],
+        ["leaderboard", "datset=cifar10"],
+        ["publish", "run=x"],
+    ],
+    ids=" ".join,
+)
+def test_what_computes_nothing_does_not_import_torch(words, tmp_path):
+    code = (
+        "import sys; from ltbench.cli.main import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit as e: assert e.code in (None, 0, 2), e.code\n"
+        "heavy = {'torch', 'torchvision', 'timm'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_finished_run_needs_no_data(finished, capsys, tmp_path, monkeypatch):
+    from ltbench.cli.run import _records
+
+    out, _ = finished
+    assert list(_records("quickstart", [f"out={out}"])) == [out / "record.json"]
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "quickstart-1a2b3c4d" / "seed0"
+    folder.mkdir(parents=True)
+    assert not list(_records("quickstart", [f"out={tmp_path}"]))
+    (folder / "record.json").write_text("{}")
+    assert list(_records("quickstart", []))

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltbench.curves import COLUMNS, write_curves
 from ltbench.errors import UserError
+from ltbench.train.curves import COLUMNS, write_curves
 
 
 def history(stages=(6, 3)):

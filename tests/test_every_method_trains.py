@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 import ltbench
-from ltbench import get_recipe, list_recipes, registries, run
-from ltbench.report import Silent
+from ltbench import get_recipe, list_recipes, run
+from ltbench.methods import METHODS
+from ltbench.train.progress import NoProgress
 
 # The digits inside scikit-learn, a small network, four steps in two epochs of each stage.
 TINY = (
@@ -17,7 +18,7 @@ TINY = (
     *("run.device=cpu", "run.threads=1", "run.save_steps=1", "run.max_steps=4"),
     "run.eval_every=9",
 )
-NAMES = [n for n in registries.METHODS.names() if n not in ("gcl_stage2", "plot_stage2")]
+NAMES = [n for n in METHODS.names() if n not in ("gcl_stage2", "plot_stage2")]
 SMALL = {
     "m2m": ("stages.1.method.gamma=0.2",),
     "paco": ("stages.0.method.queue=96",),
@@ -25,7 +26,7 @@ SMALL = {
 }
 
 
-class Breaks(Silent):
+class Breaks(NoProgress):
     """Stops a run as Ctrl-C would, after some steps."""
 
     def __init__(self, after: int) -> None:
@@ -50,9 +51,31 @@ def tiny(name: str, out):
     return get_recipe(recipe, *TINY, *sizes, *SMALL.get(name, ()), f"out={out}")
 
 
+# These keep state of different kinds; `test_resume_methods` has the toy runs of all.
+RESUMED = ("mixup", "paco", "difficulty_net", "m2m", "rsg", "bcl")
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """A picture of the curves takes as long as a run."""
+    monkeypatch.setattr("ltbench.train.curves._picture", lambda history: b"")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_it_trains_resumes_loads_and_exports(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("ltbench.curves._picture", lambda history: b"")  # takes as long as a run
+def test_it_trains_loads_and_exports(name, tmp_path):
+    result = run(tiny(name, tmp_path / "run"))
+    method = ltbench.load(result.folder)
+    x = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        logits = method(x)
+        assert torch.equal(method.export().eval()(x), logits)
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in RESUMED else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
+def test_it_resumes(name, tmp_path):
     whole = run(tiny(name, tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         run(tiny(name, tmp_path / "broken"), reporter=Breaks(after=3))
@@ -61,9 +84,3 @@ def test_it_trains_resumes_loads_and_exports(name, tmp_path, monkeypatch):
     assert ours.keys() == theirs.keys()
     assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
     assert again.metrics == whole.metrics
-    method = ltbench.load(whole.folder)
-    x = torch.randn(3, 3, 8, 8)
-    with torch.no_grad():
-        logits = method(x)
-        assert torch.equal(method.export().eval()(x), logits)
-    assert torch.isfinite(logits).all()

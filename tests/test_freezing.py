@@ -8,13 +8,14 @@ import toys
 from torch import nn
 
 from ltbench import get_recipe
-from ltbench.backbones.batchnorm import scale_and_shift
+from ltbench.config.optim import Optim
+from ltbench.config.recipe import Stage
 from ltbench.data.base import DatasetInfo
 from ltbench.errors import UserError
-from ltbench.freezing import freeze, reset, set_modes
-from ltbench.optim import Optim, parameter_groups
-from ltbench.recipe import Stage
-from ltbench.trainer import build_backbone, build_method
+from ltbench.methods.build import build_backbone, build_method, reset
+from ltbench.models.batchnorm import scale_and_shift
+from ltbench.train.freezing import freeze, set_modes
+from ltbench.train.optim import parameter_groups
 from ltbench.updates.base import StepRun
 
 BRANCHED = ["bbn", "ride", "sade"]
@@ -114,7 +115,7 @@ def test_parts_of_a_pretrained_network_can_begin_anew():
         return weights
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ltbench.trainer.build_backbone", given)
+        patch.setattr("ltbench.methods.build.build_backbone", given)
         method = build_method(recipe, 0, info)
         with pytest.raises(UserError, match=r"`reset`: no layer is called `backbone.net.layer9`"):
             build_method(get_recipe("ce_cifar10", "stages.0.reset=[backbone.net.layer9]"), 0, info)

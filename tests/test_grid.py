@@ -10,8 +10,10 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from ltbench import cli, get_recipe, grid
+from ltbench import get_recipe
+from ltbench.cli import main as cli
 from ltbench.errors import UserError
+from ltbench.train import grid
 
 THIN = "backbone={name: resnet20_cifar, args: {widths: [4, 8, 16]}}"
 FAST = ["epochs=1", THIN, "data.image_size=8", "run.max_steps=2", "run.device=cpu"]
@@ -84,7 +86,7 @@ def test_mistakes_are_found_before_anything_runs(tmp_path):
 
 
 def test_a_failing_run_does_not_stop_the_others(tmp_path):
-    from ltbench.record import Record
+    from ltbench.records.record import Record
 
     cells = grid.make_grid(["ce", "mislas"], [0, 1], ["data=digits_lt"])
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from ltbench import get_recipe
 from ltbench.data.base import DatasetInfo
-from ltbench.heads import CosineHead, LinearHead, NormalizedHead, ScaledHead, ShiftedHead
-from ltbench.trainer import build_method
+from ltbench.methods.build import build_method
+from ltbench.models.heads import CosineHead, LinearHead, NormalizedHead, ScaledHead, ShiftedHead
 
 Vector = Callable[[str], dict[str, Any]]
 

@@ -18,24 +18,24 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from ltbench import get_recipe, leaderboard
-from ltbench.aggregate import average_seeds
-from ltbench.cli_leaderboard import leaderboard as commands
+from ltbench.cli.leaderboard import leaderboard as commands
 from ltbench.errors import UserError
+from ltbench.evaluation.metrics import BINS, Metrics
 from ltbench.leaderboard import reproduce
-from ltbench.leaderboard.literature import marks
 from ltbench.leaderboard.tables import AS_PUBLISHED, is_tie, track_of
-from ltbench.metrics import BINS, Metrics
-from ltbench.names import backbone_title, dataset_names, matches, method_title
-from ltbench.record import Record
-from ltbench.record import changes as changed_keys
-from ltbench.record_parts import (
+from ltbench.records.aggregate import average_seeds
+from ltbench.records.literature import marks
+from ltbench.records.parts import (
     CheckpointFacts,
     CodeFacts,
     DatasetFacts,
     ExecutionFacts,
     VerificationFacts,
 )
-from ltbench.record_parts import RecipeFacts as Facts
+from ltbench.records.parts import RecipeFacts as Facts
+from ltbench.records.record import Record
+from ltbench.records.record import changes as changed_keys
+from ltbench.records.titles import backbone_title, dataset_names, matches, method_title
 
 ROOT = Path(__file__).parent.parent
 COUNTS = (300, 50, 3)
@@ -452,11 +452,11 @@ def test_the_commands_print_all_forms(tmp_path):
     assert said("table", *words, "--markdown").startswith("| dataset | ratio |")
     assert "MiSLAS + PLOT" in said(*words)
     for wrong, reason in (
-        (("datset=x",), "unknown filter `datset=x` .did you mean `dataset`"),
-        (("dataset=x", "dataset=y"), "`dataset=` is given more than once"),
+        (("datset=x",), "`datset`: unknown key .did you mean `dataset`"),
+        (("dataset=x", "dataset=y"), "`dataset` is given twice"),
         (("build", "out=page.txt"), "expected the name of an .html file"),
         (("build", f"out={tmp_path / 'no' / 'page.html'}"), "there is no folder"),
-        (("build", "to=x"), "unknown word `to=x`"),
+        (("build", "to=x"), "`to`: unknown key"),
     ):
         with pytest.raises(UserError, match=reason):
             CliRunner().invoke(commands, wrong, catch_exceptions=False)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ltbench.data.shots import shot_groups
 from ltbench.errors import UserError
-from ltbench.metrics import BINS, Accumulator, Metrics, open_set_f, shot_groups
+from ltbench.evaluation.metrics import BINS, Accumulator, Metrics, open_set_f
 
 COUNTS = (300, 50, 3)
 

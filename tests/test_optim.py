@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ltbench.config.optim import Optim, Schedule
 from ltbench.errors import UserError
-from ltbench.optim import Optim, Schedule, build_optimizer, set_lr
+from ltbench.train.optim import build_optimizer, set_lr
 
 SCHEDULES = {
     "lr_ldam_cifar": (Schedule(name="multistep", warmup=5, milestones=(160, 180), gamma=0.01), 200),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 import venv
@@ -26,7 +27,7 @@ def test_import_and_list_do_not_import_torch():
     python("import sys, ltbench; assert 'torch' not in sys.modules and 'timm' not in sys.modules")
     for words in (["list"], ["list", "methods"], ["list", "backbones"], ["list", "solvers"]):
         python(
-            "import sys; from ltbench.cli import main\n"
+            "import sys; from ltbench.cli.main import main\n"
             f"try: main({words!r})\n"
             "except SystemExit as e: assert not e.code, e.code\n"
             "heavy = {'torch', 'timm', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
@@ -53,8 +54,9 @@ def test_wheel_holds_recipes_and_leaderboard_and_runs_from_an_empty_folder(tmp_p
     wheel = build(tmp_path)
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
-    recipes = {p.name for p in (ROOT / "recipes").glob("*.yaml")}
-    assert {n.split("/")[-1] for n in names if n.startswith("ltbench/_recipes/")} >= recipes
+    recipes = {p.relative_to(ROOT).as_posix() for p in (ROOT / "recipes").rglob("*.yaml")}
+    assert len(recipes) > 300
+    assert {f"ltbench/_{path}" for path in recipes} <= set(names)
     assert "ltbench/_leaderboard/published.csv" in names
     assert not [n for n in names if n.startswith(("tests/", "runs/"))]
 
@@ -71,7 +73,7 @@ def test_wheel_holds_recipes_and_leaderboard_and_runs_from_an_empty_folder(tmp_p
         str(env / "bin" / "python"),
         "-I",  # whatever PYTHONPATH says, only what is installed counts
         "-c",
-        "import ltbench, sys; from ltbench.cli import main; "
+        "import ltbench, sys; from ltbench.cli.main import main; "
         "assert 'site-packages' in ltbench.__file__ and '/env/' in ltbench.__file__; "
         "main(sys.argv[1:])",
     ]
@@ -102,6 +104,12 @@ def test_version_and_bounds():
     import ltbench
 
     assert f"## {ltbench.__version__}" in changes
+
+
+def test_the_families_of_recipes_are_listed():
+    tool = runpy.run_path(str(ROOT / "tools" / "recipe_index.py"))
+    text = tool["README"].read_text(encoding="utf-8")
+    assert tool["updated"](text) == text, "run `python tools/recipe_index.py`"
 
 
 def test_readme_commands_name_real_recipes_and_keys():

@@ -15,11 +15,12 @@ import torch
 
 from ltbench import get_recipe
 from ltbench.data.base import Data, DatasetInfo
-from ltbench.environment import emulates_bfloat16, environment
+from ltbench.digest import digest_of
 from ltbench.errors import UserError
-from ltbench.metrics import BINS, Metrics
-from ltbench.record import Record, load_content, make_record, record_text, validate_record
-from ltbench.sealing import checksums_of, digest_of, run_id_of
+from ltbench.evaluation.metrics import BINS, Metrics
+from ltbench.machine import emulates_bfloat16, environment
+from ltbench.records.record import Record, load_content, make_record, record_text, validate_record
+from ltbench.records.sealing import checksums_of, run_id_of
 
 ROOT = Path(__file__).parent.parent
 COUNTS = (300, 50, 3)
@@ -342,10 +343,11 @@ def test_environment_knows_commit_only_in_a_checkout(tmp_path):
     assert found["cpu"]
     copy = tmp_path / "site"
     (copy / "ltbench").mkdir(parents=True)
-    (copy / "ltbench" / "__init__.py").write_text("__version__ = '9.9'")
-    source = (ROOT / "ltbench" / "environment.py").read_text()
-    (copy / "ltbench" / "environment.py").write_text(source)
-    code = "from ltbench.environment import environment as e; print(e()['code'])"
+    (copy / "ltbench" / "__init__.py").write_text("")
+    (copy / "ltbench" / "version.py").write_text("__version__ = '9.9'")
+    source = (ROOT / "ltbench" / "machine.py").read_text()
+    (copy / "ltbench" / "machine.py").write_text(source)
+    code = "from ltbench.machine import environment as e; print(e()['code'])"
 
     def run_there() -> str:
         done = subprocess.run(
@@ -374,5 +376,5 @@ def test_exported_schema_is_in_sync_and_without_torch():
     spec.loader.exec_module(module)
     written = (ROOT / "leaderboard" / "schema.json").read_text()
     assert written == module.schema(), "run: python tools/export_schema.py"
-    code = "import sys, ltbench.record; assert 'torch' not in sys.modules"
+    code = "import sys, ltbench.records.record; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

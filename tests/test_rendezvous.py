@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch.distributed as td
 
-from ltbench.rendezvous import meet
+from ltbench.distributed.rendezvous import meet
 
 WORLD = 3
 
@@ -70,7 +70,7 @@ def test_marks_of_a_start_that_failed_half_way_are_not_taken_for_ours(came, star
     for _ in range(2):
         _, errors = started(came, seconds=0.5)
         assert len(errors) == len(came)
-        assert f"not all of {WORLD} ranks came" in errors[0]
+        assert f"not all {WORLD} ranks joined" in errors[0]
         got, errors = started()
         assert not errors
         assert_alone_together(got)

@@ -7,12 +7,12 @@ import torch
 import toys
 from test_contract import make_update, ready
 
-from ltbench.checkpoint import (
+from ltbench.methods.weights import load_strict
+from ltbench.train.checkpoint import (
     Position,
     Snapshot,
     Store,
     load_optimizer,
-    load_strict,
     optimizer_tensors,
     with_prefix,
     without_prefix,

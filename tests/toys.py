@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ltbench import registries, validation
-from ltbench.backbones.base import Backbone
+from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
+from ltbench.methods import METHODS
 from ltbench.methods.base import Batch, Method, Progress
+from ltbench.models.backbone import Backbone
 from ltbench.updates.base import Log, StepRun, Update
 
 COUNTS = (60, 30, 12, 5)
@@ -102,13 +103,13 @@ def backbone(norm: bool = True, seed: int = 0) -> Backbone:
 
 def method(name: str, norm: bool = True, seed: int = 0):
     """A method on the tiny network, on top of a cross-entropy stage where it needs one."""
-    cls = registries.METHODS.get(name)
+    cls = METHODS.get(name)
     options = validation.build_options("METHODS", name, OPTIONS.get(name, {}))
     net = backbone(norm, seed)
     torch.manual_seed(seed + 1)
     previous = None
     if name in STAGE2 + POSTHOC:
-        ce = registries.METHODS.get("ce")
+        ce = METHODS.get("ce")
         previous = ce(validation.build_options("METHODS", "ce", {}), net, INFO)
     if name in FRESH:
         net = backbone(norm, seed + 7)

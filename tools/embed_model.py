@@ -12,13 +12,13 @@ import json
 import sys
 from pathlib import Path
 
-from ltbench.atomic import write_atomic
+from ltbench.config.resources import leaderboard_dir
 from ltbench.errors import UserError
+from ltbench.files import write_atomic
 from ltbench.hub.export import export
 from ltbench.hub.zoo import INDEX, Entry, Index, read_index
 from ltbench.leaderboard.submit import submit
-from ltbench.record import Record
-from ltbench.resources import leaderboard_dir
+from ltbench.records.record import Record
 
 LIMIT = 10 * 2**20  # bytes of all committed weights together
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from ltbench.atomic import write_atomic
-from ltbench.record import Record
-from ltbench.resources import leaderboard_dir
+from ltbench.config.resources import leaderboard_dir
+from ltbench.files import write_atomic
+from ltbench.records.record import Record
 
 
 def schema() -> str:

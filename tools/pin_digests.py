@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from ltbench import get_recipe, list_recipes
-from ltbench.config import list_variants
+from ltbench.config.files import list_variants
 
 PINNED = Path(__file__).parent.parent / "tests" / "digests.json"
 

@@ -14,16 +14,14 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from ltbench.aggregate import Row
-from ltbench.config import get_recipe, list_recipes, list_variants
+from ltbench.config.files import get_recipe, list_recipes, list_variants
+from ltbench.config.recipe import Recipe
 from ltbench.leaderboard import INAT_RATIOS, published
-from ltbench.names import backbone_title, dataset_title, key, method_title
-from ltbench.recipe import Recipe
+from ltbench.records.aggregate import Row
+from ltbench.records.titles import backbone_title, dataset_title, key, method_title, usual_title
 
 Place = tuple[str, str, float, str]  # method, data set, ratio, backbone
 RATIOS = {"ImageNet-LT": 256.0, "Places-LT": 996.0, "iNaturalist-2018": min(INAT_RATIOS)}
-# What the tables print under other names.
-SAME = {"Decouple-tau-norm": "tau-norm", "Decouple": "cRT", "CE (joint)": "CE"}
 LEFT_OUT = {
     "NCM": "not among the methods",
     "BALMS": "its meta sampler is not among the methods",
@@ -53,7 +51,7 @@ def main() -> int:
             left.append((row, f"no top-1 result ({row['metric']})"))
             continue
         table = row["source"] if paper else "repositories"
-        name = SAME.get(row["method"], row["method"])
+        name = usual_title(row["method"])
         ratio = RATIOS.get(row["dataset"], float(row["imbalance_ratio"] or 0))
         place = (key(name), row["dataset"], ratio, row["backbone"])
         plain = (key(name.split(" (")[0]), *place[1:])
@@ -102,7 +100,7 @@ def places(recipe: Recipe) -> Iterator[Place]:
     ratio = getattr(recipe.data.config, "imbalance_ratio", None)
     where = (dataset, RATIOS.get(dataset, float(ratio or 0)), backbone_title(recipe.backbone.name))
     if recipe.target is not None:
-        yield (key(SAME.get(recipe.target.method, recipe.target.method)), *where)
+        yield (key(usual_title(recipe.target.method)), *where)
     if "_moo" not in recipe.name:
         yield (key(method_title(recipe.name)), *where)
 

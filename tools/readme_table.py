@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltbench.atomic import write_atomic
+from ltbench.files import write_atomic
 from ltbench.leaderboard import nearest_published
-from ltbench.leaderboard.literature import marks
 from ltbench.leaderboard.tables import board_rows, plain_markdown, section_order
+from ltbench.records.literature import marks
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- results: tools/readme_table.py -->", "<!-- end of results -->"

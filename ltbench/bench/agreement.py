@@ -13,19 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltbench import checkpoint, registries, validation
-from ltbench.backbones.batchnorm import frozen_statistics
 from ltbench.class_gradients.engine import Engine, Pass
-from ltbench.data.base import Data
-from ltbench.data.loader import batches
+from ltbench.config import validation
 from ltbench.errors import UserError
-from ltbench.freezing import freeze, set_modes
-from ltbench.methods.base import Batch, Method, Progress
+from ltbench.methods.base import Batch, Progress
+from ltbench.models.batchnorm import frozen_statistics
+from ltbench.moo import SOLVERS
 from ltbench.moo.cagrad import CAGrad, certified_gap
-from ltbench.recipe import Recipe, Stage
-from ltbench.runner import RECIPE
-from ltbench.seeding import derive
-from ltbench.trainer import build_backbone
+from ltbench.records.record import RECIPE
+from ltbench.train import checkpoint
+from ltbench.train.feed import Feed
+from ltbench.train.stage import StageRun, saved_method
+from ltbench.updates import UPDATES
 from ltbench.updates.base import StepRun
 
 C = 0.5
@@ -66,23 +65,15 @@ class Agreement:
 
 @dataclass
 class State:
-    """A run as it stood at a checkpoint.
+    """A stage of a run as it stood at a checkpoint.
 
     Args:
-        recipe: of the run.
-        stage: in which the checkpoint was made.
-        index: of that stage.
-        epoch: finished ones.
-        method: with the weights of then, in training mode.
-        data: the run's.
+        run: the stage, with the weights of the checkpoint.
+        epoch: finished epochs.
     """
 
-    recipe: Recipe
-    stage: Stage
-    index: int
+    run: StageRun
     epoch: int
-    method: Method
-    data: Data
 
     @classmethod
     def load(cls, folder: Path, data: dict[str, Any]) -> State:
@@ -101,45 +92,23 @@ class State:
                 f"`model=` must be a checkpoint folder inside a run's folder, such as "
                 f"RUN/checkpoints/s0-e0010-t000000; there is no {described}"
             )
-        tree = json.loads(described.read_text(encoding="utf-8"))
-        tree = tree["tree"]
-        tree["data"] = {**tree["data"], **data}
-        recipe = validation.build_recipe(tree)
         snapshot = checkpoint.read_snapshot(folder)
-        index = int(snapshot.facts["stage"])
+        index, history = int(snapshot.facts["stage"]), snapshot.facts["history"]
+        tree = json.loads(described.read_text(encoding="utf-8"))["tree"]
+        tree["data"] = {**tree["data"], **data}
+        tree["stages"][index]["micro_batch"] = None  # the whole batch is one task
+        recipe = validation.build_recipe(tree)
         loaded = recipe.data.config.load()  # type: ignore[attr-defined]
-        method: Method | None = None
-        for stage in recipe.stages[: index + 1]:
-            backbone = build_backbone(recipe) if method is None else method.backbone
-            make = registries.METHODS.get(stage.method.name)
-            method = make(stage.method.config, backbone, loaded.info, method)
-        assert method is not None
-        tensors = checkpoint.without_prefix("method", snapshot.tensors)
-        checkpoint.load_strict(method, tensors, str(folder))
-        policy = recipe.run.batchnorm
-        set_modes(method, stage, freeze(method, stage, policy), policy)
+        method = saved_method(snapshot, recipe, loaded.info, str(folder))
         method = method.to(memory_format=torch.channels_last)
-        history = snapshot.facts["history"]
-        return cls(recipe, stage, index, history[-1]["epoch"] if history else 0, method, loaded)
+        run = StageRun(Feed(recipe, loaded, torch.device("cpu")), index, method)
+        return cls(run, history[-1]["epoch"] if history else 0)
 
     def batches(self, count: int) -> Iterator[tuple[Batch, Progress]]:
-        """Yield prepared batches as the stage trains on, in an order of their own."""
-        stage = self.stage
-        size = stage.batch_size or 1
-        sampler = registries.SAMPLERS.get(stage.sampler.name)(stage.sampler.config)
-        order = sampler.order(
-            self.data.train.labels,
-            seed=derive(self.recipe.seed, "bench"),
-            epoch=self.epoch,
-            epochs=stage.epochs or 1,
-            batch_size=size,
-        )
-        key = derive(self.recipe.seed, "bench", "augment")
-        loaded = batches(self.data.train, order, size, key=key, views=self.method.views)
-        for step, (micro,) in zip(range(count), loaded, strict=False):
-            at = Progress(self.recipe.seed, self.index, self.epoch, stage.epochs or 1, step)
-            views = tuple(v.to(memory_format=torch.channels_last) for v in micro.views)
-            yield self.method.prepare(Batch(views, micro.labels, micro.index), at), at
+        """Yield prepared batches of the next epoch; of the last one if the stage is finished."""
+        epoch = min(self.epoch, self.run.training.epochs - 1)
+        for (batch,), at in self.run.first_steps(epoch, count):
+            yield batch, at
 
 
 def measure(state: State, count: int, part: str = "last") -> list[Agreement]:
@@ -158,7 +127,7 @@ def measure(state: State, count: int, part: str = "last") -> list[Agreement]:
         solution = CAGrad(CAGrad.Config(c=C, rescale="sum")).solve(gram)
         best = torch.from_numpy(solution.coefficients) @ table
         results = {name: task.update(options) for name, options in MODES.items()}
-        released = registries.SOLVERS.get("slsqp")(
+        released = SOLVERS.get("slsqp")(
             validation.build_options("SOLVERS", "slsqp", {"c": C, "rescale": "sum"})
         ).solve(gram)
         direction = torch.from_numpy(released.coefficients) @ table
@@ -193,12 +162,12 @@ def by_layer(state: State, part: str = "last") -> dict[str, tuple[float, float, 
         loss = task.forward()
     weight = torch.full((len(batch.labels),), 1 / len(batch.labels), dtype=torch.float64)
     one = Pass(task.forward, task.place, weight, weight, loss=loss)
-    if not engine.works(one):
+    if not engine.supports_fast(one):
         raise UserError(f"fast class gradients cannot be used: {engine.problem}")
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     exact = dict(zip(map(id, task.part), _split(table, task.part), strict=True))
     owners = {id(p): m for m in task.method.modules() for p in m._parameters.values()}
-    for rows in engine.sampled(one, size, [], together=True)[1]:
+    for rows in engine.sampled(one, size, [], additive=True)[1]:
         kind = type(owners[id(rows.parameter)]).__name__
         kind += " weight" if rows.parameter.dim() > 1 else " vector"
         found.setdefault(kind, []).append((rows.rows[:size], exact[id(rows.parameter)]))
@@ -216,7 +185,7 @@ class _Task:
     def __init__(self, state: State, batch: Batch, at: Progress, part: str) -> None:
 
         self.state, self.batch, self.at, self.name = state, batch, at, part
-        self.method = copy.deepcopy(state.method).double()
+        self.method = copy.deepcopy(state.run.method).double()
         run = StepRun(self.method, torch.optim.SGD(self.method.parameters(), lr=0.0))
         self.part = run.part(part)
         classes, self.place = torch.unique(batch.labels, return_inverse=True)
@@ -240,7 +209,7 @@ class _Task:
 
     def update(self, options: dict[str, Any]) -> tuple[Tensor, np.ndarray]:
         """Return the direction and the solver's weights of a mode, as in training."""
-        method = self.state.method
+        method = self.state.run.method
         before = {k: v.clone() for k, v in method.state_dict().items()}
         run = StepRun(method, torch.optim.SGD(method.parameters(), lr=0.0))
         values = {
@@ -250,7 +219,7 @@ class _Task:
             "solver": {"name": "cagrad", "c": C, "rescale": "sum"},
             **options,
         }
-        update = registries.UPDATES.get("plot")(validation.build_options("UPDATES", "plot", values))
+        update = UPDATES.get("plot")(validation.build_options("UPDATES", "plot", values))
         log = update.step(run, [self.batch], self.at)
         method.load_state_dict(before)
         direction = torch.cat([p.grad.flatten() for p in run.part(self.name) if p.grad is not None])

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ltbench import registries
 from ltbench.bench.reference import reference_data, reference_optimizer, reference_recipe
+from ltbench.config.recipe import Recipe
 from ltbench.data.base import Data
-from ltbench.data.loader import steps_per_epoch
-from ltbench.epoch_stats import EpochStats
-from ltbench.errors import UserError
-from ltbench.feed import Feed
-from ltbench.freezing import freeze, set_modes
-from ltbench.methods.base import Batch, Method, Progress
-from ltbench.optim import build_optimizer, set_lr
-from ltbench.recipe import Recipe
-from ltbench.report import Silent
-from ltbench.trainer import PartRun, Reporter, Trainer
-from ltbench.updates.base import Update
+from ltbench.methods.base import Batch, Method
+from ltbench.train.feed import Feed
+from ltbench.train.progress import NoProgress, Reporter
+from ltbench.train.stage import StageRun, initial_method
 
 FAST, REFERENCE = "fast", "reference"
 PIPELINES = (FAST, REFERENCE)
@@ -65,69 +57,47 @@ class Pipeline:
     ) -> None:
         if name == REFERENCE:
             recipe, data = reference_recipe(recipe), reference_data(data)
-        self.name, self.recipe, self.data, self.device = name, recipe, data, device
-        self.index, self.stage = stage, recipe.stages[stage]
-        own = self.stage
-        if own.epochs is None or own.batch_size is None or own.optim is None:
-            raise UserError(f"`stages.{stage}`: a training stage needs epochs, batch_size, optim")
-        self.optim, self.epochs = own.optim, own.epochs
-        self.reporter = reporter or Silent()
-        self._trainer = Trainer(recipe, data, Path(), device, self.reporter)
+        self.name, self.device, self.double = name, device, double
+        self.reporter = reporter or NoProgress()
         for i in range(stage if previous is None else 0):
-            previous = self._trainer._build(i, previous)
-        self.method = self._trainer._build(stage, previous)
-        self.double = double
+            previous = initial_method(recipe, i, data.info, previous, device)
+        method = initial_method(recipe, stage, data.info, previous, device)
         if double:
-            self.method.double()
+            method.double()
+        self._feed = _Piecewise(recipe, data, device)
+        self.run = StageRun(self._feed, stage, method)
+        if name == REFERENCE:
+            reference_optimizer(self.run.optimizer)
+        self.epochs = self.run.training.epochs  # after which training begins anew
         self.epoch = self.step = 0  # the next to be made
         self.loss: Tensor | float = 0.0  # of the step before
-        self._frozen = freeze(self.method, own, recipe.run.batchnorm)
-        trained = [(names, p) for names, p in self.method.known_as() if p.requires_grad]
-        self.optimizer = build_optimizer(trained, own.optim)
-        if name == REFERENCE:
-            reference_optimizer(self.optimizer)
-        self.update: Update = registries.UPDATES.get(own.update.name)(own.update.config)
-        self.run = PartRun(self.method, self.optimizer, self._trainer._autocast)
-        self._stats = EpochStats(data.info.num_classes, device)
-        self._feed = _Piecewise(recipe, data, device)
-        self.per_epoch = steps_per_epoch(
-            len(self._feed.order(stage, 0)),
-            own.batch_size,
-            accumulate=own.passes(1),
-            last=own.last_batch,
-        )
 
     def train(self, steps: int) -> int:
         """Make some steps and return how many images they saw; after the last epoch, begin anew."""
         images = 0
         while steps > 0:
-            now = min(steps, self.per_epoch - self.step)
+            now = min(steps, self.run.per_epoch - self.step)
             images += self._inside(now)
             steps -= now
         return images
 
     def _inside(self, steps: int) -> int:
         """Make steps of one epoch."""
-        stage, run, images = self.stage, self.recipe.run, 0
-        whole = stage.epochs or 1
-        lr = set_lr(self.optimizer, self.optim, stage.schedule.factor(self.epoch, whole))
-        set_modes(self.method, stage, self._frozen, run.batchnorm)
-        at = Progress(self.recipe.seed, self.index, self.epoch, whole, self.step, lr=lr)
-        if at.step == 0:
-            self.method.on_epoch(at)
+        run, images = self.run, 0
+        at = run.begin(self.epoch, self.step)
         last = self.step + steps
-        self._feed.until = None if last == self.per_epoch else last
-        batches = self._feed.batches(self.method, self.index, self.epoch, self.step)
+        self._feed.until = None if last == run.per_epoch else last
+        batches = run.batches(self.epoch, self.step)
         while (micro := self.next_batch(batches)) is not None:
             at = replace(at, step=self.step)
-            log = self._trainer._step(self.run, self.update, micro, at, self._stats)
+            log = run.step(micro, at)
             self.loss = float(log["loss"]) if self.name == REFERENCE else log["loss"]
             self.step += 1
             seen = sum(len(batch.labels) for batch in micro)
             self.reporter.step(lambda: float(self.loss), seen)
             images += seen
-        if self.step == self.per_epoch:
-            self._stats.summary(self.data.info.class_counts, self.recipe.shot_rule)
+        if self.step == run.per_epoch:
+            run.summary()
             self.epoch, self.step = (self.epoch + 1) % self.epochs, 0
         return images
 
@@ -152,7 +122,7 @@ class _Piecewise(Feed):
 
     def order(self, index: int, epoch: int) -> np.ndarray:
         order = super().order(index, epoch)
-        size = self.recipe.stages[index].batch_size or 1
+        size = self.recipe.training(index).batch_size
         return order if self.until is None else order[: self.until * size]
 
 
@@ -174,19 +144,16 @@ def trained(
     """
     method: Method | None = None
     for index, stage in enumerate(recipe.stages):
-        if stage.epochs is None:  # a post-hoc method: making it is all
-            method = Trainer(recipe, data, Path(), device, Silent())._build(index, method)
+        if stage.training is None:  # a post-hoc method: making it is all
+            method = initial_method(recipe, index, data.info, method, device)
             continue
         pipeline = Pipeline(
             name, recipe, data, device, stage=index, previous=method, reporter=reporter
         )
-        method = pipeline.method
-        total = stage.epochs * pipeline.per_epoch
-        total = min(total, recipe.run.max_steps or total)
-        pipeline.reporter.stage(index, stage, total, 0)
-        pipeline.train(total)
-    if method is None:
-        raise UserError("`stages`: expected at least one stage, found none")
+        method = pipeline.run.method
+        pipeline.reporter.stage(index, stage, pipeline.run.total, 0)
+        pipeline.train(pipeline.run.total)
+    assert method is not None
     return method.eval()
 
 

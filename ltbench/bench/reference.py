@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchvision.transforms import functional as F
 
+from ltbench.config.recipe import Recipe
+from ltbench.config.validation import build_recipe
 from ltbench.data.base import Data, DatasetInfo, Split
 from ltbench.data.memory import MemorySplit
 from ltbench.errors import UserError
-from ltbench.recipe import Recipe
 from ltbench.seeding import derive
-from ltbench.validation import build_recipe
 
 MIRRORED = ("none", "standard")  # pipelines of images that are done by Pillow here
 

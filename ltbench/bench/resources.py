@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ltbench.backbones.base import create_backbone
 from ltbench.bench.steps import Case, Steps
 from ltbench.class_gradients.engine import Engine
+from ltbench.models.backbone import create_backbone
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,17 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from ltbench import registries, validation
-from ltbench.backbones.base import create_backbone
+from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
+from ltbench.methods import METHODS
 from ltbench.methods.base import Batch, Progress
+from ltbench.models.backbone import create_backbone
+from ltbench.updates import UPDATES
 from ltbench.updates.base import Log, StepRun, Update
 from ltbench.updates.plot import Plot
 
@@ -26,9 +28,10 @@ PLOT: dict[str, dict[str, Any]] = {
     "reference": {"mode": "official", "solver": "slsqp"},
     "torchjd": {},
 }
-PIPELINES = ("plain", "sam", *PLOT)
-"""What can be timed: ``reference`` is the released algorithm, ``torchjd`` that package's Gramian
-engine in place of ours; it is left out where the package is not installed."""
+Name = Literal["plain", "sam", "fast", "certified", "exact", "reference", "torchjd"]
+PIPELINES: tuple[Name, ...] = get_args(Name)
+"""``reference`` is the released algorithm, ``torchjd`` that package's Gramian engine in place of
+ours; it is left out where the package is not installed."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,13 @@ class Steps:
         torch.manual_seed(0)
         info = DatasetInfo("bench", (1000,) * case.classes, tuple(map(str, range(case.classes))))
         options = validation.build_options("METHODS", "ce", {})
-        method = registries.METHODS.get("ce")(options, create_backbone(case.backbone), info)
+        method = METHODS.get("ce")(options, create_backbone(case.backbone), info)
         method = method.to(self.device).to(memory_format=self.layout)
         optimizer = torch.optim.SGD(method.parameters(), lr=1e-4, momentum=0.9)
         run = StepRun(method, optimizer, self._autocast)
         name = "plot" if pipeline in PLOT else pipeline
         values = {"part": case.part, **PLOT[pipeline]} if pipeline in PLOT else {}
-        cls = WithTorchJD if pipeline == "torchjd" else registries.UPDATES.get(name)
+        cls = WithTorchJD if pipeline == "torchjd" else UPDATES.get(name)
         return run, cls(validation.build_options("UPDATES", name, values))
 
     def step(self, run: StepRun, update: Update) -> None:

@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
-from ltbench.atomic import write_atomic
 from ltbench.bench.pipeline import REFERENCE, Pipeline
+from ltbench.config.recipe import Recipe
+from ltbench.config.validation import build_recipe
+from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
-from ltbench.recipe import Recipe
-from ltbench.runner import pick_device, set_up_torch
-from ltbench.validation import build_recipe
+from ltbench.files import write_atomic
+from ltbench.train.run import set_up_torch
 
 PHASES = ("data", "forward", "backward", "solver", "update", "other")
 PHASE_ROUNDS = 3  # rounds at most in which phases are told apart
@@ -66,7 +67,7 @@ def measure(pipelines: Sequence[Pipeline], *, rounds: int = 5, steps: int = 4) -
         steps: of a block.
     """
     for pipeline in pipelines:
-        window = getattr(pipeline.stage.update.config, "epochs", None)
+        window = getattr(pipeline.run.stage.update.config, "epochs", None)
         pipeline.epochs = window or pipeline.epochs
         pipeline.train(steps)
     blocks: dict[str, list[_Block]] = {p.name: [] for p in pipelines}
@@ -134,13 +135,13 @@ class Clock:
     @contextmanager
     def watching(self, pipeline: Pipeline) -> Iterator[None]:
         """Tell the phases of a pipeline's steps apart meanwhile."""
-        solver = getattr(pipeline.update, "solver", None)
+        solver = getattr(pipeline.run.update, "solver", None)
         calls: list[tuple[Any, str, str]] = [
             (pipeline, "next_batch", "data"),
             (pipeline.run, "loss", "forward"),
             (torch.autograd, "backward", "backward"),  # what `Tensor.backward` calls
             (torch.autograd, "grad", "backward"),
-            (pipeline.optimizer, "step", "update"),
+            (pipeline.run.optimizer, "step", "update"),
             *([(solver, "solve", "solver")] if solver is not None else []),
         ]
         with ExitStack() as stack:

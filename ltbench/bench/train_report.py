@@ -5,37 +5,31 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from rich.console import Console
-from rich.table import Table
 
 from ltbench.bench.pipeline import FAST, PIPELINES, REFERENCE, Pipeline, first_steps, trained
 from ltbench.bench.reference import exact_recipe
+from ltbench.bench.table import plain_table
 from ltbench.bench.train import PHASES, cores, measure, peak, profile
-from ltbench.config import get_recipe, parse_word
+from ltbench.config.files import get_recipe
+from ltbench.config.recipe import Recipe
+from ltbench.config.schema import Config
+from ltbench.config.words import REST, read_words
 from ltbench.data.base import Data
-from ltbench.errors import UserError, did_you_mean
-from ltbench.evaluation import evaluate_split
-from ltbench.recipe import Recipe
-from ltbench.report import Bar
-from ltbench.runner import pick_device, set_up_torch
+from ltbench.distributed.device import pick_device
+from ltbench.errors import UserError
+from ltbench.evaluation.evaluate import evaluate_split
+from ltbench.records.aggregate import plus_minus
+from ltbench.train.progress import ProgressBar
+from ltbench.train.run import set_up_torch
 
-WHAT = ("speed", "agreement")
-DEFAULTS: dict[str, Any] = {
-    "recipe": None,
-    "what": "speed",
-    "pipelines": ",".join(PIPELINES),
-    "rounds": 5,
-    "steps": 4,
-    "stage": 0,
-    "threads": None,
-    "seeds": 1,
-}
 ONLY = {"pipelines": "speed", "rounds": "speed", "seeds": "agreement"}
 SHOTS = ("top1", "many", "medium", "few")
 EXACT = f"{FAST}, exact"
@@ -43,29 +37,41 @@ NOTE = (
     "relative; moved: over how far the weights have come. In fp32 rounding decides for a ReLU at "
     "its kink which way it goes, and gradients follow; fp64 shows what remains without that"
 )
-LEAST = {"plain": 1.5, "plot": 2.5}  # how many times as fast as the reference, by update, on a CPU
-LEAST_PLOT_100 = 5.0  # PLOT with 100 classes or more
-LEAST_GPU = 10.0
+
+
+class Words(Config):
+    """Words of `ltbench bench train`; all others are for the recipe."""
+
+    recipe: str
+    what: Literal["speed", "agreement"] = "speed"
+    pipelines: tuple[Literal["fast", "reference"], ...] = ("fast", "reference")
+    rounds: int = Field(5, ge=1)
+    steps: int = Field(4, ge=1)
+    stage: int = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1)
+    seeds: int = Field(1, ge=1)
+    overrides: tuple[str, ...] = Field((), json_schema_extra=REST)
 
 
 def report(words: Sequence[str], console: Console, trace: Path | None = None) -> dict[str, Any]:
     """Measure, print, and return the same as plain data.
 
     Args:
-        words: ``recipe=NAME``, the other keys of ``DEFAULTS``, and overrides of the recipe.
+        words: see ``Words``.
         console: where tables go.
         trace: gets a Chrome trace of some steps of the first pipeline.
 
     Raises:
         UserError: a word or a value is unknown, or the recipe cannot be run here.
     """
-    options, overrides = _checked(words)
-    if trace is not None and options["what"] != "speed":
+    given = _read(words)
+    if trace is not None and given.what != "speed":
         raise UserError("`--profile` is for what=speed; leave it out")
     if trace is not None and not trace.parent.is_dir():
         raise UserError(f"`--profile`: there is no folder {trace.parent}; make it first")
-    recipe = get_recipe(str(options["recipe"]), *overrides)
-    stage = options["stage"]
+    threads = () if given.threads is None else (f"run.threads={given.threads}",)
+    recipe = get_recipe(given.recipe, *given.overrides, *threads)
+    stage = given.stage
     if stage >= len(recipe.stages) or recipe.stages[stage].epochs is None:
         able = [str(i) for i, s in enumerate(recipe.stages) if s.epochs is not None]
         raise UserError(
@@ -94,77 +100,43 @@ def report(words: Sequence[str], console: Console, trace: Path | None = None) ->
         f"{data.info.name} with {data.info.num_classes} classes, "
         f"batches of {recipe.stages[stage].batch_size}"
     )
-    if options["what"] == "speed":
-        return {**facts, "speed": _speed(recipe, data, device, options, console, trace)}
-    return {**facts, "agreement": _agreement(recipe, data, device, options, console)}
+    if given.what == "speed":
+        return {**facts, "speed": _speed(recipe, data, device, given, console, trace)}
+    return {**facts, "agreement": _agreement(recipe, data, device, given, console)}
 
 
-def _checked(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the options of this command, and the words that are for the recipe."""
-    given: dict[str, Any] = {}
-    overrides: list[str] = []
-    known = [*DEFAULTS, *Recipe.model_fields, "epochs"]
-    for word in words:
-        key, value = parse_word(word)
-        if key in given:
-            raise UserError(f"`{key}=` is given twice; give it once")
-        if key in DEFAULTS:
-            given[key] = value
-        elif "." in key or key in known:
-            overrides.append(word)
-        else:
-            raise UserError(
-                f"unknown word `{key}`{did_you_mean(key, known)}; known: {', '.join(DEFAULTS)}, "
-                "and keys of the recipe"
-            )
-    if not given.get("recipe"):
-        raise UserError(f"expected `recipe=...`, found {' '.join(words) or 'nothing'}")
-    options = {**DEFAULTS, **given}
-    if options["what"] not in WHAT:
-        near = did_you_mean(str(options["what"]), WHAT)
-        raise UserError(f"`what`: expected {' or '.join(WHAT)}, found `{options['what']}`{near}")
+def _read(words: Sequence[str]) -> Words:
+    """Return the words, after checks that concern more than one."""
+    given = read_words(words, Words, rest=[*Recipe.model_fields, "epochs"])
     for key, what in ONLY.items():
-        if key in given and options["what"] != what:
-            raise UserError(f"`{key}` is for what={what}; leave it out of what={options['what']}")
-    options["pipelines"] = [w.strip() for w in str(options["pipelines"]).split(",")]
-    for name in options["pipelines"]:
-        if name not in PIPELINES or options["pipelines"].count(name) > 1:
-            raise UserError(
-                f"`pipelines`: expected {', '.join(PIPELINES)}, each once, found `{name}`"
-                f"{did_you_mean(name, PIPELINES)}"
-            )
-    for key, least in (("rounds", 1), ("steps", 1), ("seeds", 1), ("stage", 0), ("threads", 1)):
-        value = options[key]
-        if key == "threads" and value is None:
-            continue
-        if type(value) is not int or value < least:
-            raise UserError(f"`{key}`: expected a whole number from {least}, found `{value}`")
-    if options["threads"] is not None:
-        overrides.append(f"run.threads={options['threads']}")
-    if options["what"] == "agreement" and not any(w.startswith("epochs=") for w in overrides):
+        if key in given.model_fields_set and given.what != what:
+            raise UserError(f"`{key}` is for what={what}; leave it out of what={given.what}")
+    if len(set(given.pipelines)) < len(given.pipelines):
+        raise UserError(f"`pipelines`: expected each once, found {', '.join(given.pipelines)}")
+    if given.what == "agreement" and not any(w.startswith("epochs=") for w in given.overrides):
         raise UserError(
             "what=agreement trains the recipe under both pipelines: say how long with `epochs=N`"
         )
-    return options, overrides
+    return given
 
 
 def _speed(
     recipe: Recipe,
     data: Data,
     device: torch.device,
-    options: Mapping[str, Any],
+    given: Words,
     console: Console,
     trace: Path | None,
 ) -> list[dict[str, Any]]:
     """Time the pipelines and print their figures."""
-    stage, names = options["stage"], options["pipelines"]
+    stage, names = given.stage, given.pipelines
     ready = [Pipeline(name, recipe, data, device, stage=stage) for name in names]
-    speeds = measure(ready, rounds=options["rounds"], steps=options["steps"])
+    speeds = measure(ready, rounds=given.rounds, steps=given.steps)
     if trace is not None:
-        profile(ready[0], trace, steps=options["steps"])
+        profile(ready[0], trace, steps=given.steps)
     found = [{**asdict(s), "mebibytes": peak(s.pipeline, recipe, stage=stage)} for s in speeds]
-    table = _table("pipeline", "images/s", "ms/step", "MiB", device.type.upper())
-    phases = _table("ms of a step", *PHASES)
+    table = plain_table("pipeline", "images/s", "ms/step", "MiB", device.type.upper())
+    phases = plain_table("ms of a step", *PHASES)
     for row in found:
         name, busy = row["pipeline"], row["busy"]
         table.add_row(
@@ -177,53 +149,34 @@ def _speed(
         phases.add_row(name, *(f"{row['phases'][phase]:.1f}" for phase in PHASES))
     console.print("", table, "", phases, sep="\n")
     console.print(
-        f"\nmedians of {options['rounds']} blocks of {options['steps']} steps in turn; phases in "
+        f"\nmedians of {given.rounds} blocks of {given.steps} steps in turn; phases in "
         "blocks of their own; MiB: peak of a process of its own"
     )
     for row in found:
         if row["pipeline"] == FAST and row["ratio"] is not None:
-            row["least"] = goal(recipe, stage, data.info.num_classes, device)
-            console.print(_verdict(row))
+            low, high = row["spread"]
+            console.print(f"{FAST} / {REFERENCE}: {row['ratio']:.2f} ({low:.2f} - {high:.2f})")
     if trace is not None:
         console.print(f"trace of {names[0]} in {trace}: open it in chrome://tracing or Perfetto")
     return found
-
-
-def goal(recipe: Recipe, stage: int, classes: int, device: torch.device) -> float | None:
-    """Return how many times as fast as the reference a stage is to be, if that has been said."""
-    update = recipe.stages[stage].update.name
-    if update not in LEAST:
-        return None
-    if device.type == "cuda":
-        return LEAST_GPU
-    return LEAST_PLOT_100 if update == "plot" and classes >= 100 else LEAST[update]
-
-
-def _verdict(row: Mapping[str, Any]) -> str:
-    low, high = row["spread"]
-    line = f"{FAST} / {REFERENCE}: {row['ratio']:.2f} ({low:.2f} - {high:.2f})"
-    if row["least"] is None:
-        return line
-    met = "met" if row["ratio"] >= row["least"] else "missed"
-    return f"{line}, goal >= {row['least']:g}: {met}"
 
 
 def _agreement(
     recipe: Recipe,
     data: Data,
     device: torch.device,
-    options: Mapping[str, Any],
+    given: Words,
     console: Console,
 ) -> dict[str, Any]:
     """Compare first steps and results of both pipelines and print them."""
-    stage, steps = options["stage"], options["steps"]
+    stage, steps = given.stage, given.steps
     single = recipe.model_copy(update={"run": recipe.run.model_copy(update={"precision": "fp32"})})
     cases = [(FAST, single, False), (FAST, single, True)]
     if recipe.stages[stage].update.name == "plot":
         same = exact_recipe(recipe)
         cases = [(EXACT, same, False), (EXACT, same, True), (FAST, single, False)]
     console.print(f"\nfirst {steps} steps, largest difference from {REFERENCE}")
-    table = _table("pipeline", "precision", "loss", "weights", "moved")
+    table = plain_table("pipeline", "precision", "loss", "weights", "moved")
     first = []
     for name, case, double in cases:
         ours, theirs = (
@@ -239,11 +192,11 @@ def _agreement(
     epochs = " + ".join(str(s.epochs) for s in recipe.stages if s.epochs is not None)
     console.print(f"\ntest accuracy after {epochs} epochs")
     runs = []
-    for seed in range(recipe.seed, recipe.seed + options["seeds"]):
+    for seed in range(recipe.seed, recipe.seed + given.seeds):
         seeded = recipe.model_copy(update={"seed": seed})
         for name in PIPELINES:
             start = time.perf_counter()
-            reporter = Bar(console)
+            reporter = ProgressBar(console)
             try:
                 method = trained(name, seeded, data, device, reporter)
             finally:
@@ -254,28 +207,19 @@ def _agreement(
             runs.append(row)
             passed = time.perf_counter() - start
             console.print(f"{name}, seed {seed}: {_percent([row['top1']])} ({passed:.0f} s)")
-    table = _table("pipeline", "all", *SHOTS[1:])
+    table = plain_table("pipeline", "all", *SHOTS[1:])
     for name in PIPELINES:
         own = [row for row in runs if row["pipeline"] == name]
         table.add_row(name, *(_percent([row[k] for row in own]) for k in SHOTS))
     console.print()
     console.print(table)
-    if options["seeds"] > 1:
-        console.print(f"percent, mean ± standard deviation of {options['seeds']} seeds")
+    if given.seeds > 1:
+        console.print(f"percent, mean ± standard deviation of {given.seeds} seeds")
     return {"first_steps": first, "runs": runs}
 
 
 def _percent(values: Sequence[float | None]) -> str:
     """Return mean and standard deviation in percent; a group without classes has none."""
     known = [100 * v for v in values if v is not None]
-    if not known:
-        return "-"
-    spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.2f}{spread}"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left")
-    return table
+    mean = statistics.fmean(known) if known else None
+    return plus_minus(mean, statistics.stdev(known) if len(known) > 1 else None)

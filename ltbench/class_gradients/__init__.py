@@ -1,6 +1,6 @@
-"""Gradients of every class of a batch, at the cost of about one extra backward pass.
+"""Class gradients of a batch, at the cost of about one extra backward pass.
 
-Example, how far the classes of a batch agree in the last stage of a network:
+Example, agreement of the classes of a batch in the last stage of a network:
 
     >>> import torch
     >>> from torch.nn import functional as F
@@ -42,7 +42,7 @@ def class_gram(
     """Return inner products of the gradients of all classes in a batch.
 
     A class's objective is the sum of its rows over the number of all rows, as in PLOT, so that
-    the gradients add up to that of the mean. The weights and their ``.grad`` are left alone.
+    the gradients add up to that of the mean. The weights and their ``.grad`` are not changed.
 
     Reference: Zhou et al., Pareto Deep Long-Tailed Recognition, ICLR 2024, Definitions 2.1-2.2.
     Departures: none known in ``exact``; ``fast`` is approximate, see ``Engine``.
@@ -51,14 +51,14 @@ def class_gram(
         part: module or parameters to differentiate.
         rows: runs the model and returns the loss of each image [B]; called once.
         labels: class of each image [B].
-        model: the whole network; ``fast`` needs it where ``part`` is not all of it.
-        mode: one backward pass per class, or one in all.
+        model: the whole network; required by ``fast`` if ``part`` is not all of it.
+        mode: ``exact`` is one backward pass per class, ``fast`` a single one.
 
     Returns:
         The Gram matrix [K, K] in float64, and the classes present, ascending [K].
 
     Raises:
-        UserError: there are not as many rows as labels, or ``fast`` cannot be used; it says why.
+        UserError: the numbers of rows and labels differ, or ``fast`` is not supported.
     """
     parameters = list(part.parameters() if isinstance(part, nn.Module) else part)
     if model is None:
@@ -70,15 +70,15 @@ def class_gram(
     if loss.shape != labels.shape:
         raise UserError(
             f"expected one loss per label {list(labels.shape)}, found {list(loss.shape)}; "
-            "let `rows` return the losses without a reduction"
+            "`rows` must return unreduced losses"
         )
     weight = torch.full_like(loss.detach(), 1 / max(1, len(loss)))
     one = Pass(lambda: (loss, None), place, weight, weight, loss=(loss, None))
     if mode == "exact":
         return engine.exact([one], size).cpu().numpy(), classes.cpu().numpy()
-    if not engine.works(one):
-        raise UserError(f"fast class gradients cannot be used: {engine.problem}; take mode='exact'")
-    products = engine.survey([one], size, [], together=True)[1].cpu().numpy()
-    engine.forget()
-    known = np.append(np.arange(size), size + 1)  # the row between is of no class: empty here
+    if not engine.supports_fast(one):
+        raise UserError(f"fast class gradients cannot be used: {engine.problem}; use mode='exact'")
+    products = engine.fast([one], size, [], additive=True)[1].cpu().numpy()
+    engine.release()
+    known = np.append(np.arange(size), size + 1)  # the row in between is empty here
     return with_exact_sum(products[np.ix_(known, known)]), classes.cpu().numpy()

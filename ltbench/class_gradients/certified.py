@@ -1,4 +1,4 @@
-"""The exact multi-objective direction from approximate class gradients, with a certificate."""
+"""Certified multi-objective direction from approximate class gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ltbench.class_gradients.engine import Engine, Pass
-from ltbench.class_gradients.gram import agreeing
+from ltbench.class_gradients.gram import with_products
 from ltbench.errors import UserError
 from ltbench.gradients import Gradient, added, each
 from ltbench.moo._gram import check_preference, factor, length
@@ -23,7 +23,7 @@ Direction = Gradient  # one entry per parameter of the part
 
 @dataclass(frozen=True)
 class Certified:
-    """A direction, and how far from optimal its weights can be.
+    """Direction with a bound on the suboptimality of its weights.
 
     Args:
         direction: the solver's direction, exact for its weights.
@@ -38,17 +38,17 @@ class Certified:
 
 
 def check_solver(solver: Solver) -> None:
-    """Refuse solvers whose optimality has no certificate of this kind.
+    """Check that a solver's optimality can be certified.
 
     Raises:
-        UserError: with those that have.
+        UserError: it cannot; names the solvers for which it can.
     """
     known = isinstance(solver, CAGrad) and solver.config.c > 0
     known |= isinstance(solver, MGDA) and solver.config.normalization == "none"
     if not known:
         raise UserError(
-            "`class_gradients: certified` needs the solver cagrad with c > 0 or mgda without "
-            f"normalisation, found {type(solver).__name__.lower()}; choose one of them, or "
+            "`class_gradients: certified` requires solver cagrad with c > 0 or mgda without "
+            f"normalisation, found {type(solver).__name__.lower()}; use one of them, or "
             "`class_gradients` = exact or fast"
         )
 
@@ -64,26 +64,26 @@ def certify(
     tolerance: float = 1e-3,
     rounds: int = 1,
 ) -> Certified:
-    """Solve with a Gram matrix that is put right wherever the solver looks.
+    """Solve with an approximate Gram matrix, corrected at the solver's iterates.
 
     A round takes the solver's weights w, computes g_w by one backward pass and, by one
-    forward-mode pass, ``g_k . d`` for all classes, d the direction of w. These are the exact
+    forward-mode pass, ``g_k . d`` for all classes, with d the direction of w. These are the exact
     slopes of the solver's objective and give the true duality gap; they are also an exact product
-    with the Gram matrix, which is made to agree. Then the problem is solved again. What a round
-    costs does not depend on K.
+    with the Gram matrix, which is corrected to reproduce it. Then the problem is solved again. The
+    cost of a round does not depend on K.
 
     Args:
-        engine: of the class gradients.
-        passes: the micro-batches.
+        engine: computes class gradients.
+        passes: the micro-batches of this rank.
         gram: approximate inner products of the class gradients [K, K].
         solver: CAGrad, or MGDA without normalisation.
         preference: importance of each objective [K] for CAGrad; ``None`` is equal.
-        average: exact average of the class gradients, where it is known.
-        tolerance: gap at which no further round is made.
-        rounds: at most.
+        average: exact average of the class gradients, if known.
+        tolerance: gap at which to stop.
+        rounds: maximum number of rounds.
 
     Raises:
-        UserError: the solver has no certificate of this kind.
+        UserError: the solver cannot be certified.
     """
     check_solver(solver)
     size, device = len(gram), engine.part[0].device
@@ -109,10 +109,10 @@ def certify(
             break
         points.append(problem.b + problem.share(g_w) * weights)
         products.append(slopes)
-        weights = problem.corrected(agreeing(gram, points, products), weights, slopes)
+        weights = problem.corrected(with_products(gram, points, products), weights, slopes)
         g_w = mixture(weights)
     else:
-        gaps.append(problem.gap(g_w, bound))  # by the best bound of the rounds before
+        gaps.append(problem.gap(g_w, bound))  # with the best bound of the previous rounds
     return Certified(problem.direction(g_w), weights, tuple(gaps))
 
 
@@ -122,11 +122,11 @@ class _Problem:
 
     Args:
         reach: c |g_0| for CAGrad, 1 for MGDA.
-        preferred: g_b for CAGrad, nothing for MGDA.
+        preferred: g_b for CAGrad, ``None`` for MGDA.
         b: its weights [K].
-        average: g_0 for CAGrad, nothing for MGDA.
-        unit: what gaps are relative to.
-        rescale: what the direction is multiplied by.
+        average: g_0 for CAGrad, ``None`` for MGDA.
+        unit: scale of the gap.
+        rescale: factor of the direction.
     """
 
     reach: float
@@ -140,7 +140,7 @@ class _Problem:
     def of(
         cls, solver: Solver, size: int, average: Direction, preferred: Direction, b: Vector
     ) -> _Problem:
-        """Return the problem that a solver solves."""
+        """Return the problem of a solver."""
         norm, tiny = _length(average), float(np.finfo(np.float64).tiny)
         if isinstance(solver, CAGrad):
             c = solver.config.c
@@ -152,7 +152,7 @@ class _Problem:
         return cls(1.0, None, 0 * b, None, max(norm, tiny), scale)
 
     def gap(self, g_w: Direction, bound: float) -> float:
-        """Return how far F is above a lower bound, relative to the unit."""
+        """Return the distance of F from a lower bound, relative to ``unit``."""
         value = self.reach * _length(g_w)
         if self.preferred is not None:
             value += dot(g_w, self.preferred)
@@ -171,9 +171,9 @@ class _Problem:
         return _scaled(found, self.rescale)
 
     def corrected(self, gram: Vector, weights: Vector, slopes: Vector) -> Vector:
-        """Return the minimiser for a Gram matrix, F's slopes at ``weights`` being the true ones.
+        """Return the minimiser for a Gram matrix, with F's true slopes at ``weights``.
 
-        A linear term makes them so; the true minimum, once reached, stays.
+        A linear term enforces them, so the true minimum is a fixed point.
         """
         unit = max(float(gram.diagonal().mean()), float(np.finfo(np.float64).tiny))
         matrix, reach = gram / unit, self.reach / unit**0.5
@@ -187,7 +187,7 @@ class _Problem:
 
 
 def dot(a: Direction, b: Direction) -> float:
-    """Return the inner product of two directions, summed over parameters in float64."""
+    """Return the inner product of two directions, accumulated over parameters in float64."""
     inner = [
         torch.dot(x.flatten(), y.flatten())
         for x, y in zip(a, b, strict=True)

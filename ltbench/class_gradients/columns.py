@@ -1,4 +1,4 @@
-"""A few columns of a weight that stand for all of them, and what enters the layer there."""
+"""Sampled columns of a weight, and the layer inputs that they multiply."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Weighted = nn.Conv2d | nn.Linear
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a weight [C, D, ...] whose class gradients are formed.
+    """Sampled columns of a weight [C, D, ...] whose class gradients are computed.
 
-    A column belongs to one input of one place in the kernel. Inner products of class gradients
-    over the chosen columns, times ``scale``, stand for those over all: neighbouring places of a
-    kernel see nearly the same features, and many inputs are alike.
+    A column belongs to one input channel at one tap of the kernel. Inner products of class
+    gradients over the sampled columns, times ``scale``, approximate those over all: neighbouring
+    taps of a kernel see nearly the same features, and many input channels are alike.
 
     Args:
-        step: every so many inputs of a group of channels.
-        taps: whether all places of the kernel are taken, or its centre alone.
-        scale: columns there are per column chosen.
+        step: stride over the input channels of a group.
+        taps: whether all taps of the kernel are used, or only its centre.
+        scale: number of columns per sampled column.
     """
 
     step: int
@@ -32,7 +32,7 @@ class Columns:
 
     @classmethod
     def choose(cls, layer: Weighted, limit: int | None) -> Columns:
-        """Return at most ``limit`` columns of a layer, spread evenly; ``None`` is all of them."""
+        """Sample at most ``limit`` columns of a layer, evenly spaced; ``None`` is all of them."""
         depth, places = layer.weight.shape[1], layer.weight[0, 0].numel()
         if limit is None:
             return cls(1, True, 1.0)
@@ -40,12 +40,12 @@ class Columns:
         return cls(step, places == 1, depth * places / len(range(0, depth, step)))
 
     def inputs(self, layer: Weighted, x: Tensor, size: torch.Size) -> Tensor:
-        """Return what the columns multiply at each place of the output [B, places, G, columns].
+        """Return the inputs that the columns multiply, by output position [B, P, G, columns].
 
         Args:
             layer: with G groups of channels; 1 for a linear layer.
-            x: what entered the layer [B, D, height, width], or [B, ..., D].
-            size: of what left the layer.
+            x: input of the layer [B, D, height, width], or [B, ..., D].
+            size: shape of its output, with P positions.
         """
         if isinstance(layer, nn.Linear):
             places = math.prod(x.shape[1:-1])
@@ -62,7 +62,7 @@ class Columns:
 
 
 def outputs(layer: Weighted, z: Tensor) -> Tensor:
-    """Return a tensor of the output's shape as [B, places, G, C / G]."""
+    """Reshape a tensor of the output's shape to [B, positions, G, C / G]."""
     if isinstance(layer, nn.Linear):
         return z.reshape(len(z), math.prod(z.shape[1:-1]), 1, z.shape[-1])
     places, groups = math.prod(z.shape[2:]), layer.groups
@@ -74,7 +74,7 @@ def _centre(places: int) -> int:
 
 
 def _at_centre(layer: nn.Conv2d, x: Tensor, size: torch.Size) -> Tensor:
-    """Return what the centre of the kernel sees at each place of the output [B, D, ...]."""
+    """Return the input under the kernel's centre at each output position [B, D, ...]."""
     padding = layer.padding
     assert not isinstance(padding, str)
     for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""Class gradients of one batch: their Gram matrix, exactly or fast, and any mixture of them."""
+"""Class gradients of one batch: Gram matrix (exact or fast) and gradients of mixtures."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ltbench import dist
-from ltbench.backbones.batchnorm import frozen_statistics
-from ltbench.class_gradients.layers import Backward, ClassRows, no_rows, rule_of
+from ltbench.class_gradients.layers import Backward, ClassRows, rule_of, zero_rows
 from ltbench.class_gradients.recorder import Call, Recorder
+from ltbench.distributed import ranks
 from ltbench.gradients import Gradient, added, held
+from ltbench.models.batchnorm import frozen_statistics
 
 make_dual: Any = forward_ad.make_dual  # untyped in torch
 unpack_dual: Any = forward_ad.unpack_dual
 
 LOG = logging.getLogger(__name__)
-COLUMNS = 64  # of a weight that `fast` looks at: more change the direction by less than 0.1 %
-HELD = 256 * 2**20  # bytes of class gradients that are held at once
+COLUMNS = 64  # sampled per weight by `fast`: more change the direction by less than 0.1 %
+HELD = 256 * 2**20  # bytes of class gradients in memory at once
 
 Loss = tuple[Tensor, Tensor | None]  # rows [N], and a scalar that belongs to no row
 
 
 @dataclass
 class Pass:
-    """The loss rows of one micro-batch on this rank, and the objective that each belongs to.
+    """Loss rows of one micro-batch on this rank, and the objective of each.
 
     Objective k's gradient is ``sum_{i: place_i = k} weight_i grad(rows_i)`` over all passes and
     ranks.
 
     Args:
-        forward: returns the rows [N], and what belongs to no row, with their graph; it may be
-            called several times and returns the same each time.
+        forward: returns the rows [N] and the scalar that belongs to no row, with their graph; may
+            be called several times and must return the same each time.
         place: objective of each row [N], in [0, K]; K is none.
-        weight: weight of each row [N].
-        rest: weight of each row in the ordinary loss [N]; rows without objective enter mixtures
-            with it.
+        weight: weight of each row [N] in its objective.
+        rest: weight of each row [N] in the ordinary loss; that of rows without objective in
+            mixtures.
         share: weight of the scalar.
-        loss: what ``forward`` returned, where it has been called already.
+        loss: result of ``forward``, if it has been called already.
     """
 
     forward: Callable[[], Loss]
@@ -54,27 +54,28 @@ class Pass:
     loss: Loss | None = None
 
     def mixture(self, v: Tensor) -> Tensor:
-        """Return the weight of each row in a mixture ``v`` [K] of objectives and what is left."""
+        """Return the weight of each row in a mixture ``v`` [K] of objectives and all other rows."""
         return torch.where(self.place < len(v), self.objectives(v), self.rest)
 
     def objectives(self, v: Tensor) -> Tensor:
-        """Return the weight of each row in a mixture ``v`` [K] of objectives alone."""
+        """Return the weight of each row in a mixture ``v`` [K] of objectives only."""
         inside = self.weight * v.to(self.weight)[self.place.clamp(max=len(v) - 1)]
         return torch.where(self.place < len(v), inside, 0.0)
 
 
 class Engine:
-    """Finds inner products and mixtures of the class gradients of a part of a network.
+    """Computes inner products and mixtures of class gradients with respect to part of a network.
 
-    ``exact`` runs one backward pass per objective. ``survey`` runs one in all, in which batch
-    normalisation takes its statistics as constants, so that samples are independent; a layer's
-    own normalisation is then put right, and only some columns of each weight are looked at. What
-    is left out is how samples reach each other through the statistics of later layers.
+    ``exact`` runs one backward pass per objective. ``fast`` runs a single one, with the statistics
+    of batch normalisation as constants, so that samples are independent; the effect of the
+    normalisation directly after a layer is then added back, and only a sample of the columns of
+    each weight is used. It neglects how samples affect each other through the statistics of later
+    layers.
 
     Args:
-        model: the network, or a module that holds it.
-        part: parameters to differentiate, P numbers in all.
-        columns: of each weight that ``survey`` looks at; ``None`` is all.
+        model: the network, or a module that contains it.
+        part: parameters to differentiate with respect to.
+        columns: number of columns of each weight sampled by ``fast``; ``None`` is all.
     """
 
     def __init__(
@@ -83,113 +84,115 @@ class Engine:
         self.model, self.part, self.columns = model, list(part), columns
         self._recorder = Recorder(model, self.part)
         self._place = {id(p): i for i, p in enumerate(self.part)}
-        self.problem: str | None = None  # why `survey` cannot be used; None is not known yet
-        self._told = ""
+        self.problem: str | None = None  # why `fast` is not supported; None is not yet checked
+        self._warned = ""
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside, one forward pass runs whose loss goes into a `Pass` for ``survey``."""
+        """Record the forward pass inside, whose loss then goes into a `Pass` for ``fast``."""
         if self.problem:
             yield
         else:
             with self._recorder.recording():
                 yield
 
-    def works(self, one: Pass) -> bool:
-        """Whether ``survey`` can be used: checked once, for all ranks.
+    def supports_fast(self, one: Pass) -> bool:
+        """Return True if ``fast`` is supported; checked once, for all ranks.
 
-        It cannot where a layer of the part has no rule, or rows and samples are not one to one;
-        the log then says so.
+        It is not if a layer of the part has no rule, or if loss rows and samples are not one to
+        one; the reason is logged.
         """
         if self.problem is None:
-            with self._loaded(one) as loss:
+            with self._recorded(one) as loss:
                 found = self._recorder.problem or self._unknown() or self._dependent(loss[0])
             flag = torch.tensor(float(bool(found)), device=self.part[0].device)
-            if dist.sum_(flag) > 0:
-                found = found or "another rank has a reason"
-                if found != self._told:
-                    LOG.warning("class gradients by one backward pass per class: %s", found)
-                self._told = found
+            if ranks.all_reduce_(flag) > 0:
+                found = found or "not supported on another rank"
+                if found != self._warned:
+                    LOG.warning("fast class gradients not supported, using exact ones: %s", found)
+                self._warned = found
             self.problem = found
         return not self.problem
 
-    def check_again(self) -> None:
-        """Forget whether ``survey`` can be used: the loss may have changed."""
+    def reset(self) -> None:
+        """Check anew whether ``fast`` is supported, after the loss may have changed."""
         self.problem = None
 
-    def survey(
+    def fast(
         self,
         passes: Sequence[Pass],
         size: int,
         parameters: list[nn.Parameter],
         *,
-        together: bool,
-    ) -> tuple[dist.GradientSum, Tensor]:
-        """Return an ordinary gradient and how objectives agree, from one forward pass each.
+        additive: bool,
+    ) -> tuple[ranks.GradientSum, Tensor]:
+        """Return an ordinary gradient and approximate inner products of class gradients.
+
+        Each micro-batch takes one forward pass.
 
         Args:
             passes: the micro-batches of this rank.
-            size: objectives K; rows of none make one more.
+            size: number of objectives K; the rows of none make one more.
             parameters: of the ordinary gradient.
-            together: whether the objectives add up to the ordinary loss, in every row's weight.
+            additive: whether the objectives add up to the ordinary loss, in every row's weight.
 
         Returns:
-            The ordinary gradient, its sum over ranks still under way; and inner products
+            The ordinary gradient, its sum over ranks still pending; and inner products
             [K + 2, K + 2] in float64 of the approximate gradients of K objectives and of the rows
             of none, and of the exact gradient of their sum.
         """
         ordinary: Gradient = [None] * len(parameters)
         sampled: dict[int, ClassRows] = {}
         for one in passes:
-            own, found = self.sampled(one, size, parameters, together=together)
+            own, found = self.sampled(one, size, parameters, additive=additive)
             ordinary = added(ordinary, own)
             new = {self._place[id(r.parameter)]: r for r in found}
             both = [i for i in new if i in sampled]
             if both:
                 torch._foreach_add_([sampled[i].rows for i in both], [new[i].rows for i in both])
             sampled = new | sampled
-        summing = dist.GradientSum(ordinary, parameters)
+        summing = ranks.GradientSum(ordinary, parameters)
         rows = self._on_all_ranks(sampled, size + 2)
-        dist.sum_each(r.rows for r in rows)
+        ranks.all_reduce_each_(r.rows for r in rows)
         products = self.part[0].new_zeros((size + 2, size + 2), dtype=torch.float64)
         for r in rows:
             products += r.scale * (r.rows @ r.rows.T)
         return summing, products
 
     def _on_all_ranks(self, sampled: dict[int, ClassRows], size: int) -> list[ClassRows]:
-        """Return gradients in the order of the part; of all of it, where other ranks have some."""
-        if dist.world() == 1:
+        """Return gradients in the order of the part; with several ranks, zeros for missing ones."""
+        if ranks.world() == 1:
             return [sampled[i] for i in sorted(sampled)]
         owners = {id(p): m for m in self._recorder.owners for p in m._parameters.values()}
         limit = self._limit(size)
         return [
-            sampled[i] if i in sampled else no_rows(owners[id(p)], p, limit, size)
+            sampled[i] if i in sampled else zero_rows(owners[id(p)], p, limit, size)
             for i, p in enumerate(self.part)
         ]
 
     def sampled(
-        self, one: Pass, size: int, parameters: list[nn.Parameter], *, together: bool
+        self, one: Pass, size: int, parameters: list[nn.Parameter], *, additive: bool
     ) -> tuple[Gradient, list[ClassRows]]:
-        """Return what ``survey`` makes of one pass on this rank: the gradients themselves.
+        """Return the gradients that ``fast`` computes for one pass on this rank.
 
         Returns:
-            The ordinary gradient; and for each parameter of the part, in the columns looked at,
+            The ordinary gradient; and for each parameter of the part, in the sampled columns,
             gradients of K objectives, of the rows of none and of the exact sum [K + 2, n].
         """
-        with self._loaded(one) as loss:
+        with self._recorded(one) as loss:
             mixed = one.mixture(one.weight.new_ones(size))
             outputs = [call.output for call in self._calls()]
-            wanted = [*parameters, *(outputs if together else ())]
+            wanted = [*parameters, *(outputs if additive else ())]
             found = _gradients(loss, wanted, one.rest, one.share)
             own = found[: len(parameters)]
-            whole = found[len(parameters) :] if together else _gradients(loss, outputs, mixed)
+            whole = found[len(parameters) :] if additive else _gradients(loss, outputs, mixed)
             with self._recorder.constant_statistics():
                 alone = _gradients(loss, outputs, mixed)
             return own, self._rows(alone, whole, one.place, size + 1)
 
     @contextmanager
-    def _loaded(self, one: Pass) -> Iterator[Loss]:
-        """Inside, a pass has been recorded; a graph made for this is dropped afterwards."""
+    def _recorded(self, one: Pass) -> Iterator[Loss]:
+        """Yield the loss of a recorded pass; if run for this, drop its graph on exit."""
         if one.loss is not None:
             yield one.loss
         else:
@@ -197,23 +200,23 @@ class Engine:
                 loss = one.forward()
             yield loss
 
-    def forget(self) -> None:
-        """Drop the recorded pass, which keeps the graph and the features of its layers alive."""
+    def release(self) -> None:
+        """Release the recorded pass, with its graph and features."""
         self._recorder.calls = []
 
     def exact(self, passes: Sequence[Pass], size: int) -> Tensor:
         """Return inner products [K, K] from one backward pass per objective, in float64.
 
-        At most ``HELD`` bytes of class gradients are held; a larger part is done in pieces, with
-        as many times the passes.
+        At most ``HELD`` bytes of class gradients are in memory at once; a larger part is processed
+        in pieces, each with its own passes.
         """
         gram = self.part[0].new_zeros((size, size), dtype=torch.float64)
-        alone = dist.world() == 1
+        alone = ranks.world() == 1
         for group in self._groups(size):
             table = [p.new_zeros((size, *p.shape)) for p in group]
             for one in passes:
                 loss = one.forward() if one.loss is None else one.loss
-                # Ranks go through the same list: synchronised statistics meet in each pass.
+                # Ranks loop over the same classes, since synchronised statistics communicate.
                 here = torch.unique(one.place).tolist() if alone else range(size)
                 for k in here:
                     if k < size:
@@ -222,7 +225,7 @@ class Engine:
                         reached = [t[k] for t, g in zip(table, found, strict=True) if g is not None]
                         if reached:
                             torch._foreach_add_(reached, held(found))
-            dist.sum_each(table)
+            ranks.all_reduce_each_(table)
             for t in table:
                 for block in torch.split(t.flatten(1), 2**16, dim=1):
                     double = block.double()
@@ -239,13 +242,13 @@ class Engine:
     ) -> Gradient:
         """Return the exact gradient of weighted rows over all passes and ranks.
 
-        It has ``None`` for a parameter that no pass of any rank reaches.
+        It is ``None`` for a parameter on which no pass of any rank depends.
 
         Args:
             passes: the micro-batches of this rank.
             weights: returns the weight of each row of a pass.
-            parameters: with respect to which; by default the part.
-            scalar: whether what belongs to no row is added.
+            parameters: to differentiate with respect to; by default the part.
+            scalar: whether to add the scalar that belongs to no row.
         """
         wanted = self.part if parameters is None else parameters
         out: Gradient = [None] * len(wanted)
@@ -253,7 +256,7 @@ class Engine:
             share = one.share if scalar else None
             loss = one.forward() if one.loss is None else one.loss
             out = added(out, _gradients(loss, wanted, weights(one), share))
-        return dist.GradientSum(out, wanted).wait()
+        return ranks.GradientSum(out, wanted).wait()
 
     def slopes(
         self, passes: Sequence[Pass], size: int, direction: Sequence[Tensor | None]
@@ -279,10 +282,10 @@ class Engine:
                         home[name] = p
                 if tangent is not None:
                     out.index_add_(0, one.place, (tangent * one.weight).double())
-        return dist.sum_(out)[:size]
+        return ranks.all_reduce_(out)[:size]
 
     def _limit(self, size: int) -> int | None:
-        """Return how many columns of a weight there is room for."""
+        """Return the number of sampled columns per weight that fits in ``HELD`` bytes."""
         limit = self.columns
         held = size * self.part[0].element_size()
         while limit is not None and limit > 1 and held * self._entries(limit) > HELD:
@@ -290,7 +293,7 @@ class Engine:
         return limit
 
     def entries(self, size: int) -> int:
-        """Return how many numbers of each class gradient ``survey`` looks at, of ``size`` rows."""
+        """Return the number of entries that ``fast`` uses of each of ``size`` class gradients."""
         return self._entries(self._limit(size))
 
     def _entries(self, limit: int | None) -> int:
@@ -307,7 +310,10 @@ class Engine:
         return ""
 
     def _dependent(self, rows: Tensor) -> str:
-        """Return why rows and samples are not one to one: half of the rows must reach half."""
+        """Return the reason that loss rows are not per-sample, or an empty string.
+
+        Half of the rows must depend on half of the samples only.
+        """
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         half = torch.zeros_like(rows).index_fill_(0, order[: len(rows) // 2].to(rows.device), 1.0)
         with self._recorder.constant_statistics():
@@ -327,13 +333,13 @@ class Engine:
         place: Tensor,
         size: int,
     ) -> list[ClassRows]:
-        """Return approximate gradients of each objective, and in a last row the exact sum.
+        """Return approximate gradients of each objective, with the exact sum as last row.
 
         Args:
-            alone: gradient of what left each call, with batch statistics as constants.
+            alone: gradient of each call's output, with batch statistics as constants.
             whole: the same from an ordinary backward pass.
             place: objective of each sample [B].
-            size: objectives.
+            size: number of objectives.
         """
         limit = self._limit(size + 1)
         by_class = Backward(self._by_call(alone), limit, place, size)
@@ -353,7 +359,7 @@ class Engine:
         return [found[i] for i in sorted(found)]
 
     def _calls(self) -> list[Call]:
-        """Return the recorded calls, from the first that belongs to the part."""
+        """Return the recorded calls from the first one of the part on."""
         seen = self._recorder.calls
         own = [i for i, call in enumerate(seen) if call.module in self._recorder.owners]
         return seen[own[0] :] if own else []
@@ -366,7 +372,7 @@ class Engine:
         }
 
     def _groups(self, size: int) -> list[list[nn.Parameter]]:
-        """Cut the part into runs of parameters whose class gradients fit."""
+        """Split the part into runs of parameters whose class gradients fit in ``HELD`` bytes."""
         groups: list[list[nn.Parameter]] = [[]]
         room = HELD
         for p in self.part:
@@ -381,7 +387,7 @@ class Engine:
 def _gradients(
     loss: Loss, wanted: Sequence[Any], weights: Tensor, share: float | None = None
 ) -> list[Tensor | None]:
-    """Return the gradient of weighted rows, and of a share of the scalar; the graph stays."""
+    """Return the gradient of weighted rows plus a share of the scalar; the graph is retained."""
     if not wanted:
         return []
     values, cotangents = [loss[0]], [weights.to(loss[0].dtype)]

@@ -1,4 +1,4 @@
-"""Approximate Gram matrices, and what exact products with them repair."""
+"""Correction of approximate Gram matrices by exact products."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from numpy.typing import ArrayLike
 from ltbench.moo.base import Vector
 
 
-def agreeing(gram: ArrayLike, points: Sequence[ArrayLike], products: Sequence[ArrayLike]) -> Vector:
-    """Return the Gram matrix changed so that ``G s = y`` for known pairs of s and y.
+def with_products(
+    gram: ArrayLike, points: Sequence[ArrayLike], products: Sequence[ArrayLike]
+) -> Vector:
+    """Return the Gram matrix corrected to satisfy ``G s = y`` for known pairs of s and y.
 
-    The part of G that the points span is replaced: ``G - G S (S'GS)^-1 S'G + Y (S'Y)^-1 Y'``.
+    G is replaced on the span of the points: ``G - G S (S'GS)^-1 S'G + Y (S'Y)^-1 Y'``.
     It stays positive semidefinite.
 
     Reference: the multi-secant form of the Davidon-Fletcher-Powell and BFGS updates; Nocedal and
@@ -32,7 +34,7 @@ def agreeing(gram: ArrayLike, points: Sequence[ArrayLike], products: Sequence[Ar
 
 
 def _inverse(matrix: Vector) -> Vector:
-    """Invert what is positive in a symmetric matrix."""
+    """Return the pseudoinverse of a symmetric matrix."""
     return np.asarray(np.linalg.pinv((matrix + matrix.T) / 2, rcond=1e-12, hermitian=True))
 
 
@@ -46,6 +48,6 @@ def with_exact_sum(products: ArrayLike) -> Vector:
     known = np.asarray(products, dtype=np.float64)
     approximate, rows, square = known[:-1, :-1], known[-1, :-1], float(known[-1, -1])
     found = float(rows.sum())  # the approximate sum times the exact one
-    if not found > square / 4:  # they have little to do with each other, or there is no gradient
+    if not found > square / 4:  # nearly unrelated, or no gradient
         return approximate
-    return agreeing(approximate, [np.ones(len(rows))], [rows * (square / found)])
+    return with_products(approximate, [np.ones(len(rows))], [rows * (square / found)])

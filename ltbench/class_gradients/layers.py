@@ -1,4 +1,4 @@
-"""Gradients of single layers by objective, from what entered and the gradient of what left.
+"""Class gradients of single layers, from their inputs and output gradients.
 
 With batch statistics as constants the samples of a batch are independent, so class k's gradient
 of a layer's parameter is the sum of those of its samples.
@@ -16,11 +16,11 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ltbench import dist
-from ltbench.backbones.batchnorm import SyncBatchNorm2d
 from ltbench.class_gradients.columns import Columns, Weighted, outputs
 from ltbench.class_gradients.recorder import Call, normalises_by_batch
-from ltbench.heads import CosineHead, ScaledHead
+from ltbench.distributed import ranks
+from ltbench.models.batchnorm import SyncBatchNorm2d
+from ltbench.models.heads import CosineHead, ScaledHead
 
 PER_SAMPLE: set[type[nn.Module]] = {
     nn.LayerNorm,
@@ -31,19 +31,19 @@ PER_SAMPLE: set[type[nn.Module]] = {
     CosineHead,
     ScaledHead,
 }
-"""Layers that treat samples independently; add your own to make them known."""
+"""Layers that treat samples independently; add your own here."""
 
-CHUNK = 32 * 2**20  # bytes of single samples' gradients that are held at once
+CHUNK = 32 * 2**20  # bytes of per-sample gradients in memory at once
 
 
 @dataclass
 class ClassRows:
-    """The gradients of one parameter by class, in some of their columns.
+    """Class gradients of one parameter, in all or some of its columns.
 
     Args:
-        parameter: whose gradients these are.
+        parameter: the parameter.
         rows: gradient of each class [K, n].
-        scale: entries there are, per entry here.
+        scale: number of entries of the parameter per entry of a row.
     """
 
     parameter: Tensor
@@ -51,14 +51,14 @@ class ClassRows:
     scale: float = 1.0
 
 
-def no_rows(layer: nn.Module, parameter: Tensor, limit: int | None, size: int) -> ClassRows:
-    """Return rows of zeros, as a layer's rule would give them, for a layer that did not run.
+def zero_rows(layer: nn.Module, parameter: Tensor, limit: int | None, size: int) -> ClassRows:
+    """Return zeros in the shape of a layer's class gradients, for a layer that did not run.
 
     Args:
         layer: owns the parameter and has a rule.
-        parameter: whose gradients are zero.
-        limit: columns of a weight at most; ``None`` is all.
-        size: rows.
+        parameter: the parameter.
+        limit: maximum number of columns of a weight; ``None`` is all.
+        size: number of rows.
     """
     weighted = rule_of(layer) is _weighted and parameter is layer._parameters["weight"]
     scale = Columns.choose(cast(Weighted, layer), limit).scale if weighted else 1.0
@@ -68,14 +68,14 @@ def no_rows(layer: nn.Module, parameter: Tensor, limit: int | None, size: int) -
 
 
 class Backward:
-    """What one backward pass left at the recorded calls.
+    """Output gradients of the recorded calls from one backward pass.
 
     Args:
-        gradients: of what left each call, in at least single precision.
-        limit: columns of a weight at most; ``None`` is all.
+        gradients: gradient of each call's output, in at least single precision.
+        limit: maximum number of columns of a weight; ``None`` is all.
         place: objective of each sample [B] in a pass with constant batch statistics; ``None`` is
-            an ordinary pass, whose only objective is the whole.
-        size: objectives K.
+            an ordinary pass, whose only objective is the sum.
+        size: number of objectives K.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class Backward:
         return out.index_add_(0, self.place, values)
 
     def sum_of_products(self, left: Tensor, seen: Tensor) -> Tensor:
-        """Return the sum over places and samples of ``left x seen`` by objective [K, C, n].
+        """Sum outer products ``left x seen`` over positions and samples by objective [K, C, n].
 
         Args:
-            left: [B, places, G, C / G].
-            seen: [B, places, G, n].
+            left: [B, positions, G, C / G].
+            seen: [B, positions, G, n].
         """
         if self.place is None:
             return torch.einsum("bpgc,bpgd->gcd", left, seen).flatten(0, 1)[None]
@@ -113,7 +113,7 @@ class Backward:
         return out
 
     def norm_gradients(self, call: Call) -> Tensor:
-        """Return this rank's gradients of a batch normalisation's shift and scale [K, 2, C]."""
+        """Return this rank's class gradients of a normalisation's shift and scale [K, 2, C]."""
         if call not in self._norms:
             assert call.statistics is not None
             z, normalised = (
@@ -124,12 +124,12 @@ class Backward:
         return self._norms[call]
 
 
-Found = Iterator[ClassRows]
-Rule = Callable[[Call, Backward], Found]
+LayerRows = Iterator[ClassRows]
+Rule = Callable[[Call, Backward], LayerRows]
 
 
 def rule_of(module: nn.Module) -> Rule | None:
-    """Return how a layer's class gradients are found, or ``None`` for an unknown layer."""
+    """Return the rule for the class gradients of a layer, or ``None`` for an unknown layer."""
     run = type(module).forward
     if isinstance(module, nn.Conv2d) and run is nn.Conv2d.forward:
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
@@ -141,10 +141,10 @@ def rule_of(module: nn.Module) -> Rule | None:
     return _per_sample if type(module) in PER_SAMPLE else None
 
 
-def _weighted(call: Call, backward: Backward) -> Found:
+def _weighted(call: Call, backward: Backward) -> LayerRows:
     layer, z = call.module, backward.gradients[call]
     assert isinstance(layer, Weighted)
-    features = 4 if isinstance(layer, nn.Conv2d) else 2  # else channels come last, not second
+    features = 4 if isinstance(layer, nn.Conv2d) else 2  # otherwise channels come last, not second
     after_norm = call.normalised_by if z.dim() == features and backward.place is not None else None
     left = outputs(layer, z)
     if layer.weight.requires_grad:
@@ -160,21 +160,21 @@ def _weighted(call: Call, backward: Backward) -> Found:
         )
     if layer.bias is not None and layer.bias.requires_grad:
         rows = backward.sum(left.sum(1).flatten(1))
-        # A shift before a normalisation is taken off again: its exact gradient is 0.
+        # A normalisation removes the shift before it, whose exact gradient is 0.
         yield ClassRows(layer.bias, rows if after_norm is None else torch.zeros_like(rows))
 
 
 def _through_norm(layer: Weighted, norm: Call, seen: Tensor, backward: Backward) -> Tensor:
-    """Return what a batch normalisation right behind takes from the class gradients [K, C, n].
+    """Return the correction of class gradients for the following batch normalisation [K, C, n].
 
-    Its exact backward pass takes from each output gradient its mean and its part along the
-    normalised output. Both are taken over all samples, those of other classes included.
+    Its exact backward pass subtracts from each output gradient its mean and its projection onto
+    the normalised output, both over all samples, those of other classes included.
     """
     statistics = norm.statistics
     assert statistics is not None
     both = backward.norm_gradients(norm)
     if statistics.synchronised:
-        both = dist.sum_(both.clone())
+        both = ranks.all_reduce_(both.clone())
     shift, scale = (both * (statistics.slope / statistics.positions)).unbind(dim=1)
     normalised = outputs(layer, statistics.normalised.to(seen.dtype))
     along = torch.einsum("bpgc,bpgd->gcd", normalised, seen).flatten(0, 1)
@@ -182,7 +182,7 @@ def _through_norm(layer: Weighted, norm: Call, seen: Tensor, backward: Backward)
     return shift[:, :, None] * means + scale[:, :, None] * along
 
 
-def _norm(call: Call, backward: Backward) -> Found:
+def _norm(call: Call, backward: Backward) -> LayerRows:
     layer = call.module
     shift, scale = backward.norm_gradients(call).unbind(dim=1)
     for p, rows in ((layer._parameters["weight"], scale), (layer._parameters["bias"], shift)):
@@ -190,8 +190,8 @@ def _norm(call: Call, backward: Backward) -> Found:
             yield ClassRows(p, rows)
 
 
-def _per_sample(call: Call, backward: Backward) -> Found:
-    """Differentiate the layer alone, for each sample."""
+def _per_sample(call: Call, backward: Backward) -> LayerRows:
+    """Differentiate the layer by itself, per sample."""
     layer, z = call.module, backward.gradients[call]
     wanted = {n: p for n, p in layer._parameters.items() if p is not None and p.requires_grad}
     call_layer: Any = torch.func.functional_call
@@ -210,5 +210,5 @@ def _per_sample(call: Call, backward: Backward) -> Found:
 
 
 def by_place(features: Tensor) -> Tensor:
-    """Return features [B, C, ...] as [B, places, C], without a copy in the usual layouts."""
+    """Reshape features [B, C, ...] to [B, positions, C], without a copy in the usual layouts."""
     return features.movedim(1, -1).reshape(len(features), -1, features.shape[1])

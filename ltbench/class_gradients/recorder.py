@@ -1,4 +1,4 @@
-"""What the layers of a network did in one forward pass, and a switch for their backward pass."""
+"""Record of layer calls in one forward pass, with a switch for their backward pass."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ltbench import dist
-from ltbench.backbones.batchnorm import SyncBatchNorm2d, global_moments
+from ltbench.distributed import ranks
+from ltbench.models.batchnorm import SyncBatchNorm2d, global_moments
 
 
 @dataclass(eq=False)
 class BatchStatistics:
-    """The statistics a batch normalisation used in one call.
+    """Batch statistics of one call of a batch normalisation.
 
     Args:
         module: the layer.
-        x: what entered [B, C, ...].
+        x: its input [B, C, ...].
     """
 
     module: _BatchNorm
@@ -31,24 +31,24 @@ class BatchStatistics:
 
     @property
     def synchronised(self) -> bool:
-        """Whether the statistics are those of all ranks."""
-        return isinstance(self.module, SyncBatchNorm2d) and dist.world() > 1
+        """True if the statistics are over all ranks."""
+        return isinstance(self.module, SyncBatchNorm2d) and ranks.world() > 1
 
     @cached_property
     def slope(self) -> Tensor:
-        """Derivative of an output by its own input at constant statistics [C]."""
+        """Derivative of an output with respect to its own input at constant statistics [C]."""
         inverse = self._all[1]
         weight: Tensor | None = self.module.weight
         return inverse if weight is None else inverse * weight.detach()
 
     @property
     def positions(self) -> Tensor:
-        """How many numbers each mean is taken over, a scalar."""
+        """Number of values in each mean, a scalar."""
         return self._all[0]
 
     @property
     def normalised(self) -> Tensor:
-        """The input with mean 0 and variance 1 in each channel [B, C, ...]."""
+        """Input normalised to mean 0 and variance 1 in each channel [B, C, ...]."""
         return self._all[2]
 
     @cached_property
@@ -66,15 +66,15 @@ class BatchStatistics:
 
 @dataclass(eq=False)
 class Call:
-    """One call of a layer.
+    """Call of a layer.
 
     Args:
         name: the layer's name in the model.
         module: the layer.
-        x: what entered [B, ...].
-        output: where the gradient of what left, before any in-place change, is found.
-        statistics: of a layer that normalises by the batch.
-        normalised_by: the call that took this one's output and normalised it by the batch.
+        x: its input [B, ...].
+        output: gradient edge of its output, before any in-place change.
+        statistics: batch statistics, if it normalises by the batch.
+        normalised_by: the batch normalisation call whose input is this call's output.
     """
 
     name: str
@@ -86,11 +86,11 @@ class Call:
 
 
 class Recorder:
-    """Watches the layers that own given parameters, and all batch normalisation.
+    """Records calls of the layers that own given parameters, and of all batch normalisation.
 
     Args:
-        model: the network, or a module that holds it.
-        parameters: those whose gradients are wanted.
+        model: the network, or a module that contains it.
+        parameters: parameters to differentiate with respect to.
     """
 
     def __init__(self, model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
@@ -103,13 +103,13 @@ class Recorder:
         norms = {m: name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
         self.watched = {**norms, **self.owners}
         self.calls: list[Call] = []
-        self.problem = ""  # why the record is of no use, if it is not
+        self.problem = ""  # why the record is unusable, if it is
         self._switch = _Switch()
-        self._outputs: dict[int, tuple[Tensor, int, Call]] = {}  # alive, so that ids are unique
+        self._outputs: dict[int, tuple[Tensor, int, Call]] = {}  # alive, so that ids stay unique
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside, a forward pass is recorded; an earlier record is dropped."""
+        """Record the forward pass inside; an earlier record is dropped."""
         self.calls, self.problem = [], ""
         handles = [module.register_forward_hook(self._see) for module in self.watched]
         try:
@@ -121,7 +121,7 @@ class Recorder:
 
     @contextmanager
     def constant_statistics(self) -> Iterator[None]:
-        """Inside, backward passes through a recorded pass take batch statistics as constants."""
+        """Treat batch statistics as constants in backward passes through the recorded pass."""
         self._switch.constant = True
         try:
             yield
@@ -153,12 +153,12 @@ class Recorder:
 
 
 def normalises_by_batch(module: nn.Module) -> bool:
-    """Whether a layer is a batch normalisation that uses the statistics of the batch at hand."""
+    """Return True for a batch normalisation that uses batch statistics."""
     return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
 
 
 def over_channels(values: Tensor, like: Tensor) -> Tensor:
-    """Return values [C] in a shape that spreads over features [B, C, ...]."""
+    """Reshape values [C] to broadcast over features [B, C, ...]."""
     return values.view(1, -1, *(1,) * (like.dim() - 2))
 
 
@@ -168,9 +168,9 @@ class _Switch:
 
 
 class _Route(torch.autograd.Function):
-    """The output of a normalisation, whose gradient goes back by one of two ways.
+    """Identity on the output of a normalisation, with a choice of backward pass.
 
-    Either through the normalisation itself, or straight to its input, times its slope.
+    The gradient goes either through the normalisation, or directly to its input, times its slope.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Mirroring, colours and normalisation of whole batches, on whatever device they lie."""
+"""Flips, colour jitter and normalisation of whole batches, on any device."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor
 
 from ltbench.seeding import keyed_uniform
 
-STRENGTH = 0.4  # of the colour jitter: factors are 1 +- this
+STRENGTH = 0.4  # of the colour jitter: factors are 1 +- STRENGTH
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 _ORDERS = np.array(list(itertools.permutations(range(3))))
-_SLOTS = 8  # random numbers reserved for the colours of one image
+_SLOTS = 8  # random numbers reserved per image
 _FLIP, _ORDER, _FACTORS = 0, 1, slice(2, 5)
-_AT_ONCE = {"cpu": 2**19}  # values worked on together: what a cache holds
+_AT_ONCE = {"cpu": 2**19}  # values processed at once, so that they fit in cache
 _AT_ONCE_ELSEWHERE = 2**25
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What is done to each image of a batch.
+    """Random augmentation parameters of a batch.
 
     Args:
-        mirrored: whether left and right are exchanged, bool [B].
-        factors: of brightness, contrast and saturation, float64 [B, 3].
-        order: which of the three comes first, second and third, int64 [B, 3].
+        mirrored: images to flip horizontally, bool [B].
+        factors: factors of brightness, contrast and saturation, float64 [B, 3].
+        order: order of the three, int64 [B, 3].
     """
 
     mirrored: np.ndarray
@@ -37,11 +37,11 @@ class Draws:
 
 
 def draw(key: int, positions: np.ndarray) -> Draws:
-    """Return random changes of each image, a function of (key, position) only.
+    """Return random augmentation parameters, a function of (key, position) only.
 
     Args:
         key: seed of a view.
-        positions: place of each image in the epoch's order, int64 [B].
+        positions: position of each image in the epoch's order, int64 [B].
     """
     at = np.asarray(positions, dtype=np.int64)[:, None] * _SLOTS + np.arange(_SLOTS)
     uniform = keyed_uniform(key, at)
@@ -60,16 +60,16 @@ def finish(
     *,
     colours: bool = False,
 ) -> Tensor:
-    """Return normalised images, mirrored and with other colours if asked for.
+    """Return normalised images, optionally flipped and with colour jitter.
 
-    What becomes of an image does not depend on the others: the batch may be cut anywhere.
+    The result for an image does not depend on the rest of the batch.
 
     Args:
         images: uint8 [B, 3, H, W].
-        mean: what to subtract from each channel of pixels in [0, 1] [3].
-        std: what to divide each channel by [3].
-        draws: what is done to each image; ``None`` is nothing.
-        colours: whether the colours change.
+        mean: mean of each channel of pixels in [0, 1] [3].
+        std: standard deviation of each channel [3].
+        draws: augmentation parameters; ``None`` for no augmentation.
+        colours: whether to apply colour jitter.
 
     Returns:
         float32 [B, 3, H, W] in channels_last.
@@ -92,34 +92,34 @@ def finish(
 
 
 def mirror(images: Tensor, mirrored: np.ndarray) -> Tensor:
-    """Return images, some of them with left and right exchanged.
+    """Return images, some of them flipped horizontally.
 
     Args:
-        images: [B, 3, H, W].
-        mirrored: which, bool [B].
+        images: images [B, 3, H, W].
+        mirrored: images to flip, bool [B].
     """
     rows = np.arange(len(images)) + len(images) * np.asarray(mirrored)
     pixels = images.permute(0, 2, 3, 1)
-    both = torch.cat([pixels, pixels.flip(2)]).flatten(1)  # copying whole rows is the fast way
+    both = torch.cat([pixels, pixels.flip(2)]).flatten(1)  # copying whole rows is fast
     chosen = both.index_select(0, torch.from_numpy(rows).to(images.device))
     return chosen.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def jitter(images: Tensor, factors: np.ndarray, order: np.ndarray) -> Tensor:
-    """Return images with other brightness, contrast and saturation, one after the other.
+    """Return images with jittered brightness, contrast and saturation, applied in order.
 
-    The results are those of torchvision's functions for uint8 images, value by value: each step
-    is cut off to whole numbers.
+    The results equal those of torchvision's functions for uint8 images exactly: each step
+    truncates to integers.
 
     Args:
         images: uint8 [B, 3, H, W].
-        factors: of brightness, contrast and saturation, float64 [B, 3].
-        order: which of the three comes first, second and third, int64 [B, 3].
+        factors: factors of brightness, contrast and saturation, float64 [B, 3].
+        order: order of the three, int64 [B, 3].
 
     Returns:
-        whole numbers from 0 to 255 as float32 [B, 3, H, W], contiguous.
+        Integers from 0 to 255 as float32 [B, 3, H, W], contiguous.
     """
-    # Every step blends the image with another one: black, its mean grey, or itself in grey.
+    # Each step blends the image with black, its mean grey level, or its greyscale version.
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     ratios = np.take_along_axis(factors, order, axis=1)
     share = _column(ratios, images.device)
@@ -127,7 +127,7 @@ def jitter(images: Tensor, factors: np.ndarray, order: np.ndarray) -> Tensor:
     kind = torch.from_numpy(order).to(images.device)[:, :, None, None, None]
     for step in range(order.shape[1]):
         grey = _grey(pixels)
-        # Sums of whole numbers are exact in double precision, in whatever order they are taken.
+        # Sums of integers are exact in double precision, in any order.
         total = grey.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
         mean = (total / grey[0].numel()).to(torch.float32)
         constant = torch.where(kind[:, step] == CONTRAST, mean, 0.0)
@@ -139,21 +139,21 @@ def jitter(images: Tensor, factors: np.ndarray, order: np.ndarray) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, out: Tensor) -> None:
-    """Scale images to [0, 1], subtract and divide, in three exactly rounded steps.
+    """Scale images to [0, 1] and normalise them, in three exactly rounded steps.
 
     Args:
-        images: whole numbers from 0 to 255 [B, 3, H, W].
-        mean: what to subtract, float32, broadcast to the images.
-        std: what to divide by, float32, broadcast to the images.
-        out: where the result goes, float32 [B, 3, H, W].
+        images: integers from 0 to 255 [B, 3, H, W].
+        mean: mean, float32, broadcast to the images.
+        std: standard deviation, float32, broadcast to the images.
+        out: output, float32 [B, 3, H, W].
     """
     out.copy_(images)
-    # 255 as a tensor, because by a number some devices multiply with the rounded reciprocal.
+    # 255 as a tensor: for a Python number some devices multiply by the rounded reciprocal.
     out.div_(out.new_full((1,), 255)).sub_(mean).div_(std)
 
 
 def _plane(channels: Sequence[float], images: Tensor) -> Tensor:
-    """Return a constant for each channel as one image, because broadcasting 3 values is slow."""
+    """Return per-channel constants as an image, because broadcasting three values is slow."""
     return torch.empty_like(images[:1]).copy_(images.new_tensor(channels)[:, None, None])
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ltbench.schema import Config
+from ltbench.config.schema import Config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a method may know about the training data.
+    """Facts about the training data that methods may use.
 
     Args:
         name: registered name of the data set.
-        class_counts: training images of each class, in the data set's own label order [C].
-        class_names: one name per class [C].
-        mean: what was subtracted from each channel of pixels in [0, 1] [3].
-        std: what each channel was divided by [3].
+        class_counts: training images of each class, in label order [C].
+        class_names: name of each class [C].
+        mean: mean of each channel of pixels in [0, 1], used for normalisation [3].
+        std: standard deviation of each channel, used for normalisation [3].
     """
 
     name: str
@@ -36,7 +36,7 @@ class DatasetInfo:
 
 
 class Split(Protocol):
-    """Images and labels that can be read in any order; a pure function of its arguments."""
+    """Images and labels with random access; ``load`` is a pure function of its arguments."""
 
     labels: np.ndarray  # int64 [N]
 
@@ -50,43 +50,42 @@ class Split(Protocol):
         """Return images for ``finish``, one tensor [B, 3, H, W] of float or uint8 per view.
 
         Args:
-            indices: which images, int64 [B].
-            key: seed of the augmentation; ``None`` gives the evaluation transform.
-            positions: place of each image in the epoch's order, int64 [B]; augmentation depends
-                on (key, position, view) only, so any number of ranks or
-                workers sees the same pixels.
-            views: how many augmented views of each image.
+            indices: indices of the images, int64 [B].
+            key: seed of the augmentation; ``None`` for the evaluation transform.
+            positions: position of each image in the epoch's order, int64 [B]; augmentation depends
+                on (key, position, view) only, not on the number of ranks or workers.
+            views: number of augmented views of each image.
         """
         ...
 
     def finish(
         self, views: tuple[Tensor, ...], *, key: int | None, positions: np.ndarray
     ) -> tuple[Tensor, ...]:
-        """Do on the device what ``load`` leaves to it, for a whole batch at once.
+        """Complete the transforms of a whole batch on the device.
 
-        ``load`` runs in loader processes and may return bytes; this runs in the training process
-        after they were moved, and returns normalised float images.
+        ``load`` runs in loader processes and may return bytes; ``finish`` runs in the training
+        process after the transfer to the device and returns normalised float images.
 
         Args:
-            views: what ``load`` returned, on any device.
+            views: output of ``load``, on any device.
             key: as given to ``load``.
             positions: as given to ``load``.
         """
         ...
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over the content that training or evaluation reads."""
+        """Return the SHA-256 of the content used in training or evaluation."""
         ...
 
     @property
     def in_memory(self) -> bool:
-        """Whether ``load`` is cheap enough to run in the training process."""
+        """True if ``load`` is cheap enough to run in the training process."""
         ...
 
 
 @dataclass(frozen=True)
 class Data:
-    """A loaded data set: training split, optional validation split, balanced test split."""
+    """Loaded data set: training split, optional validation split, balanced test split."""
 
     info: DatasetInfo
     train: Split
@@ -103,29 +102,36 @@ class Source(Protocol):
         ...
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Return the bytes of some images, uint8 [n] each; they may change at the next call.
+        """Return the bytes of images, uint8 [n] each; valid until the next call.
 
         Raises:
-            UserError: an image cannot be read, or its bytes are not those that were packed.
+            UserError: an image cannot be read, or its bytes differ from the packed ones.
         """
         ...
 
     def name(self, index: int) -> str:
-        """Return how messages call an image."""
+        """Return the name of an image in messages."""
         ...
 
     def fingerprint(self, labels: np.ndarray) -> str:
-        """Return a SHA-256 over labels and images in their order; see ``ImageSplit``."""
+        """Return the SHA-256 of labels and images in order; see ``ImageSplit``."""
         ...
 
 
 class DatasetConfig(Config):
-    """Options of a data set; ``load`` reads it."""
+    """Options of a data set, which ``load`` reads."""
 
-    def load(self) -> Data:
-        """Read the data set.
+    def ready(self) -> None:
+        """Check quickly that there are data to load, without importing torch.
 
         Raises:
-            UserError: the root is missing or empty, or its content is not what the options need.
+            UserError: the root is missing or empty.
+        """
+
+    def load(self) -> Data:
+        """Load the data set.
+
+        Raises:
+            UserError: the root is missing or empty, or its content does not match the options.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""CIFAR-10-LT and CIFAR-100-LT: the frozen lists, applied to whichever copy the user has."""
+"""CIFAR-10-LT and CIFAR-100-LT: frozen lists applied to any copy of the data set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from ltbench.config.schema import ADDED
 from ltbench.data.base import Data, DatasetConfig, DatasetInfo
 from ltbench.data.cifar_sources import (
     TITLES,
@@ -21,12 +22,11 @@ from ltbench.data.cifar_sources import (
 from ltbench.data.frozen_lists import Frozen, Protocol, list_hash, read_frozen
 from ltbench.data.listing import find_root
 from ltbench.data.longtail import Profile
-from ltbench.data.memory import Augment, MemorySplit
-from ltbench.data.shards.dataset import open_parts
+from ltbench.data.pipelines import MemoryAugment as Augment
+from ltbench.data.shards.dataset import is_packed, open_parts
 from ltbench.errors import UserError
-from ltbench.schema import ADDED
 
-STATISTICS = {  # mean and standard deviation of each channel, as the field writes them
+STATISTICS = {  # mean and standard deviation of each channel, as in the literature
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
@@ -38,11 +38,11 @@ class CIFARLT(DatasetConfig):
     dataset: ClassVar[Dataset]
 
     root: str | None = Field(
-        None, description="folder of a copy of the data set", json_schema_extra={"digest": False}
+        None, description="folder with a copy of the data set", json_schema_extra={"digest": False}
     )
     download: bool = Field(
         False,
-        description="let torchvision fetch the data set into data.root",
+        description="let torchvision download the data set to data.root",
         json_schema_extra={"digest": False},
     )
     imbalance_ratio: Literal[1, 10, 20, 50, 100, 200] = Field(
@@ -50,33 +50,36 @@ class CIFARLT(DatasetConfig):
     )
     profile: Profile = Field("exp", description="shape of the long tail")
     protocol: Protocol = Field(
-        "seed0", description="which frozen draw; seed0 is the subset most papers use"
+        "seed0", description="frozen subset; seed0 is the one of most papers"
     )
     augment: Augment = Field(
         "standard",
-        description="none, standard (crop and flip), rotate (and a turn by up to 15 degrees), "
-        "strong (with AutoAugment and Cutout), sim or sim_hue (as in contrastive learning, with "
-        "and without blur)",
+        description="none, standard (crop and flip), rotate (standard and a rotation by up to 15 "
+        "degrees), strong (standard, AutoAugment and Cutout), sim or sim_hue (as in contrastive "
+        "learning, with and without blur)",
     )
     augment_views: tuple[Augment, ...] = Field(
         (),
-        description="augment of the second, third, ... view of methods that have several; the last "
-        "goes on, none: all like the first",
+        description="augment of the second, third, ... view of methods with several views; the "
+        "last one repeats; empty: all like the first",
     )
 
     statistics: Literal["cifar10", "cifar100"] = Field(
         "cifar10",
-        description="whose mean and standard deviation images are normalised with; most of the "
-        "field takes those of CIFAR-10 for both",
+        description="data set whose mean and standard deviation normalise the images; most of the "
+        "literature uses those of CIFAR-10 for both",
         json_schema_extra=ADDED,
     )
 
     def load(self) -> Data:
-        """Read the frozen list's images from the copy at ``root``.
+        """Load the images of the frozen list from the copy at ``root``.
 
         Raises:
-            UserError: there is no copy, or it lacks images, or its labels are not official.
+            UserError: there is no copy, or it lacks images, or its labels are not the official
+                ones.
         """
+        from ltbench.data.memory import MemorySplit
+
         frozen = read_frozen(self.dataset)
         source = self._source(frozen)
         kept = frozen.indices(self.protocol, self.profile, self.imbalance_ratio)
@@ -113,24 +116,31 @@ class CIFARLT(DatasetConfig):
             },
         )
 
+    def ready(self) -> None:
+        """Check that the folder exists."""
+        if not is_packed(self.root) and not (self.download and self.root):
+            find_root(self.root, self._needed())
+
     def _source(self, frozen: Frozen) -> Source:
-        title = TITLES[self.dataset]
         parts = open_parts(self.root)
         if parts is not None:
             return shard_source(parts, self.dataset)
         if self.download and self.root:
             return torchvision_source(Path(self.root).expanduser(), self.dataset, download=True)
-        needed = (
-            f"{self.dataset}_lt needs the images of {title}: data.root=DIR with the python or "
-            "binary version from https://www.cs.toronto.edu/~kriz/cifar.html, or data.root=DIR "
-            "data.download=true where there is a network"
+        root = find_root(self.root, self._needed())
+        return find_source(root, self.dataset, frozen.class_names)
+
+    def _needed(self) -> str:
+        return (
+            f"{self.dataset}_lt needs the images of {TITLES[self.dataset]}: data.root=DIR with the "
+            "python or binary version from https://www.cs.toronto.edu/~kriz/cifar.html, or "
+            "data.root=DIR data.download=true where there is a network"
         )
-        return find_source(find_root(self.root, needed), self.dataset, frozen.class_names)
 
     def _pick(
         self, source: Source, split: str, frozen: Frozen, wanted: np.ndarray, purpose: str
     ) -> np.ndarray:
-        """Return the images at official positions, after checks of the source's whole part."""
+        """Return the images at official positions, after checks of the whole part of the source."""
         part: Part = source.train if split == "training" else source.test
         official = (frozen.train_labels if split == "training" else frozen.test_labels).astype(int)
         here = f"the {split} images in `{source.where}` ({source.kind})"
@@ -149,7 +159,7 @@ class CIFARLT(DatasetConfig):
         if len(wrong):
             i = part.index[wrong[0]]
             raise UserError(
-                f"{here} disagree with the official labels at {len(wrong)} of {len(part.index)} "
+                f"{here} disagree with the official labels for {len(wrong)} of {len(part.index)} "
                 f"images, first at index {i}: class {part.labels[wrong[0]]} there, officially "
                 f"{official[i]} ({frozen.class_names[official[i]]}); use the original order"
             )
@@ -173,8 +183,8 @@ class CIFAR10LT(CIFARLT):
         Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413 (the subset's code).
 
     Departures:
-        none known for protocol ``seed0``; repositories with other seeds or without a shuffle use
-        other images of the same counts.
+        none known for protocol ``seed0``; repositories with other seeds or without shuffling use
+        other images with the same counts.
     """
 
     dataset: ClassVar[Dataset] = "cifar10"
@@ -187,8 +197,8 @@ class CIFAR100LT(CIFARLT):
         as for ``CIFAR10LT``.
 
     Departures:
-        as for ``CIFAR10LT``; images are normalised with CIFAR-10's statistics, as the field does;
-        ``statistics: cifar100`` has its own.
+        as for ``CIFAR10LT``; images are normalised with CIFAR-10's statistics, as is common;
+        ``statistics: cifar100`` uses those of CIFAR-100.
     """
 
     dataset: ClassVar[Dataset] = "cifar100"

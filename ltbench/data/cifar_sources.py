@@ -1,4 +1,4 @@
-"""The places CIFAR images come from, read into one form: pixels by official position."""
+"""Formats of CIFAR copies, read as pixels by official position."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _BINARY: dict[Dataset, tuple[list[str], list[str]]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """The training or test images that a source has.
+    """Training or test images of a source.
 
     Args:
         labels: class of each image, int64 [n].
         index: position of each image in the official file, int64 [n].
-        read: from rows of this part, int64 [m], to images, uint8 [m, 32, 32, 3].
+        read: function from rows of this part, int64 [m], to images, uint8 [m, 32, 32, 3].
     """
 
     labels: np.ndarray
@@ -43,11 +43,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """One copy of the data set.
+    """Copy of a data set.
 
     Args:
         kind: ``"torchvision"``, ``"binary"``, ``"arrays"``, ``"folders"`` or ``"shards"``.
-        where: its folder.
+        where: folder of the copy.
         train: training images.
         test: test images.
     """
@@ -59,15 +59,15 @@ class Source:
 
 
 def find_source(root: Path, dataset: Dataset, class_names: Sequence[str]) -> Source:
-    """Find a copy in ``root`` or in a folder directly inside it.
+    """Find a copy in ``root`` or in one of its subfolders.
 
     Args:
         root: existing folder.
-        dataset: which data set.
+        dataset: name of the data set.
         class_names: official names in label order [C].
 
     Raises:
-        UserError: nothing is recognised, or what is recognised is damaged.
+        UserError: no copy is recognised, or it is damaged.
     """
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
     for folder in folders:
@@ -99,15 +99,15 @@ def find_source(root: Path, dataset: Dataset, class_names: Sequence[str]) -> Sou
 
 
 def torchvision_source(root: Path, dataset: Dataset, *, download: bool) -> Source:
-    """Read torchvision's copy, whose MD5 sums torchvision checks.
+    """Read torchvision's copy; torchvision checks its MD5 sums.
 
     Args:
-        root: torchvision's root, the folder that holds the copy.
-        dataset: which data set.
-        download: fetch it first where it is missing.
+        root: torchvision's root, the folder that contains the copy.
+        dataset: name of the data set.
+        download: download the copy if it is missing.
 
     Raises:
-        UserError: it cannot be fetched, or its files are not the original ones.
+        UserError: the copy cannot be downloaded, or its files are not the original ones.
     """
     import torchvision
 
@@ -198,7 +198,7 @@ def _folder_source(folder: Path, class_names: Sequence[str]) -> Source:
 
 
 class _Files:
-    """Decodes images when asked, since a recipe may need few of those present."""
+    """Lazy decoder of images, since a recipe may need only few of them."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -224,19 +224,19 @@ class _Files:
 
 
 def _complete(images: np.ndarray, labels: np.ndarray) -> Part:
-    """Return a part that is the whole official file."""
+    """Return a part with the complete official file."""
     return Part(labels.astype(np.int64), np.arange(len(labels)), images.__getitem__)
 
 
 def shard_source(parts: Mapping[str, ShardSource], dataset: Dataset) -> Source:
-    """Read shards made by `ltbench data prepare`; keys end in the official index.
+    """Read shards made by `ltbench data prepare`, whose keys end in the official index.
 
     Args:
         parts: the splits ``"train"`` and ``"test"``.
-        dataset: which data set they must be of.
+        dataset: expected data set.
 
     Raises:
-        UserError: they are of another data set.
+        UserError: the shards belong to another data set.
     """
     found = parts["train"].manifest.dataset
     if found != dataset:
@@ -254,7 +254,7 @@ def shard_source(parts: Mapping[str, ShardSource], dataset: Dataset) -> Source:
 
 @dataclass(frozen=True)
 class _Shards:
-    """Decodes images when asked, since a recipe may need few of those present."""
+    """Lazy decoder of images, since a recipe may need only few of them."""
 
     source: ShardSource
 

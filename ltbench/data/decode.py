@@ -1,4 +1,4 @@
-"""From the bytes of an image file to cropped and resized pixels."""
+"""Decoding, cropping and resizing of image files."""
 
 from __future__ import annotations
 
@@ -20,34 +20,33 @@ Name = str | Callable[[], str]
 
 try:
     from torchvision.io import decode_jpeg
-except ImportError:  # its decoders are on the way out; Pillow gives the same pixels, more slowly
+except ImportError:  # its decoders are deprecated; Pillow gives the same pixels, more slowly
     decode_jpeg = None
 
-TRIES = 10  # boxes drawn before the centre is taken
-AREA = (0.08, 1.0)  # share of the image
+TRIES = 10  # boxes drawn before falling back to the centre
+AREA = (0.08, 1.0)  # fraction of the image
 RATIO = (3 / 4, 4 / 3)  # width / height
 _SLOTS = 32  # random numbers reserved for the crop of one image
 _TOP, _LEFT, _FIRST_TRY = range(3)
-_START, _END = b"\xff\xd8", b"\xff\xd9"  # of every complete JPEG
+_START, _END = b"\xff\xd8", b"\xff\xd9"  # markers of a complete JPEG
 
 
 def decode_pixels(data: np.ndarray, name: Name) -> Tensor:
-    """Return an image file's pixels as RGB, whatever its mode and format.
+    """Return the RGB pixels of an image file of any mode and format.
 
-    A complete JPEG is decoded by torchvision, with the same library as Pillow's and so to the
-    same pixels. Whatever that cannot do goes to Pillow, which has the last word: other formats,
-    CMYK, a JPEG that does not end in an end marker. Orientation tags are ignored, as everywhere
-    in the field's data loaders.
+    A complete JPEG is decoded by torchvision, with the same library as Pillow and so to the same
+    pixels. Everything else is decoded by Pillow: other formats, CMYK, a JPEG without end marker.
+    Orientation tags are ignored, as in the data loaders of the literature.
 
     Args:
-        data: the file, uint8 [n].
-        name: how messages call it; a function is asked only when there is a message.
+        data: content of the file, uint8 [n].
+        name: name of the image in messages; a function is called only for a message.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
-        UserError: the file is empty, cut, not an image, or has more than 16 bits a channel.
+        UserError: the file is empty, truncated, not an image, or has more than 16 bits per channel.
     """
     whole = data[:2].tobytes() == _START and data[-2:].tobytes() == _END
     if whole and decode_jpeg is not None:
@@ -62,14 +61,14 @@ def decode_pixels(data: np.ndarray, name: Name) -> Tensor:
 
 
 def decode_pil(data: np.ndarray, name: Name) -> Image.Image:
-    """Return an image file as RGB, whatever its mode: grey, palette, CMYK, with or without alpha.
+    """Return an image file of any mode (grey, palette, CMYK, with or without alpha) as RGB.
 
     Args:
-        data: the file, uint8 [n].
-        name: how messages call it; a function is asked only when there is a message.
+        data: content of the file, uint8 [n].
+        name: name of the image in messages; a function is called only for a message.
 
     Raises:
-        UserError: the file is empty, cut, not an image, or has more than 16 bits a channel.
+        UserError: the file is empty, truncated, not an image, or has more than 16 bits per channel.
     """
     if len(data) == 0:
         raise _unreadable(name, "it is empty (0 bytes)")
@@ -85,7 +84,7 @@ def decode_pil(data: np.ndarray, name: Name) -> Image.Image:
         raise _unreadable(name, "it is not an image, or a damaged one") from error
     except Exception as error:  # decoders raise anything, from KeyError to struct.error
         raise _unreadable(name, f"{error}".split("\n")[0] or type(error).__name__) from error
-    raise UserError(f"image `{_text(name)}` has 32 bits a channel; convert it to 8 bits")
+    raise UserError(f"image `{_text(name)}` has 32 bits per channel; convert it to 8 bits")
 
 
 def _text(name: Name) -> str:
@@ -99,25 +98,25 @@ def _unreadable(name: Name, reason: str) -> UserError:
 
 
 def crop_draws(key: int, positions: np.ndarray) -> np.ndarray:
-    """Return the random numbers of ``crop_box``, a function of (key, position) only.
+    """Return random numbers for ``crop_box``, a function of (key, position) only.
 
     Args:
         key: seed of a view.
-        positions: place of each image in the epoch's order, int64 [B].
+        positions: position of each image in the epoch's order, int64 [B].
 
     Returns:
-        uniform in [0, 1), float64 [B, 22]: place from the top, from the left, then area and shape
-        of each try.
+        Uniform in [0, 1), float64 [B, 22]: vertical and horizontal position, then area and aspect
+        ratio of each try.
     """
     slots = np.arange(_FIRST_TRY + 2 * TRIES)
     return keyed_uniform(key, np.asarray(positions, dtype=np.int64)[:, None] * _SLOTS + slots)
 
 
 def crop_box(draws: np.ndarray, height: int, width: int) -> Box:
-    """Return the box of a random resized crop: 0.08 to 1 of the area, 3/4 to 4/3 as wide as high.
+    """Return the box of a random resized crop: area in [0.08, 1], aspect ratio in [3/4, 4/3].
 
-    Boxes are drawn until one lies inside the image, ten at most; then it is the largest centred
-    one of an allowed shape.
+    At most ten boxes are drawn until one lies inside the image; the fallback is the largest
+    centred box with an allowed aspect ratio.
 
     Reference:
         Szegedy et al., Going Deeper with Convolutions, CVPR 2015, arXiv:1409.4842; the
@@ -125,8 +124,8 @@ def crop_box(draws: np.ndarray, height: int, width: int) -> Box:
 
     Args:
         draws: one row of ``crop_draws`` [22].
-        height: of the image in pixels.
-        width: of the image in pixels.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
     """
     down, right, *tries = draws.tolist()
     spread = math.log(RATIO[1] / RATIO[0])
@@ -143,23 +142,23 @@ def crop_box(draws: np.ndarray, height: int, width: int) -> Box:
 
 
 def resized_crop(pixels: Tensor, box: Box, out: Tensor) -> None:
-    """Cut a box out of an image and resize it, bilinearly and with antialiasing.
+    """Crop an image and resize it, bilinearly with antialiasing.
 
     Args:
         pixels: uint8 [H, W, 3].
-        box: what to cut out.
-        out: where the result goes, uint8 [3, S, S].
+        box: box to crop.
+        out: output, uint8 [3, S, S].
     """
     top, left, tall, wide = box
     out.copy_(_resized(pixels[top : top + tall, left : left + wide], *out.shape[1:]))
 
 
 def resized_centre(pixels: Tensor, out: Tensor) -> None:
-    """Resize an image to a short side of ``S * 256 / 224`` and cut out the centre.
+    """Resize an image to a short side of ``S * 256 / 224`` and crop the centre.
 
     Args:
         pixels: uint8 [H, W, 3].
-        out: where the result goes, uint8 [3, S, S].
+        out: output, uint8 [3, S, S].
     """
     height, width = pixels.shape[:2]
     size = out.shape[1]
@@ -174,7 +173,7 @@ def resized_centre(pixels: Tensor, out: Tensor) -> None:
 
 
 def _resized(pixels: Tensor, height: int, width: int) -> Tensor:
-    # The batch dimension comes first and the channels go in front last: torch then sees that the
-    # memory is channels_last and resizes three bytes at a time.
+    # A batch dimension is added before channels are permuted: torch then recognises channels_last
+    # memory and resizes three bytes at a time.
     batch = pixels[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]

@@ -1,4 +1,4 @@
-"""A long tail of the handwritten digits that ship inside scikit-learn: real, small, offline."""
+"""Long-tailed subset of scikit-learn's handwritten digits: real, small, offline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pydantic import Field
 from ltbench.data.base import Data, DatasetConfig, DatasetInfo
 from ltbench.data.frozen_lists import list_hash
 from ltbench.data.longtail import Profile, class_profile, subsample
-from ltbench.data.memory import MemorySplit
 from ltbench.errors import UserError
 
 TEST_PER_CLASS = 60
@@ -24,31 +23,33 @@ MEAN, STD = (0.305,) * 3, (0.376,) * 3  # of all 1,797 images
 class DigitsLT(DatasetConfig):
     """Long-tailed handwritten digits from scikit-learn: 10 classes, 8x8 enlarged, no network.
 
-    A demonstration, not a row of any table. Sixty images of each class are held out for testing,
-    always the same; of the others, each class keeps what the profile says.
+    A demonstration, not a benchmark. Sixty images of each class, always the same, are held out for
+    testing; the others are subsampled to the profile.
 
     Reference:
         Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
         Repository, 1998 (its test part, as packaged by scikit-learn).
 
     Departures:
-        the writers of training and test images are not kept apart, since the package does not
-        tell who wrote what.
+        training and test images are not separated by writer, since the package does not name the
+        writers.
     """
 
     imbalance_ratio: float = Field(20, ge=1, description="largest over smallest class")
     profile: Profile = Field("exp", description="shape of the long tail")
-    image_size: Literal[8, 16, 32] = Field(16, description="side to which images are enlarged")
+    image_size: Literal[8, 16, 32] = Field(16, description="side of the enlarged images in pixels")
     augment: Literal["none", "standard"] = Field(
-        "standard", description="none, or shifts by up to one original pixel"
+        "standard", description="none, or standard: shifts by up to one original pixel"
     )
 
     def load(self) -> Data:
-        """Read the digits from scikit-learn.
+        """Load the digits from scikit-learn.
 
         Raises:
             UserError: the ratio leaves a class without images.
         """
+        from ltbench.data.memory import MemorySplit
+
         pixels, labels = _read()
         grey = np.floor(pixels * (255 / 16) + 0.5).astype(np.uint8)  # 0..16 to 0..255
         images = np.repeat(grey[..., None], 3, axis=3)
@@ -94,7 +95,7 @@ class DigitsLT(DatasetConfig):
 def _read() -> tuple[np.ndarray, np.ndarray]:
     """Return pixels [N, 8, 8] from 0 to 16, and labels, as scikit-learn's ``load_digits`` does.
 
-    Its file is read where that lies, since importing the library takes longer than a short run.
+    The library's file is read directly, since importing the library takes longer than a short run.
     """
     found = importlib.util.find_spec("sklearn")
     folder = Path(found.origin).parent if found and found.origin else Path()
@@ -104,7 +105,7 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
             table = np.loadtxt(lines, delimiter=",")
         return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
 
-    from sklearn.datasets import load_digits  # a release that keeps it elsewhere
+    from sklearn.datasets import load_digits  # for releases with another layout
 
     digits = load_digits()
     return digits.images, digits.target.astype(np.int64)

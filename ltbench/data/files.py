@@ -1,31 +1,33 @@
-"""Images that lie in files, and the options of every data set made of them."""
+"""Images in files, and the options of data sets of image files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from isal.isal_zlib import crc32 as crc32_of
 from pydantic import Field
 
 from ltbench.data.base import DatasetConfig, Source
-from ltbench.data.images import Decoder, ImageSplit, Unreadable
 from ltbench.data.longtail import class_profile, subsample
+from ltbench.data.pipelines import Augment, Channels, Decoder, Unreadable, statistics
 from ltbench.data.shards import format
 from ltbench.data.shards.format import content_of
-from ltbench.data.transforms import Augment, Channels, statistics
 from ltbench.errors import UserError
 from ltbench.seeding import derive
+
+if TYPE_CHECKING:
+    from ltbench.data.images import ImageSplit
 
 
 class FileSource:
     """Image files below a folder; implements ``ltbench.data.base.Source``.
 
     Args:
-        paths: one path per image, relative to ``root`` [N]; may name a file many times.
+        paths: path of each image, relative to ``root`` [N]; paths may repeat.
         root: folder of the images.
     """
 
@@ -47,7 +49,7 @@ class FileSource:
         return _join(self.root, self._paths[index])
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Return the bytes of some images, uint8 [n] each.
+        """Return the bytes of images, uint8 [n] each.
 
         Raises:
             UserError: a file cannot be read; the message names it.
@@ -55,7 +57,7 @@ class FileSource:
         return [_read(self.name(index)) for index in indices.tolist()]
 
     def sizes(self) -> np.ndarray:
-        """Return the bytes of each file, int64 [N].
+        """Return the size of each file in bytes, int64 [N].
 
         Raises:
             UserError: a file is missing or empty.
@@ -64,10 +66,10 @@ class FileSource:
         return np.array([facts[name] for name in self._paths.tolist()], dtype=np.int64)
 
     def fingerprint(self, labels: np.ndarray) -> str:
-        """Return what ``content_of`` gives for the files, with checksums up to 2 GiB.
+        """Return ``content_of`` the files, with checksums up to a total of 2 GiB.
 
-        Above that, names and sizes find a partial or re-encoded copy but not files altered at
-        equal length. Folders do not count: public copies differ in path prefixes.
+        Above that, names and sizes detect a partial or re-encoded copy, but not modified files of
+        equal length. Folders are ignored, since public copies differ in path prefixes.
 
         Args:
             labels: class of each image, int64 [N].
@@ -106,7 +108,7 @@ def _read(path: str) -> np.ndarray:
 
 
 class ImageOptions(DatasetConfig):
-    """Options that every data set of image files has."""
+    """Options of all data sets of image files."""
 
     root: str | None = Field(
         None, description="folder of the images", json_schema_extra={"digest": False}
@@ -115,37 +117,37 @@ class ImageOptions(DatasetConfig):
     augment: Augment = Field("imagenet", description="name of the training pipeline")
     augment_views: tuple[Augment, ...] = Field(
         (),
-        description="pipelines of the second, third, ... view of methods that have several, "
-        "normalised as in augment; the last goes on, none: all like the first",
+        description="pipelines of the second, third, ... view of methods with several views, "
+        "normalised as in augment; the last one repeats; empty: all like the first",
     )
     decode: Decoder = Field(
         "fast",
-        description="fast: torchvision decodes and resizes, and the pipelines imagenet, crop, "
-        "inat, inat_jitter and plain work on whole batches; pil: Pillow and torchvision, one by "
-        "one",
+        description="fast: decode and resize with torchvision, and run the pipelines imagenet, "
+        "crop, inat, inat_jitter and plain on whole batches; pil: Pillow and torchvision, image "
+        "by image",
     )
     unreadable: Unreadable = Field(
         "raise",
-        description="what to do about a training image that cannot be decoded: raise an error, "
-        "or replace it by the next image of its class",
+        description="treatment of training images that cannot be decoded: raise an error, or "
+        "replace them by the next image of their class",
     )
 
     stream: bool = Field(
         False,
-        description="read training shards front to back instead of from random places, for those "
-        "who cannot store them; instance sampling only",
+        description="read training shards sequentially instead of by random access, for shards "
+        "too large to store; instance sampling only",
     )
 
     @property
     def statistics(self) -> tuple[Channels, Channels]:
-        """Mean and standard deviation per channel that images are normalised with."""
+        """Mean and standard deviation of each channel, for normalisation."""
         return statistics(self.augment)
 
     def files(self, paths: Sequence[str], labels: np.ndarray, root: Path) -> ImageSplit:
-        """Return a split of image files with this data set's transforms.
+        """Return a split of image files with the transforms of this data set.
 
         Raises:
-            UserError: a stream was asked for.
+            UserError: ``stream`` is set.
         """
         if self.stream:
             raise UserError(
@@ -155,7 +157,9 @@ class ImageOptions(DatasetConfig):
         return self.split(FileSource(paths, root), labels)
 
     def split(self, source: Source, labels: np.ndarray) -> ImageSplit:
-        """Return a split of images of any source with this data set's transforms."""
+        """Return a split of images of any source with the transforms of this data set."""
+        from ltbench.data.images import ImageSplit
+
         return ImageSplit(
             source,
             labels,
@@ -168,16 +172,16 @@ class ImageOptions(DatasetConfig):
 
 
 class LongTail(DatasetConfig):
-    """Options that turn a data set's training part into a long tail."""
+    """Options of the long-tailed subsampling of a training set."""
 
     imbalance_ratio: float | None = Field(
-        None, ge=1, description="thin the training part to this largest/smallest class ratio"
+        None, ge=1, description="subsample the training set to this largest/smallest class ratio"
     )
     profile: Literal["exp", "step"] = Field("exp", description="shape of the long tail")
-    split_seed: int = Field(0, ge=0, description="seed of every draw of images from a class")
+    split_seed: int = Field(0, ge=0, description="seed of the draws of images from classes")
 
     def thinned(self) -> dict[str, str]:
-        """Return what the record says about the subsampling, nothing if there is none."""
+        """Return the record's description of the subsampling; empty without subsampling."""
         if self.imbalance_ratio is None:
             return {}
         return {"subset": f"{self.profile} {self.imbalance_ratio:g} seed {self.split_seed}"}
@@ -185,11 +189,11 @@ class LongTail(DatasetConfig):
     def thin(self, labels: np.ndarray) -> np.ndarray:
         """Return the sorted indices to keep [M]: all, or a long tail over classes in label order.
 
-        The largest profile is taken that every class can fill, so that the ratio is exact up to
-        rounding even where the classes differ in size.
+        The profile is the largest one that every class can fill, so that the ratio is exact up to
+        rounding even if the classes differ in size.
 
         Raises:
-            UserError: the smallest class would be left without an image.
+            UserError: the smallest class would have no image.
         """
         if self.imbalance_ratio is None:
             return np.arange(len(labels))

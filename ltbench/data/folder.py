@@ -11,37 +11,43 @@ from pydantic import Field
 from ltbench.data.base import Data, DatasetInfo
 from ltbench.data.files import ImageOptions, LongTail
 from ltbench.data.listing import find_root
-from ltbench.data.shards.dataset import assemble, open_parts
+from ltbench.data.shards.dataset import assemble, is_packed, open_parts
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_permutation
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _LAYOUT = "data.root needs train/<class>/ and test/<class>/ folders of images, or <class>/ folders"
+NEEDED = f"data set `folder` needs data.root=DIR; {_LAYOUT}"
 
 
 class Folder(ImageOptions, LongTail):
     """Anybody's images in class folders: ``train/<class>/`` and ``test/<class>/``, or ``<class>/``.
 
-    Classes are numbered by the sorted text of their folders' names. Without a ``train`` folder,
-    ``test_per_class`` images of each class are held out for the test. A ``val`` folder is the
-    validation part, or the test part where there is no ``test`` folder.
+    Classes are numbered in the order of their folder names. Without a ``train`` folder,
+    ``test_per_class`` images of each class are held out for testing. A ``val`` folder is the
+    validation set, or the test set if there is no ``test`` folder.
     """
 
-    train: str = Field("train", description="folder of the training part")
-    test: str | None = Field(None, description="folder of the test part; default test, else val")
-    val: str | None = Field(None, description="folder of the validation part; default val")
+    train: str = Field("train", description="folder of the training set")
+    test: str | None = Field(None, description="folder of the test set; default test, else val")
+    val: str | None = Field(None, description="folder of the validation set; default val")
     test_images: Literal["balanced", "all"] = Field(
-        "balanced", description="of a test folder: equally many images a class, or all"
+        "balanced", description="images of a test folder: the same number per class, or all"
     )
     test_per_class: int | None = Field(
         None,
         ge=1,
-        description="test images a class; default: 10 held out, or the smallest class of a test "
-        "folder",
+        description="test images per class; default: 10 held out, or the size of the smallest "
+        "class of a test folder",
     )
 
+    def ready(self) -> None:
+        """Check that the folder exists."""
+        if not is_packed(self.root):
+            find_root(self.root, NEEDED)
+
     def load(self) -> Data:
-        """Find the images; they are read when they are needed.
+        """Find the images, which are read on demand.
 
         Raises:
             UserError: the root is missing or empty, has no class folders, or a class has no
@@ -51,7 +57,7 @@ class Folder(ImageOptions, LongTail):
         if parts is not None:
             data = assemble(self, "folder", parts, self.thin(parts["train"].labels))
             return replace(data, manifest={**self.thinned(), **data.manifest})
-        root = find_root(self.root, f"data set `folder` needs data.root=DIR; {_LAYOUT}")
+        root = find_root(self.root, NEEDED)
         if (root / self.train).is_dir():
             names, train, test, val, manifest = self._parts(root)
         else:
@@ -149,7 +155,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _images(root: Path, part: str, names: tuple[str, ...]) -> _Images:
-    """Return the images below ``root/part/<class>/``, at any depth, in sorted order."""
+    """Return the images below ``root/part/<class>/`` at any depth, sorted."""
     folder = root / part
     if not folder.is_dir():
         raise UserError(f"there is no folder `{folder}`; {_LAYOUT}")
@@ -185,7 +191,7 @@ def _complete(images: _Images, names: tuple[str, ...], folder: Path, part: str) 
 
 
 def _draw(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Return sorted indices of ``per_class`` images of each class, by keyed permutations."""
+    """Draw ``per_class`` images of each class by keyed permutations; return sorted indices."""
     drawn = []
     for label in range(int(labels.max()) + 1):
         rows = np.nonzero(labels == label)[0]

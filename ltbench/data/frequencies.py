@@ -1,4 +1,4 @@
-"""How often samplers draw an image and a class, as functions of the class counts."""
+"""Sampling probabilities of images and classes as functions of the class counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ltbench import registries
+from ltbench.config.registry import registry
 from ltbench.errors import UserError
 
 Beta = float | Literal["class_based"]
@@ -21,7 +21,7 @@ def image_weights(
     progress: float = 0.0,
     exponent: float = 0.5,
 ) -> np.ndarray:
-    """Return how likely a sampler draws one image of each class, up to a common factor.
+    """Return the sampling weight of an image of each class.
 
     Reference:
         Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition,
@@ -32,23 +32,26 @@ def image_weights(
         Gaussian Clouded Logit Adjustment, CVPR 2022 (class-based beta).
 
     Departures:
-        none known; GCL's class-based beta is 0.9999 + 1e-5 d_k as in its code, in double precision.
+        none known; GCL's class-based beta is 0.9999 + 1e-5 d_k as in its code, in double
+        precision.
 
     Args:
         class_counts: training images of each class [C]; classes without images get weight 0.
         name: ``"instance"``, ``"class_aware"``, ``"square_root"``, ``"power"``, ``"reversed"``,
             ``"progressive"``, ``"effective"``, ``"deferred"`` (after its first phase), or
             ``"weighted"`` and ``"subset"`` with their default options.
-        beta: of the effective number, in [0, 1]: 0 is instance sampling, 1 inverse counts;
+        beta: beta of the effective number, in [0, 1]: 0 is instance sampling, 1 inverse counts;
             ``"class_based"`` is GCL's rule.
-        progress: of progressive sampling, in [0, 1]: 0 is instance, 1 class-balanced sampling.
-        exponent: of power sampling: a class is drawn in proportion to its count to this power.
+        progress: progress of progressive sampling, in [0, 1]: 0 is instance sampling, 1
+            class-balanced sampling.
+        exponent: exponent of power sampling: the probability of a class is proportional to its
+            count to this power.
 
     Returns:
-        Weight of an image of each class, float64 [C].
+        Weights up to a common factor, float64 [C].
 
     Raises:
-        UserError: unknown name.
+        UserError: the name is unknown.
     """
     counts = np.asarray(class_counts, dtype=np.float64)
     present = counts > 0
@@ -69,7 +72,7 @@ def image_weights(
         weights = _effective(n, beta)
     else:
         raise UserError(
-            f"unknown sampler `{name}`; known: {', '.join(registries.SAMPLERS.names())}"
+            f"unknown sampler `{name}`; known: {', '.join(registry('SAMPLERS').names())}"
         )
     result = np.zeros_like(counts)
     result[present] = weights
@@ -79,7 +82,7 @@ def image_weights(
 def class_probabilities(
     class_counts: Sequence[int] | np.ndarray, name: str, **options: Any
 ) -> np.ndarray:
-    """Return the probability that a draw of a sampler is of each class.
+    """Return the class probabilities of a sampler.
 
     Args:
         class_counts: training images of each class [C].
@@ -87,10 +90,10 @@ def class_probabilities(
         options: further options of ``image_weights``.
 
     Returns:
-        Probabilities, float64 [C], sum 1.
+        Probabilities with sum 1, float64 [C].
 
     Raises:
-        UserError: unknown name.
+        UserError: the name is unknown.
     """
     share = np.asarray(class_counts, dtype=np.float64) * image_weights(
         class_counts, name, **options

@@ -1,4 +1,4 @@
-"""The committed image lists of CIFAR-10-LT and CIFAR-100-LT: read and checked, never drawn."""
+"""Committed image lists of CIFAR-10-LT and CIFAR-100-LT."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ RATIOS = (10, 20, 50, 100, 200)
 
 @dataclass(frozen=True)
 class Frozen:
-    """What is fixed about one data set.
+    """Frozen labels and lists of one data set.
 
     Args:
         class_names: official names, in label order [C].
         train_labels: class of every official training image, uint8 [50000].
         test_labels: class of every official test image, uint8 [10000].
-        draws: for each protocol the official indices that ratio 10, exponential, keeps, class
-            after class, in the order drawn; every other list follows from them.
-        hashes: ``"protocol/profile/ratio"`` to the SHA-256 of the sorted list.
+        draws: for each protocol, the official indices of the exponential profile at ratio 10,
+            class by class, in the order drawn; all other lists follow from them.
+        hashes: SHA-256 of the sorted list by ``"protocol/profile/ratio"``.
     """
 
     class_names: tuple[str, ...]
@@ -50,12 +50,12 @@ class Frozen:
         """Return the official training indices of a list, sorted, int64.
 
         Args:
-            protocol: which draw.
+            protocol: name of the draw.
             profile: ``"exp"`` or ``"step"``.
             imbalance_ratio: one of ``RATIOS``, or 1 for the whole training set.
 
         Raises:
-            UserError: the list is not what was frozen.
+            UserError: the list differs from the frozen one.
         """
         everything = np.arange(len(self.train_labels))
         if imbalance_ratio == 1:
@@ -78,7 +78,7 @@ class Frozen:
 
 @lru_cache(maxsize=2)
 def read_frozen(dataset: Literal["cifar10", "cifar100"]) -> Frozen:
-    """Read what is committed about a data set.
+    """Read the committed lists of a data set.
 
     Raises:
         UserError: the files are missing or damaged.

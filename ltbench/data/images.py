@@ -1,10 +1,9 @@
-"""A split whose images are read, decoded and augmented when they are asked for."""
+"""Split whose images are read, decoded and augmented on demand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,51 +20,46 @@ from ltbench.data.decode import (
     resized_centre,
     resized_crop,
 )
+from ltbench.data.pipelines import Augment, Decoder, Unreadable, statistics
 from ltbench.data.shards.reader import ShardSource
 from ltbench.data.transforms import (
     BATCHED,
     JITTERED,
-    Augment,
     Transform,
     eval_transform,
-    statistics,
     train_transform,
 )
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_bits
 
-Decoder = Literal["fast", "pil"]
-Unreadable = Literal["raise", "replace"]
-
 
 class ImageSplit:
-    """Images of any size, of any source; implements ``ltbench.data.base.Split``.
+    """Images of any size and source; implements ``ltbench.data.base.Split``.
 
-    ``load`` cuts and resizes to bytes, ``finish`` mirrors, changes colours and normalises the
-    whole batch. Pipelines that are made for single Pillow images (see ``transforms.BATCHED`` for
-    the others) are run by ``load`` to the end, and with ``decode="pil"`` all are. Random numbers
-    depend on (key, position, view) only, so that the pixels are the same, bit by bit, however the
-    epoch is cut into batches.
+    ``load`` crops and resizes to bytes; ``finish`` flips, jitters colours and normalises the
+    whole batch. Pipelines for single Pillow images (all but ``transforms.BATCHED``) run completely
+    in ``load``, as do all pipelines with ``decode="pil"``. Random numbers depend on
+    (key, position, view) only, so that pixels are bitwise independent of the batch size.
 
     Departures:
-        Against torchvision on Pillow images, resized values differ by two grey levels at most,
-        one in evaluation; the colour jitter rounds as torchvision does for tensors.
+        Compared with torchvision on Pillow images, resized values differ by at most two grey
+        levels, one in evaluation; the colour jitter rounds as torchvision does for tensors.
 
     Args:
-        source: where the files' bytes come from, N images.
+        source: source of the files' bytes, N images.
         labels: class of each image, int64 [N].
-        augment: training pipeline, which fixes the normalisation too.
-        image_size: side of the result in pixels.
-        augment_views: pipeline of the second, third, ... view; the last one goes on. Empty: all
+        augment: training pipeline, which also determines the normalisation.
+        image_size: side of the output in pixels.
+        augment_views: pipelines of the second, third, ... view; the last one repeats. Empty: all
             views are like the first.
-        decode: ``"fast"``, or ``"pil"`` for Pillow and torchvision an image at a time.
-        unreadable: what happens to a training image that cannot be decoded: ``"raise"`` an error,
-            or ``"replace"`` it by the next image of its class that can, in the order of the split
-            and from its end to its beginning, with a note. In evaluation it is always an error.
+        decode: ``"fast"``, or ``"pil"`` for Pillow and torchvision image by image.
+        unreadable: treatment of training images that cannot be decoded: ``"raise"`` an error, or
+            ``"replace"`` them by the next decodable image of their class in the (circular) order
+            of the split, with a note. In evaluation it is always an error.
     """
 
     in_memory = False
-    stream = False  # whether training reads shards front to back; see ``StreamLoader``
+    stream = False  # whether training reads shards sequentially; see ``StreamLoader``
 
     def __init__(
         self,
@@ -91,7 +85,7 @@ class ImageSplit:
             for name in self._names
         ]
         self._whole = None if decode == "fast" else eval_transform(augment, image_size)
-        self._stand_ins: dict[int, int] = {}  # found so far
+        self._stand_ins: dict[int, int] = {}  # replacements found so far
         self._notes: list[str] = []
         self._fingerprint: str | None = None
 
@@ -102,13 +96,13 @@ class ImageSplit:
     def load(
         self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
     ) -> tuple[Tensor, ...]:
-        """Return images for ``finish``: per view uint8 [B, 3, S, S], or float32 if they are done.
+        """Return images for ``finish``: per view uint8 [B, 3, S, S], or float32 if completed.
 
         Args:
-            indices: which images, int64 [B].
-            key: seed of the augmentation; ``None`` gives the evaluation transform.
-            positions: place of each image in the epoch's order, int64 [B].
-            views: how many augmented views of each image.
+            indices: indices of the images, int64 [B].
+            key: seed of the augmentation; ``None`` for the evaluation transform.
+            positions: position of each image in the epoch's order, int64 [B].
+            views: number of augmented views of each image.
 
         Raises:
             UserError: an image cannot be read or decoded; the message names it.
@@ -142,7 +136,7 @@ class ImageSplit:
         """Return normalised float32 images [B, 3, S, S] of each view.
 
         Args:
-            views: what ``load`` returned, on any device; float images are passed on.
+            views: output of ``load``, on any device; float images are returned unchanged.
             key: as given to ``load``.
             positions: as given to ``load``.
         """
@@ -152,7 +146,7 @@ class ImageSplit:
         )
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over labels and images in their order: ``shards.format.content_of``.
+        """Return the SHA-256 of labels and images in order: ``shards.format.content_of``.
 
         Raises:
             UserError: a file is missing or empty.
@@ -162,16 +156,16 @@ class ImageSplit:
         return self._fingerprint
 
     def prefetch(self, order: np.ndarray) -> None:
-        """Begin to fetch what lies elsewhere, in the order of its first use.
+        """Start to fetch remote images, in the order of their first use.
 
         Args:
-            order: indices as they will be read, int64 [n].
+            order: indices in the order of reading, int64 [n].
         """
         if isinstance(self.source, ShardSource):
             self.source.prefetch(order)
 
     def take_notes(self) -> list[str]:
-        """Return a line for each image that this process replaced since the last call."""
+        """Return a note for each image replaced by this process since the last call."""
         notes, self._notes = self._notes, []
         return notes
 
@@ -201,7 +195,7 @@ class ImageSplit:
         return decode_pixels(data, name) if self.decode == "fast" else decode_pil(data, name)
 
     def _stand_in(self, index: int, reason: UserError) -> Tensor | Image.Image:
-        """Return the next image of the class that can be decoded."""
+        """Return the next decodable image of the class."""
         known = self._stand_ins.get(index)
         same = np.flatnonzero(self.labels == self.labels[index])
         following = np.roll(same, -int(np.searchsorted(same, index)))[1:]
@@ -219,18 +213,18 @@ class ImageSplit:
 
 
 class _View:
-    """One view of a batch in the making.
+    """Buffer for one view of a batch.
 
     Args:
-        count: images B.
+        count: number of images B.
         size: side S in pixels.
-        transform: pipeline for single Pillow images; ``None`` cuts out boxes, or the centre where
-            there are no ``draws``.
+        transform: pipeline for single Pillow images; ``None`` crops boxes, or the centre if there
+            are no ``draws``.
     """
 
     def __init__(self, count: int, size: int, transform: Transform | None) -> None:
         self.transform = transform
-        self.seeds: np.ndarray | None = None  # of the pipeline, for each image
+        self.seeds: np.ndarray | None = None  # seed of the pipeline for each image
         self.draws: np.ndarray | None = None  # see ``crop_draws``
         self.images = torch.empty(
             (count, 3, size, size),
@@ -239,7 +233,7 @@ class _View:
         )
 
     def put(self, row: int, picture: Tensor | Image.Image) -> None:
-        """Make image ``row`` of a decoded one."""
+        """Transform a decoded image into row ``row``."""
         if self.transform is not None:
             if self.seeds is not None:
                 torch.default_generator.manual_seed(int(self.seeds[row]))

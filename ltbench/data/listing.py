@@ -1,4 +1,4 @@
-"""List files of ``relative/path label`` lines: finding, reading and checking them."""
+"""List files with ``relative/path label`` lines."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _LINE = "lines are `relative/path label` with labels 0, 1, 2, ..."
 
 @dataclass(frozen=True)
 class Listing:
-    """A list file as read.
+    """Content of a list file.
 
     Args:
-        file: where it was found.
-        paths: one relative path per image [N].
+        file: path of the file.
+        paths: relative path of each image [N].
         labels: class of each image, int64 [N].
         lines: line number of each image, 1-based [N].
-        sha256: hash of the ``label basename`` lines in sorted order, which neither the order of
-            the list nor the path prefixes of a public copy change.
+        sha256: hash of the sorted ``label basename`` lines, which is independent of the order of
+            the list and the path prefixes of a public copy.
     """
 
     file: Path
@@ -37,14 +37,14 @@ class Listing:
 
 
 def find_root(root: str | None, needed: str) -> Path:
-    """Return the root as a folder that exists and is not empty.
+    """Return the root as an existing, non-empty folder.
 
     Args:
         root: the option ``data.root``.
-        needed: message for a root that was not given.
+        needed: message for a missing option.
 
     Raises:
-        UserError: it was not given, does not exist, is no folder or is empty.
+        UserError: the root was not given, does not exist, is not a folder or is empty.
     """
     if not root:
         raise UserError(f"{needed}; found no data.root")
@@ -59,7 +59,7 @@ def find_root(root: str | None, needed: str) -> Path:
 
 
 def look_for(root: Path, name: str) -> Path | None:
-    """Return a list in the root or else as given, plain or with ``.gz``, or ``None``."""
+    """Return the path of a list in the root or as given, plain or with ``.gz``, or ``None``."""
     for folder in (root, Path()):
         for ending in ("", ".gz"):
             file = folder / (str(Path(name).expanduser()) + ending)
@@ -69,10 +69,10 @@ def look_for(root: Path, name: str) -> Path | None:
 
 
 def find_list(root: Path, name: str, option: str) -> Path:
-    """Return where the list called ``name`` is.
+    """Return the path of the list ``name``.
 
     Raises:
-        UserError: it is neither in the root nor at the path given.
+        UserError: the list is neither in the root nor at the given path.
     """
     file = look_for(root, name)
     if file is None:
@@ -87,7 +87,7 @@ def read_list(file: Path) -> Listing:
     """Read ``relative/path label`` lines, plain or gzip; blank lines are skipped.
 
     Raises:
-        UserError: the list cannot be read, is empty or has a wrong line.
+        UserError: the list cannot be read, is empty or has an invalid line.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -127,11 +127,11 @@ def count_classes(train: Listing) -> int:
     """Return the number of classes C of a training list.
 
     Raises:
-        UserError: there are fewer than two classes, or a label below the largest has no image.
+        UserError: there are fewer than two classes, or a class has no image.
     """
     largest = int(train.labels.max())
     seen = np.unique(train.labels)
-    if len(seen) <= largest:  # before bincount: one absurd label must not allocate for it
+    if len(seen) <= largest:  # before bincount, which would allocate for an absurdly large label
         gap = int(np.nonzero(seen != np.arange(len(seen)))[0][0])
         line = train.lines[int(train.labels.argmax())]
         raise UserError(
@@ -144,7 +144,7 @@ def count_classes(train: Listing) -> int:
 
 
 def check_parts(listings: Mapping[str, Listing]) -> None:
-    """Check that the labels of the other lists are classes of ``"train"``, and ``"test"`` has all.
+    """Check that all labels are classes of ``"train"``, and that ``"test"`` has all classes.
 
     Raises:
         UserError: a label is not a class of the training list, or a class has no test image.
@@ -167,7 +167,7 @@ def check_parts(listings: Mapping[str, Listing]) -> None:
 
 
 def names_from_paths(listing: Listing, num_classes: int) -> tuple[str, ...]:
-    """Return each class's folder name [C] where these are distinct, else the labels as text."""
+    """Return the folder name of each class [C] if these are distinct, else the labels as text."""
     names = [""] * num_classes
     for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
         if not names[label]:
@@ -178,7 +178,7 @@ def names_from_paths(listing: Listing, num_classes: int) -> tuple[str, ...]:
 
 
 def read_names(file: Path, num_classes: int) -> tuple[str, ...]:
-    """Return the class names in a file with one name per line [C].
+    """Read class names [C] from a file with one name per line.
 
     Raises:
         UserError: the number of names is not the number of classes.

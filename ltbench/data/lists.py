@@ -20,36 +20,44 @@ from ltbench.data.listing import (
     read_list,
     read_names,
 )
-from ltbench.data.shards.dataset import assemble, open_parts
+from ltbench.data.shards.dataset import assemble, is_packed, open_parts
 from ltbench.errors import UserError
+
+NEEDED = "data set `list` needs data.root=DIR, the folder that its lists refer to"
 
 
 class ListOptions(ImageOptions):
-    """Options of every data set that lists describe."""
+    """Options of data sets with image lists."""
 
-    train: str = Field("train.txt", description="list", json_schema_extra={"digest": False})
-    test: str = Field("test.txt", description="list", json_schema_extra={"digest": False})
-    val: str | None = Field(None, description="list", json_schema_extra={"digest": False})
+    train: str = Field(
+        "train.txt", description="list of training images", json_schema_extra={"digest": False}
+    )
+    test: str = Field(
+        "test.txt", description="list of test images", json_schema_extra={"digest": False}
+    )
+    val: str | None = Field(
+        None, description="list of validation images", json_schema_extra={"digest": False}
+    )
     class_names: str | None = Field(
         None,
-        description="file with one class name per line; default: the folder of each class",
+        description="file with one class name per line; default: the folder names",
         json_schema_extra={"digest": False},
     )
     prefix: dict[str, str] = Field(
         {},
-        description='beginnings of paths to replace, e.g. {"train/": "data_256/"}',
+        description='path prefixes to replace, e.g. {"train/": "data_256/"}',
         json_schema_extra={"digest": False},
     )
 
     def assemble(
         self, name: str, root: Path, listings: Mapping[str, Listing], keep: np.ndarray | None = None
     ) -> Data:
-        """Return the data of lists whose labels are checked, after a check for every image.
+        """Return the data of checked lists, after checking that all images exist.
 
         Args:
             name: registered name of the data set.
             root: folder of the images.
-            listings: the lists ``"train"``, ``"test"`` and perhaps ``"val"``.
+            listings: the lists ``"train"``, ``"test"`` and optionally ``"val"``.
             keep: sorted indices of the training images to use; ``None`` is all.
 
         Raises:
@@ -82,23 +90,26 @@ class ListOptions(ImageOptions):
 class ImageList(ListOptions, LongTail):
     """Anybody's images under one root, with lists of ``relative/path label`` lines.
 
-    Lists may be gzip files; they are looked for in the root first, then as given. Classes are
+    Lists may be gzip files; they are searched in the root first, then as given. Classes are
     numbered as in the lists and never renumbered.
     """
 
+    def ready(self) -> None:
+        """Check that the folder exists."""
+        if not is_packed(self.root):
+            find_root(self.root, NEEDED)
+
     def load(self) -> Data:
-        """Read the lists and check that every image exists.
+        """Read the lists and check that all images exist.
 
         Raises:
-            UserError: the root or a list is missing, a list is wrong, or images are missing.
+            UserError: the root or a list is missing, a list is invalid, or images are missing.
         """
         parts = open_parts(self.root)
         if parts is not None:
             data = assemble(self, "list", parts, self.thin(parts["train"].labels))
             return replace(data, manifest={**self.thinned(), **data.manifest})
-        root = find_root(
-            self.root, "data set `list` needs data.root=DIR, the folder that its lists refer to"
-        )
+        root = find_root(self.root, NEEDED)
         wanted = {"train": self.train, "test": self.test, "val": self.val}
         listings = {
             part: read_list(find_list(root, name, part)) for part, name in wanted.items() if name
@@ -121,10 +132,11 @@ def rewrite(paths: Iterable[str], prefix: Mapping[str, str]) -> list[str]:
 
 
 def check_files(root: Path, paths: Sequence[str], source: Path) -> None:
-    """Check that all files exist, reading each folder once.
+    """Check that all files exist, listing each folder once.
 
     Raises:
-        UserError: files are missing: how many, the first three, and the likely cause.
+        UserError: files are missing; the message has their number, the first three and the likely
+            cause.
     """
     inside: dict[str, set[str] | None] = {}
     missing = []

@@ -1,4 +1,4 @@
-"""From an epoch's order to the batches of one rank, bitwise the same for any ranks and workers."""
+"""Batches of one rank from an epoch's order, bitwise the same for any ranks and workers."""
 
 from __future__ import annotations
 
@@ -241,20 +241,6 @@ class Loader:
                 f"{len(self._noted)} of {len(self.split):,} images cannot be read, more than "
                 f"{REPLACED:.2%}; the last: {notes[-1]}; repair the data set"
             )
-
-
-def open_loader(split: Split, **options: Any) -> Loader:
-    """Return the loader of a split: one that streams, if the split is to be streamed.
-
-    Args:
-        split: the images.
-        options: of ``Loader``.
-    """
-    if getattr(split, "stream", False):
-        from ltbench.data.shards.stream import StreamLoader
-
-        return StreamLoader(split, **options)
-    return Loader(split, **options)
 
 
 def batches(

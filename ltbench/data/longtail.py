@@ -1,4 +1,4 @@
-"""Long-tail profiles: how many images each class keeps, and which."""
+"""Long-tail profiles and subsampling."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def class_profile(
         problem in convolutional neural networks, 2018, arXiv:1710.05381 (step).
 
     Departures:
-        none known from the code of LDAM-DRW, whose closed form is followed: multiplying the
-        ratio's root step by step loses an image in some last classes.
+        none known from the code of LDAM-DRW, whose closed form is used: repeated multiplication
+        by the root of the ratio loses an image in some of the last classes.
 
     Args:
         n_max: images of the largest class, at least 1.
         num_classes: number of classes C.
         imbalance_ratio: largest over smallest class, at least 1; truncation can make the true
-            ratio larger (CIFAR-100 at 200 ends with 2 images a class).
-        profile: ``"exp"`` falls exponentially; ``"step"`` leaves the first half of the classes
-            full and divides the others by the ratio.
+            ratio larger (CIFAR-100 at 200 ends with 2 images per class).
+        profile: ``"exp"`` decays exponentially; ``"step"`` keeps all images of the first half of
+            the classes and divides the others by the ratio.
 
     Returns:
         Images per class [C].
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value is out of range.
     """
     if n_max < 1 or num_classes < 1 or imbalance_ratio < 1:
         raise UserError(
@@ -55,21 +55,21 @@ def class_profile(
 
 
 def subsample(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
-    """Return which images to keep so that class c has ``counts[c]``.
+    """Draw ``counts[c]`` images of each class c.
 
-    The images of a class are put in an order that depends on the seed and the class only, and
-    the first ones are kept; so a smaller subset of the same seed lies inside a larger one.
+    The images of a class are ordered by a permutation that depends on the seed and the class only,
+    and the first ones are kept; smaller subsets of the same seed are nested in larger ones.
 
     Args:
         labels: class of each image, int [N].
         counts: images to keep of each class [C].
-        seed: which draw.
+        seed: seed of the draw.
 
     Returns:
         Sorted indices, int64 [sum of counts].
 
     Raises:
-        UserError: a class has fewer images than asked for.
+        UserError: a class has fewer images than requested.
     """
     kept = []
     for c, count in enumerate(counts):

@@ -1,25 +1,24 @@
-"""Small data sets held in memory as bytes, augmented a batch at a time."""
+"""Small data sets held in memory as bytes and augmented batch by batch."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from ltbench.data.pipelines import MemoryAugment
 from ltbench.data.transforms import GaussianBlur
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_bits, keyed_uniform
 
-Augment = Literal["none", "standard", "rotate", "strong", "sim", "sim_hue"]
-TURN = 15  # degrees to either side that images are turned by at most
-CUTOUT = 16  # side of the square that the strong augmentation blanks
-RESIDENT = 2**30  # bytes of padded images that are put on a device; more stay in main memory
+TURN = 15  # largest rotation in degrees, to either side
+CUTOUT = 16  # side of the square of Cutout
+RESIDENT = 2**30  # bytes of padded images that fit on a device; larger sets stay in main memory
 _SLOTS = 8  # random numbers reserved for one view of one image
 _ROW, _COLUMN, _FLIP, _POLICY, _HOLE_ROW, _HOLE_COLUMN = range(6)
 
@@ -27,14 +26,14 @@ _ROW, _COLUMN, _FLIP, _POLICY, _HOLE_ROW, _HOLE_COLUMN = range(6)
 class MemorySplit:
     """Images of one size as bytes; implements ``ltbench.data.base.Split``.
 
-    The transforms are torchvision's, for a whole batch at once: crop from a black border of
-    ``pad`` pixels, horizontal flip, for ``"rotate"`` a turn by up to 15 degrees, for ``"strong"``
-    AutoAugment and Cutout, scale to [0, 1], normalise. ``"sim"`` is what contrastive learning does
-    to small images: a crop of 0.2 to 1 of the area, resized, flip, colour jitter (0.4, 0.4, 0.4,
-    hue 0.1) with probability 0.8, grey with probability 0.2, Gaussian blur with probability 0.5;
-    ``"sim_hue"`` has no blur. The random numbers of an image depend on (key, position, view) only,
-    so cutting the data into other batches gives the same pixels, bit by bit. On an accelerator the
-    loader uses ``resident``, which does most of it there.
+    The transforms are torchvision's, for whole batches: crop with a black border of ``pad``
+    pixels, horizontal flip, for ``"rotate"`` a rotation by up to 15 degrees, for ``"strong"``
+    AutoAugment and Cutout, scale to [0, 1], normalise. ``"sim"`` is the augmentation of contrastive
+    learning for small images: resized crop of 0.2 to 1 of the area, flip, colour jitter (0.4, 0.4,
+    0.4, hue 0.1) with probability 0.8, greyscale with probability 0.2, Gaussian blur with
+    probability 0.5; ``"sim_hue"`` has no blur. Random numbers depend on (key, position, view) only,
+    so that pixels are bitwise independent of the batch size. On an accelerator the loader uses
+    ``resident``, which does most of the work there.
 
     Reference:
         Cubuk et al., AutoAugment: Learning Augmentation Policies from Data, CVPR 2019,
@@ -45,8 +44,8 @@ class MemorySplit:
         Learning, ICCV 2021, arXiv:2107.12028).
 
     Departures:
-        AutoAugment is torchvision's, on tensors; the long-tail codes use a PIL version whose
-        interpolation and fill colour (grey) differ.
+        AutoAugment is torchvision's, on tensors; the long-tail codes use a PIL version with another
+        interpolation and fill colour (grey).
 
     Args:
         images: uint8 [N, H, W, 3].
@@ -55,14 +54,14 @@ class MemorySplit:
         std: standard deviation per channel [3].
         augment: ``"none"``, ``"standard"`` (crop and flip), ``"rotate"``, ``"strong"``,
             ``"sim"`` or ``"sim_hue"``.
-        pad: black border in pixels that a crop may reach into.
-        flip: whether mirrored images are of the same class.
-        image_size: upsample to this side first, bilinearly; ``None`` keeps the size.
-        augment_views: ``augment`` of the second, third, ... view; the last one goes on. Empty:
+        pad: black border in pixels for random crops.
+        flip: whether to flip horizontally.
+        image_size: side to which images are first upsampled bilinearly; ``None`` keeps the size.
+        augment_views: ``augment`` of the second, third, ... view; the last one repeats. Empty:
             all views are like the first.
 
     Raises:
-        UserError: images or labels of another type or shape.
+        UserError: images or labels have the wrong type or shape.
     """
 
     def __init__(
@@ -72,11 +71,11 @@ class MemorySplit:
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        augment: Augment = "standard",
+        augment: MemoryAugment = "standard",
         pad: int = 4,
         flip: bool = True,
         image_size: int | None = None,
-        augment_views: Sequence[Augment] = (),
+        augment_views: Sequence[MemoryAugment] = (),
     ) -> None:
         pixels = np.asarray(images)
         self.labels = np.asarray(labels).astype(np.int64)
@@ -99,8 +98,8 @@ class MemorySplit:
         border = (self.pad, self.pad)
         self._padded = np.pad(pixels, ((0, 0), border, border, (0, 0)))
         self._size = pixels.shape[1], pixels.shape[2]
-        # Whole planes, because broadcasting over three innermost values is slow; 255 as a tensor,
-        # because by a number some devices multiply with the rounded reciprocal.
+        # Whole planes, since broadcasting three innermost values is slow; 255 as a tensor, since
+        # for a Python number some devices multiply by the rounded reciprocal.
         planes = [torch.tensor(v, dtype=torch.float32).expand(*self._size, 3) for v in (mean, std)]
         self._scale = torch.full((1,), 255.0), planes[0].contiguous(), planes[1].contiguous()
         self._copies: dict[torch.device, Tensor] = {}
@@ -115,7 +114,7 @@ class MemorySplit:
 
     @property
     def images(self) -> np.ndarray:
-        """The images as they are before augmentation, uint8 [N, H, W, 3]."""
+        """Images before augmentation, uint8 [N, H, W, 3]."""
         height, width = self._size
         return self._padded[:, self.pad : self.pad + height, self.pad : self.pad + width]
 
@@ -134,7 +133,7 @@ class MemorySplit:
     def finish(
         self, views: tuple[Tensor, ...], *, key: int | None, positions: np.ndarray
     ) -> tuple[Tensor, ...]:
-        """Return what ``load`` returned, which is finished."""
+        """Return the output of ``load`` unchanged."""
         return views
 
     def load_bytes(
@@ -143,16 +142,16 @@ class MemorySplit:
         """Return one augmented view before normalisation, uint8 [B, H, W, 3].
 
         Args:
-            indices: which images, int64 [B].
-            key: seed of this view's augmentation; ``None`` for none.
-            positions: place of each image in the epoch's order, int64 [B].
-            view: which view's pipeline is used, from 0.
+            indices: indices of the images, int64 [B].
+            key: seed of the augmentation of this view; ``None`` for no augmentation.
+            positions: position of each image in the epoch's order, int64 [B].
+            view: index of the view, which selects the pipeline.
         """
         index, top, left, mirrored = self.draw(indices, key=key, positions=positions, view=view).T
         batch = self._crop(index, top, left)
         turned = mirrored == 1
         if turned.any():
-            whole = batch.view("V3")[..., 0]  # a pixel is one item: reversing them is fast
+            whole = batch.view("V3")[..., 0]  # one item per pixel, for a fast flip
             whole[turned] = whole[turned][:, :, ::-1]
         augment = self._pipeline(view)
         if key is None or augment in ("none", "standard"):
@@ -177,16 +176,16 @@ class MemorySplit:
     def draw(
         self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, view: int = 0
     ) -> np.ndarray:
-        """Return which part of which image a view shows; colours and holes come after that.
+        """Return the crops and flips of a view, before colours and Cutout.
 
         Args:
-            indices: which images, int64 [B].
+            indices: indices of the images, int64 [B].
             key: as for ``load_bytes``.
             positions: as for ``load_bytes``.
             view: as for ``load_bytes``.
 
         Returns:
-            int64 [B, 4]: image, first row and first column in the padded image, 1 if mirrored.
+            int64 [B, 4]: image, first row and first column in the padded image, 1 if flipped.
         """
         drawn = np.full((len(indices), 4), self.pad, dtype=np.int64)
         drawn[:, 0], drawn[:, 3] = indices, 0
@@ -199,15 +198,15 @@ class MemorySplit:
         return drawn
 
     def resident(self, device: torch.device) -> ResidentSplit:
-        """Return the same images, cut and normalised on a device.
+        """Return a split of the same images that crops and normalises on a device.
 
         Args:
-            device: any; on the CPU it shows the same bits and is slower.
+            device: any device; on the CPU the results are the same, but slower.
         """
         return ResidentSplit(self, device)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over shape, pixels and labels."""
+        """Return the SHA-256 of shape, pixels and labels."""
         digest = hashlib.sha256(repr((len(self), *self._size)).encode())
         for image in self.images:
             digest.update(image.tobytes())
@@ -215,10 +214,10 @@ class MemorySplit:
         return digest.hexdigest()
 
     def _crop(self, indices: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """Cut [B, H, W, 3] out of the padded images, a row of pixels at a time."""
+        """Crop [B, H, W, 3] from the padded images, row by row."""
         height, width = self._size
         n, tall, wide, _ = self._padded.shape
-        # Item i is the row of `width` pixels that starts at pixel i of the whole store.
+        # Item i is the row of `width` pixels that starts at pixel i of the flattened images.
         starts = n * tall * wide - width + 1
         rows: np.ndarray = np.ndarray(
             (starts,), dtype=f"V{3 * width}", buffer=self._padded.data, strides=(3,)
@@ -228,27 +227,27 @@ class MemorySplit:
         batch: np.ndarray = taken.view(np.uint8).reshape(len(first), height, width, 3)
         return batch
 
-    def _pipeline(self, view: int) -> Augment:
+    def _pipeline(self, view: int) -> MemoryAugment:
         return (self.augment, *self.augment_views)[min(view, len(self.augment_views))]
 
     def _copy(self, device: torch.device) -> Tensor:
-        """Return the pixels of all padded images on a device, uint8 [N * tall * wide, 3]."""
+        """Return all padded images on a device (cached), uint8 [N * tall * wide, 3]."""
         if device not in self._copies:
             self._copies[device] = torch.from_numpy(self._padded).view(-1, 3).to(device)
         return self._copies[device]
 
 
 class ResidentSplit:
-    """Images whose bytes lie on a device, where whole batches are cut, mirrored and normalised.
+    """Images resident on a device, where whole batches are cropped, flipped and normalised.
 
-    ``load`` returns what was drawn and ``finish`` does it; it never waits for the device. Views
-    whose colours change are made by ``load``, and of sets of more than ``RESIDENT`` bytes all:
-    then the bytes of a batch are moved and ``finish`` normalises them. The pixels are those of
-    the split, bit by bit.
+    ``load`` returns random crop parameters without waiting for the device, and ``finish`` applies
+    them. Views with other augmentations, and all views of sets larger than ``RESIDENT`` bytes, are
+    computed by ``load``; ``finish`` then only normalises the transferred bytes. Pixels are bitwise
+    those of the split.
 
     Args:
         split: the images.
-        device: where they are wanted.
+        device: device of the images.
     """
 
     def __init__(self, split: MemorySplit, device: torch.device) -> None:
@@ -269,7 +268,7 @@ class ResidentSplit:
     def load(
         self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
     ) -> tuple[Tensor, ...]:
-        """Return per view what ``MemorySplit.draw`` says, or bytes [B, H, W, 3] to normalise."""
+        """Return per view the output of ``MemorySplit.draw``, or bytes [B, H, W, 3]."""
         made = []
         for view, own in enumerate(_view_keys(key, views)):
             drawn_only = own is None or self.split._pipeline(view) in ("none", "standard")
@@ -283,9 +282,9 @@ class ResidentSplit:
         """Return normalised float32 images [B, 3, H, W] of each view, in channels_last.
 
         Args:
-            views: what ``load`` returned, on the device.
-            key: not looked at.
-            positions: not looked at.
+            views: output of ``load``, on the device.
+            key: unused.
+            positions: unused.
         """
         return tuple(
             _normalise(view if view.dtype == torch.uint8 else self._cut(view), self._scale)
@@ -293,11 +292,11 @@ class ResidentSplit:
         )
 
     def fingerprint(self) -> str:
-        """Return that of the split."""
+        """Return the fingerprint of the split."""
         return self.split.fingerprint()
 
     def _cut(self, drawn: Tensor) -> Tensor:
-        """Return what ``MemorySplit.draw`` says, uint8 [B, H, W, 3]."""
+        """Apply crops and flips drawn by ``MemorySplit.draw``; return uint8 [B, H, W, 3]."""
         tall, wide = self.split._padded.shape[1:3]
         index, top, left, mirrored = drawn[:, :, None].unbind(1)
         rows = (index * tall + top + self._rows) * wide + left
@@ -312,8 +311,8 @@ def _view_keys(key: int | None, views: int) -> list[int | None]:
 
 
 def _normalise(pixels: Tensor, scale: tuple[Tensor, ...]) -> Tensor:
-    """Return bytes [B, H, W, 3] as float32 [B, 3, H, W]: divided, less the mean, divided."""
-    # Three exactly rounded steps, so that neither batch size nor vector width matters.
+    """Normalise bytes [B, H, W, 3] to float32 [B, 3, H, W]."""
+    # In three exactly rounded steps, independent of batch size and vector width.
     whole, mean, std = scale
     return pixels.to(torch.float32).div_(whole).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
@@ -321,8 +320,8 @@ def _normalise(pixels: Tensor, scale: tuple[Tensor, ...]) -> Tensor:
 def upsample(images: np.ndarray, size: int) -> np.ndarray:
     """Enlarge square images bilinearly, with pixel centres aligned as in torch's ``interpolate``.
 
-    Computed in double precision; for factors that are powers of two the result is exact and the
-    same on every machine.
+    Computed in double precision; for factors that are powers of two, the result is exact and the
+    same on all machines.
 
     Args:
         images: uint8 [N, S, S, 3].
@@ -375,7 +374,7 @@ def _sim(height: int, width: int, flip: bool, blur: bool) -> v2.Compose:
 
 
 def _each(pipeline: v2.Transform | v2.Compose, batch: np.ndarray, seeds: np.ndarray) -> None:
-    """Apply a pipeline to each image in place, each with its own seed."""
+    """Apply a pipeline to each image in place, with one seed per image."""
     with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global CPU generator
         for image, seed in zip(batch, seeds.tolist(), strict=True):
             torch.default_generator.manual_seed(seed >> 1)
@@ -384,7 +383,7 @@ def _each(pipeline: v2.Transform | v2.Compose, batch: np.ndarray, seeds: np.ndar
 
 
 def _cutout(batch: np.ndarray, row: np.ndarray, column: np.ndarray) -> None:
-    """Blank in place a square centred at the given pixels, clipped at the border."""
+    """Zero squares centred at the given pixels in place, clipped at the border."""
     y, x = np.arange(batch.shape[1]), np.arange(batch.shape[2])
     tall = (y >= row[:, None] - CUTOUT // 2) & (y < row[:, None] + CUTOUT // 2)
     wide = (x >= column[:, None] - CUTOUT // 2) & (x < column[:, None] + CUTOUT // 2)

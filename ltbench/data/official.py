@@ -14,21 +14,21 @@ from pydantic import Field
 from ltbench.data.base import Data
 from ltbench.data.listing import Listing, check_parts, look_for, read_list
 from ltbench.data.lists import ListOptions
-from ltbench.data.shards.dataset import assemble, listings, open_parts
+from ltbench.data.pipelines import Augment
+from ltbench.data.shards.dataset import assemble, is_packed, listings, open_parts
 from ltbench.data.shards.reader import ShardSource
-from ltbench.data.transforms import Augment
 from ltbench.errors import UserError
 
 LISTS = "https://github.com/facebookresearch/classifier-balancing"
 
 
 class PartFacts(TypedDict):
-    """What is known of an official list.
+    """Facts about an official list.
 
     Args:
         lines: number of images.
-        counts: images of each class [C], or one number where all classes have it.
-        sha256: ``Listing.sha256`` of the list, or ``None`` where the list could not be had.
+        counts: images of each class [C], or one number if it is the same for all classes.
+        sha256: ``Listing.sha256`` of the list, or ``None`` if unknown.
     """
 
     lines: int
@@ -37,7 +37,7 @@ class PartFacts(TypedDict):
 
 
 class Facts(TypedDict):
-    """What is known of an official data set, by part."""
+    """Facts about an official data set, by part."""
 
     num_classes: int
     parts: dict[str, PartFacts]
@@ -52,19 +52,19 @@ def facts(name: str) -> Facts:
 
 
 class Official(ListOptions):
-    """Options of a data set with official lists; ``load`` checks them before anything else."""
+    """Data set with official lists, which ``load`` verifies first."""
 
     registered: ClassVar[str]  # name in the registry and of the facts
-    needs: ClassVar[str]  # the images, and where users get them
+    needs: ClassVar[str]  # description of the images and their source, for messages
 
     image_size: int = Field(224, ge=8, le=2048, description="side of the network's input in pixels")
     verify: Literal["official", "counts", "none"] = Field(
         "official",
-        description="check per-class counts and known hashes of the lists, counts only, or nothing",
+        description="checks of the lists: class counts and known hashes, counts only, or none",
     )
 
     def load(self) -> Data:
-        """Read and verify the lists and check that every image exists.
+        """Read and verify the lists and check that all images exist.
 
         Raises:
             UserError: images or lists are missing, or are not the official ones.
@@ -80,6 +80,11 @@ class Official(ListOptions):
         check_parts(listings)
         data = self.assemble(self.registered, root, listings)
         return replace(data, manifest={**manifest, **data.manifest})
+
+    def ready(self) -> None:
+        """Check that the folder and the lists exist."""
+        if not is_packed(self.root):
+            self._find()
 
     def _from_shards(self, parts: Mapping[str, ShardSource]) -> Data:
         named = parts["train"].manifest.dataset
@@ -99,7 +104,7 @@ class Official(ListOptions):
         return {part: name for part, name in lists.items() if name}
 
     def _find(self) -> tuple[Path, dict[str, Path]]:
-        """Return the root and where the lists are, or say all that is missing in one message."""
+        """Return the root and the paths of the lists; one message names everything missing."""
         if not self.root:
             raise UserError(self._missing("no data.root is given"))
         root = Path(self.root).expanduser()
@@ -126,7 +131,7 @@ class Official(ListOptions):
         )
 
     def _verify(self, part: str, listing: Listing) -> str:
-        """Return whether the list is the official one: ``"yes"``, ``"no"`` or ``"unknown"``."""
+        """Check a list and return whether it is official: ``"yes"``, ``"no"`` or ``"unknown"``."""
         known = facts(self.registered)["parts"].get(part)
         if known is None:
             return "unknown"
@@ -213,7 +218,7 @@ class PlacesLT(Official):
 class INat18(Official):
     """iNaturalist 2018: 8,142 classes, 437,513 training images, 1,000 to 2 a class.
 
-    The official validation list, 3 images a class, is the test part, as in all of the literature.
+    The official validation list, 3 images per class, is the test set, as in all of the literature.
 
     Reference:
         Van Horn et al., The iNaturalist Species Classification and Detection Dataset, CVPR 2018,

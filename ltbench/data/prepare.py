@@ -1,4 +1,4 @@
-"""`ltbench data prepare`: any data set of image files, or CIFAR, packed into shards."""
+"""`ltbench data prepare`: packing of image data sets and CIFAR into shards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ltbench.config.validation import build_options
 from ltbench.data.base import Data
 from ltbench.data.cifar import CIFARLT
 from ltbench.data.cifar_sources import Part, find_source
@@ -21,20 +22,19 @@ from ltbench.data.listing import find_root
 from ltbench.data.shards.format import Manifest
 from ltbench.data.shards.pack import PartToPack, pack
 from ltbench.errors import UserError
-from ltbench.validation import build_options
 
-Progress = Callable[[str, int, int], None]  # part, images packed, images in all
+Progress = Callable[[str, int, int], None]  # part, images packed, total images
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How images are packed.
+    """Options of packing.
 
     Args:
         shard_mb: target size of a shard in MiB, 1 to 1024.
-        seed: of the order of the images in the shards.
-        resize_short: shrink images to this short side in pixels; ``None`` keeps their bytes.
-        workers: processes.
+        seed: seed of the order of images in the shards.
+        resize_short: short side in pixels to which images are shrunk; ``None`` keeps their bytes.
+        workers: number of processes.
     """
 
     shard_mb: int = 256
@@ -55,16 +55,16 @@ def prepare(
 ) -> dict[str, Manifest]:
     """Check a data set against its lists and pack each of its parts into shards.
 
-    A packing that was interrupted goes on; a finished one is checked and left as it is.
+    Interrupted packing is resumed; finished shards are checked and kept.
 
     Args:
-        dataset: registered name.
-        out: folder of the shards, made if it does not exist.
+        dataset: registered name of the data set.
+        out: folder of the shards, created if missing.
         root: folder of the images.
-        lists: folder of the lists, where it is not the root.
-        options: of the data set, as ``data.key`` of a recipe.
-        packing: how to pack.
-        progress: told how far each part is.
+        lists: folder of the lists, if it is not the root.
+        options: options of the data set, as ``data.key`` in a recipe.
+        packing: options of packing.
+        progress: callback for the progress of each part.
 
     Raises:
         UserError: images or lists are missing or wrong, or the shards cannot be written.
@@ -135,7 +135,7 @@ def _file_parts(data: Data) -> list[PartToPack]:
 
 
 def _cifar_parts(config: CIFARLT) -> list[PartToPack]:
-    """Return the whole of a copy of CIFAR, losslessly, under ``<class>/<official index>.png``."""
+    """Return a complete copy of CIFAR as lossless ``<class>/<official index>.png`` files."""
     frozen = read_frozen(config.dataset)
     root = find_root(config.root, f"`{config.dataset}` needs root=DIR, a copy of it")
     source = find_source(root, config.dataset, frozen.class_names)
@@ -157,7 +157,7 @@ def _cifar_parts(config: CIFARLT) -> list[PartToPack]:
 
 @dataclass(frozen=True)
 class PngOf:
-    """Encodes images that lie in memory."""
+    """Encoder of in-memory images as PNG."""
 
     part: Part
 

@@ -1,4 +1,4 @@
-"""Which images an epoch visits, in which order: pure functions of labels, seed and epoch."""
+"""Samplers: the order of images in an epoch, a pure function of labels, seed and epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ltbench import registries, schema
+from ltbench.config import schema
+from ltbench.config.registry import registry
 from ltbench.data.frequencies import class_probabilities as class_probabilities
 from ltbench.data.frequencies import image_weights as image_weights
 from ltbench.errors import UserError
@@ -22,11 +23,11 @@ Keys = Callable[[np.ndarray, np.ndarray], np.ndarray]  # sort keys of (cycle, cl
 def class_aware_visits(
     labels: np.ndarray, per_class: int, visits: range, class_keys: Keys, image_keys: Keys
 ) -> np.ndarray:
-    """Return some draws of an endless shuffled cycle over classes, each one over its images.
+    """Return a range of visits of infinite shuffled cycles over classes and their images.
 
-    Every visit to a class takes the next ``per_class`` images of its own cycle; a cycle that is
-    used up begins again in a new order. Classes without images are left out. As each class is
-    visited once in a cycle over classes, any visit can be computed without those before it.
+    Every visit to a class takes the next ``per_class`` images of its cycle; an exhausted cycle
+    restarts in a new order. Classes without images are skipped. As each class is visited once per
+    cycle over classes, a visit can be computed without the previous ones.
 
     Reference:
         Shen et al., Relay Backpropagation for Effective Learning of Deep Convolutional Neural
@@ -39,11 +40,11 @@ def class_aware_visits(
     Args:
         labels: class of each image, int [N].
         per_class: images per visit to a class, at least 1.
-        visits: which visits, consecutive, counted from the beginning of training.
-        class_keys: sort keys of the classes in a cycle over classes, from the arrays (cycle,
-            class) of one shape.
-        image_keys: sort keys of the images in a cycle over their class's images, from the arrays
-            (cycle, image) of one shape.
+        visits: range of visits, counted from the start of training.
+        class_keys: function from arrays (cycle, class) of equal shape to sort keys of the classes
+            in a cycle over classes.
+        image_keys: function from arrays (cycle, image) of equal shape to sort keys of the images
+            in a cycle over the images of their class.
 
     Returns:
         Indices, int64 [visits, per_class].
@@ -57,10 +58,10 @@ def class_aware_visits(
     cycles, row = np.unique(cycle, return_inverse=True)
     keys = class_keys(*np.broadcast_arrays(cycles[:, None], classes))
     visited = classes[np.argsort(keys, axis=1, kind="stable")[row, place]]
-    # The cycle over classes is also the number of visits that a class had before.
+    # The cycle over classes is also the number of previous visits to a class.
     at = cycle[:, None] * per_class + np.arange(per_class)
     image_cycle, position = np.divmod(at, counts[visited][:, None])
-    # Each (class, cycle over its images) that is needed is shuffled as a whole.
+    # Each required (class, cycle over its images) is shuffled as a whole.
     span = image_cycle.max(initial=0) + 1
     pairs, pair = np.unique(visited[:, None] * span + image_cycle, return_inverse=True)
     of_class, of_cycle = np.divmod(pairs, span)
@@ -74,7 +75,7 @@ def class_aware_visits(
 
 
 class Sampler:
-    """Decides the global order of an epoch; slicing by rank and batching happen elsewhere."""
+    """Base class of samplers: the global order of an epoch, before sharding and batching."""
 
     class Config(schema.Config):
         """Options of the sampler."""
@@ -85,17 +86,17 @@ class Sampler:
     def order(
         self, labels: np.ndarray, seed: int, epoch: int, epochs: int, batch_size: int
     ) -> np.ndarray:
-        """Return the indices that one epoch visits, in order.
+        """Return the image indices of an epoch, in order.
 
         Args:
             labels: class of each training image, int64 [N], N > 0.
-            seed: which sequence of epochs.
+            seed: seed of the sequence of epochs.
             epoch: 0-based epoch.
             epochs: number of epochs, for samplers that change over training.
-            batch_size: global batch, for samplers whose epoch is a number of batches.
+            batch_size: global batch size, for samplers whose epoch is a number of batches.
 
         Returns:
-            Indices, int64; how many depends on the sampler.
+            Indices, int64; their number depends on the sampler.
         """
         raise NotImplementedError
 
@@ -113,8 +114,8 @@ class Instance(Sampler):
 class ClassAware(Sampler):
     """Equally many draws of every class, by shuffled cycles over classes and their images.
 
-    The cycles go on from epoch to epoch, so that every image of a class is drawn before one of
-    them is drawn again. An epoch begins with a new visit to a class.
+    The cycles continue across epochs, so that every image of a class is drawn before one is
+    repeated. An epoch starts with a new visit to a class.
 
     Reference: that of ``class_aware_visits``.
     Departures: none known.
@@ -123,7 +124,7 @@ class ClassAware(Sampler):
     class Config(schema.Config):
         """Options of class-aware sampling."""
 
-        revision: ClassVar[int] = 1  # cycles began anew in each epoch before
+        revision: ClassVar[int] = 1  # cycles used to restart in each epoch
 
         per_class: int = Field(4, ge=1)
         """Images per visit to a class: 4 in cRT and MiSLAS, 1 in PLOT and CC-SAM."""
@@ -206,7 +207,7 @@ class Weighted(Sampler):
         """Options of weighted sampling."""
 
         weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
-        """One weight per class, not all 0; none: all classes alike."""
+        """One weight per class, not all 0; empty: equal weights."""
 
     config: Config
 
@@ -216,7 +217,7 @@ class Weighted(Sampler):
         """Return N independent draws; see ``Sampler.order``.
 
         Raises:
-            UserError: there is not one weight per class, or no class with images has one.
+            UserError: there is not one weight per class, or all classes with images have weight 0.
         """
         counts = np.bincount(labels)
         weights = np.array(self.config.weights or [1.0] * len(counts))
@@ -236,7 +237,7 @@ class Subset(Sampler):
         """Options of sampling some classes only."""
 
         classes: tuple[Annotated[int, Field(ge=0)], ...] = ()
-        """Labels of the classes; none is all."""
+        """Labels of the classes; empty: all classes."""
 
     config: Config
 
@@ -288,8 +289,9 @@ class Effective(Sampler):
         """Options of effective-number sampling."""
 
         beta: Annotated[float, Field(ge=0, le=1)] | Literal["class_based"] = 0.9999
-        """In [0, 1]: 0 is instance sampling, 1 inverse counts (class-balanced); `class_based` is
-        GCL's rule, 0.9999 for the largest class to 0.99991 for the smallest."""
+        """Beta of the effective number, in [0, 1]: 0 is instance sampling, 1 inverse counts
+        (class-balanced); `class_based` is GCL's rule, from 0.9999 for the largest class to 0.99991
+        for the smallest."""
 
     config: Config
 
@@ -313,9 +315,9 @@ class Deferred(Sampler):
         """Options of deferred re-sampling."""
 
         start: int = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
-        """First epoch of the stage, counted from 0, that is re-sampled."""
+        """First re-sampled epoch of the stage, counted from 0."""
         beta: float = Field(1.0, ge=0, le=1)
-        """Of the effective numbers that divide: 1 is class-balanced, 0 instance-balanced."""
+        """Beta of the effective number: 1 is class-balanced, 0 instance-balanced."""
 
     config: Config
 
@@ -330,18 +332,18 @@ class Deferred(Sampler):
 
 
 class TorchSampler(torch.utils.data.Sampler[int]):
-    """Any sampler of ltbench as the ``sampler=`` of anyone's own ``DataLoader``.
+    """Adapter of a sampler for ``torch.utils.data.DataLoader``.
 
     Call ``set_epoch`` before each epoch, as with PyTorch's ``DistributedSampler``.
 
     Args:
         labels: class of each training image, int [N].
         sampler: a sampler, or the name of one with its default options.
-        seed: which sequence of epochs.
-        batch_size: global batch, for samplers whose epoch is a number of batches.
+        seed: seed of the sequence of epochs.
+        batch_size: global batch size, for samplers whose epoch is a number of batches.
         epochs: number of epochs, for samplers that change over training.
-        rank: number of this process.
-        ranks: number of processes; each gets every ``ranks``-th draw, equally many.
+        rank: rank of this process.
+        ranks: number of processes; each gets every ``ranks``-th draw, the same number each.
     """
 
     def __init__(
@@ -355,13 +357,13 @@ class TorchSampler(torch.utils.data.Sampler[int]):
         ranks: int = 1,
     ) -> None:
         self.labels = np.asarray(labels, dtype=np.int64)
-        self.sampler = registries.SAMPLERS.get(sampler)() if isinstance(sampler, str) else sampler
+        self.sampler = registry("SAMPLERS").get(sampler)() if isinstance(sampler, str) else sampler
         self.seed, self.batch_size, self.epochs = seed, batch_size, epochs
         self.rank, self.ranks = rank, ranks
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order of an epoch (0-based)."""
+        """Set the 0-based epoch and draw its order."""
         order = self.sampler.order(self.labels, self.seed, epoch, self.epochs, self.batch_size)
         self._order = order[: len(order) // self.ranks * self.ranks][self.rank :: self.ranks]
 
@@ -373,14 +375,14 @@ class TorchSampler(torch.utils.data.Sampler[int]):
 
 
 def _draw(labels: np.ndarray, probabilities: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Draw a class, then one of its images, independently N times."""
+    """Draw N times independently a class and one of its images."""
     n = len(labels)
     counts = np.bincount(labels)
     edges = np.cumsum(probabilities)
     key = derive(seed, "order", epoch)
     first, second = keyed_uniform(key, np.arange(2 * n)).reshape(2, n)
-    # Scaled by the last edge, and edges searched from the right, so that no class of
-    # probability 0 can be drawn.
+    # Scaled by the last edge and searched from the right, so that classes of probability 0 are
+    # never drawn.
     classes = np.searchsorted(edges, first * edges[-1], side="right")
     images = (second * counts[classes]).astype(np.int64)
     starts = np.cumsum(counts) - counts

@@ -1,4 +1,4 @@
-"""`ltbench data show`: what a prepared data set holds, as rows and as a picture."""
+"""`ltbench data show`: tables and figure of a prepared data set."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ltbench.curves import SERIES
 from ltbench.data.shards.reader import ShardSource
-from ltbench.metrics import shot_groups
+from ltbench.data.shots import shot_groups
+from ltbench.plotting import SERIES
 
 
 def part_rows(parts: Mapping[str, ShardSource]) -> list[dict[str, Any]]:
-    """Return one row per split: images, classes, the largest, median and smallest, shards, bytes.
+    """Return one row per split: images, classes, class sizes (max, median, min), shards, bytes.
 
     Args:
         parts: the splits by name.
@@ -40,11 +40,11 @@ def part_rows(parts: Mapping[str, ShardSource]) -> list[dict[str, Any]]:
 
 
 def group_rows(class_counts: tuple[int, ...], rule: str = "strict") -> list[dict[str, Any]]:
-    """Return classes and training images of the shot groups.
+    """Return one row per shot group: classes and training images.
 
     Args:
         class_counts: training images of each class [C].
-        rule: see ``ltbench.metrics.shot_groups``.
+        rule: see ``ltbench.data.shots.shot_groups``.
     """
     counts = np.array(class_counts)
     groups = shot_groups(class_counts, rule)
@@ -58,9 +58,9 @@ def picture(title: str, class_counts: tuple[int, ...], rule: str = "strict") -> 
     """Return a PNG of the long tail: images per class, largest first, coloured by shot group.
 
     Args:
-        title: of the picture.
+        title: title of the figure.
         class_counts: training images of each class [C].
-        rule: see ``ltbench.metrics.shot_groups``.
+        rule: see ``ltbench.data.shots.shot_groups``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

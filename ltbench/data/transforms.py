@@ -1,10 +1,9 @@
-"""Named image pipelines of the literature: PIL image in, normalised float tensor out."""
+"""Named image pipelines of the literature, from PIL images to normalised float tensors."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,33 +12,19 @@ from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import v2
 
-Transform = Callable[[Image.Image], Tensor]
-Channels = tuple[float, float, float]
-Augment = Literal[
-    "imagenet",
-    "crop",
-    "inat",
-    "inat_jitter",
-    "plain",
-    "rand",
-    "inat_rand",
-    "sim",
-    "sim_hue",
-    "sim_rand",
-    "sim_hue_rand",
-]
+from ltbench.data.pipelines import Augment, statistics
 
-IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-BATCHED = ("imagenet", "crop", "inat", "inat_jitter", "plain")  # what ``augment`` can do as well
-JITTERED = ("imagenet", "inat_jitter", "rand", "inat_rand", "sim", "sim_rand")  # colours, no hue
-INAT_STATS = ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
-GREY = (124, 116, 104)  # ImageNet's mean colour fills what a shift or rotation uncovers
+Transform = Callable[[Image.Image], Tensor]
+
+BATCHED = ("imagenet", "crop", "inat", "inat_jitter", "plain")  # also in ``augment``, batched
+JITTERED = ("imagenet", "inat_jitter", "rand", "inat_rand", "sim", "sim_rand")  # jitter without hue
+GREY = (124, 116, 104)  # ImageNet's mean colour, fill colour of shifts and rotations
 
 
 def train_transform(
     augment: Augment, image_size: int, normalise_as: Augment | None = None
 ) -> Transform:
-    """Return the training pipeline called ``augment``; it draws from torch's CPU generator only.
+    """Return the training pipeline ``augment``, which draws from torch's CPU generator only.
 
     ``"rand"`` and the two ``"sim"`` pipelines are those of contrastive learning on long tails:
     random resized crop and flip, then for ``"rand"`` colour jitter 0.4 without hue and
@@ -51,23 +36,23 @@ def train_transform(
         Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028 (``"rand"``,
         ``"sim"``, ``"sim_rand"``); Zhu et al., Balanced Contrastive Learning for Long-Tailed Visual
         Recognition, CVPR 2022, arXiv:2207.09052 (``"rand"``, ``"sim_hue"``, ``"sim_hue_rand"``);
-        Cubuk et al., RandAugment, NeurIPS 2020, arXiv:1909.13719 (timm's, as theirs is).
+        Cubuk et al., RandAugment, NeurIPS 2020, arXiv:1909.13719 (timm's version, as in both).
 
     Departures:
         none known.
 
     Args:
         augment: ``"imagenet"`` (random resized crop, flip, colour jitter 0.4 without hue; also
-            used on Places-LT), ``"crop"`` (the same without the jitter), ``"inat"`` (random
-            resized crop, flip; iNaturalist's normalisation), ``"inat_jitter"`` (the same with the
-            colour jitter, as MiSLAS, RSG and Saddle-SAM have it), ``"plain"`` (whole image, centre
-            crop, flip), ``"rand"``, ``"inat_rand"`` (the same), ``"sim"``,
-            ``"sim_hue"``, ``"sim_rand"`` or ``"sim_hue_rand"``.
+            used on Places-LT), ``"crop"`` (the same without jitter), ``"inat"`` (random resized
+            crop, flip; iNaturalist's normalisation), ``"inat_jitter"`` (the same with colour
+            jitter, as in MiSLAS, RSG and Saddle-SAM), ``"plain"`` (resize, centre crop, flip),
+            ``"rand"``, ``"inat_rand"`` (the same), ``"sim"``, ``"sim_hue"``, ``"sim_rand"`` or
+            ``"sim_hue_rand"``.
         image_size: side of the output in pixels.
-        normalise_as: pipeline whose normalisation is used; ``None`` is ``augment``'s own.
+        normalise_as: pipeline whose normalisation is used; ``None`` is that of ``augment``.
 
     Returns:
-        a function from a PIL image to a float tensor [3, image_size, image_size].
+        Function from a PIL image to a float tensor [3, image_size, image_size].
     """
     steps: list[torch.nn.Module]
     if augment == "plain":
@@ -88,7 +73,7 @@ def train_transform(
 
 
 class GaussianBlur(torch.nn.Module):
-    """Pillow's Gaussian blur of a PIL image, with a radius drawn uniformly.
+    """Pillow's Gaussian blur with a uniformly drawn radius.
 
     Args:
         low: smallest radius (standard deviation) in pixels, >= 0.
@@ -106,10 +91,10 @@ class GaussianBlur(torch.nn.Module):
 
 
 class RandAugment(torch.nn.Module):
-    """timm's RandAugment of a PIL image, drawing from torch's CPU generator as other steps do.
+    """timm's RandAugment, seeded from torch's CPU generator.
 
     Args:
-        recipe: timm's name for number, magnitude and spread of the operations.
+        recipe: timm's configuration string: number, magnitude and spread of the operations.
     """
 
     def __init__(self, recipe: str = "rand-n2-m10-mstd0.5") -> None:
@@ -117,7 +102,7 @@ class RandAugment(torch.nn.Module):
         self.augment = rand_augment_transform(recipe, {"img_mean": GREY})
 
     def forward(self, image: Image.Image) -> Image.Image:
-        """Return the changed image."""
+        """Return the augmented image."""
         seed = int(torch.randint(2**32, ()))
         before = random.getstate(), np.random.get_state()
         random.seed(seed)  # timm draws from Python's and NumPy's global generators
@@ -134,18 +119,13 @@ def eval_transform(augment: Augment, image_size: int) -> Transform:
     """Return the evaluation pipeline: short side to ``image_size * 256 / 224``, centre crop.
 
     Args:
-        augment: name of the training pipeline, which fixes the normalisation.
+        augment: name of the training pipeline, which determines the normalisation.
         image_size: side of the output in pixels.
 
     Returns:
-        a function from a PIL image to a float tensor [3, image_size, image_size].
+        Function from a PIL image to a float tensor [3, image_size, image_size].
     """
     return _finish(_centre(image_size), augment)
-
-
-def statistics(augment: Augment) -> tuple[Channels, Channels]:
-    """Return mean and standard deviation per channel that go with a training pipeline."""
-    return INAT_STATS if augment.startswith("inat") else IMAGENET_STATS
 
 
 def _centre(image_size: int) -> list[torch.nn.Module]:

@@ -1,15 +1,14 @@
-"""Questions asked of trained models: the figures of the PLOT paper and more, as numbers, pictures
-and one page.
+"""Diagnostics of trained models: tables, figures and a report, including the figures of PLOT.
 
-A diagnostic is a class in a module of its own; `base.py` says what it must do, `run.py` runs some
-of them on one or several models. Nothing is imported before it is used.
+Each diagnostic is a class in its own module; `base.py` defines its interface, `run.py` runs
+diagnostics on one or several models. Modules are imported on first use.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ltbench.registry import Registry
+from ltbench.config.registry import Registry
 
 if TYPE_CHECKING:
     from ltbench.diagnose.base import Diagnostic
@@ -28,5 +27,5 @@ _BUILTIN = {
     "openset": "ltbench.diagnose.openset:Openset",
     "cost": "ltbench.diagnose.cost:Cost",
 }
-ORDER = tuple(_BUILTIN)  # in which a page has them
+ORDER = tuple(_BUILTIN)  # order of the sections in a report
 DIAGNOSTICS: Registry[type[Diagnostic]] = Registry("diagnostic", _BUILTIN)

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ltbench import schema
+from ltbench.config import schema
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
     from matplotlib.figure import Figure
 
+    from ltbench.config.recipe import Recipe
     from ltbench.data.base import Data
     from ltbench.methods.base import Method
-    from ltbench.recipe import Recipe
-    from ltbench.record import Record
+    from ltbench.records.record import Record
 
 Tables = dict[str, "pd.DataFrame"]
 Figures = dict[str, "Figure"]
@@ -23,16 +23,16 @@ Figures = dict[str, "Figure"]
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained model and all that is known of it.
+    """Trained model with its recipe, data and record.
 
     Args:
-        name: what figures call it; short, and different for all subjects of a report.
+        name: short name in figures, unique within a report.
         method: the trained method in evaluation mode, on ``device``.
-        recipe: how it was trained.
-        data: the data set it was trained on.
-        device: where to compute.
-        folder: of the run, with its checkpoints and logs; ``None`` for a published model.
-        record: of the run, where there is one.
+        recipe: recipe of the training.
+        data: data set of the training.
+        device: device for computations.
+        folder: folder of the run, with checkpoints and logs; ``None`` for a published model.
+        record: record of the run, or ``None``.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Subject:
 
 
 class Diagnostic:
-    """One question asked of trained models: numbers first, then pictures of these numbers.
+    """Base class of diagnostics: tables of measurements, and figures of these tables.
 
-    ``measure`` looks at one subject; ``draw`` gets the tables of one or several subjects, so that
-    a comparison is the same picture with more columns or lines. Nothing else is read to draw.
+    ``measure`` evaluates one subject; ``draw`` gets only the tables of one or several subjects, so
+    that a comparison is the same figure with more columns or lines.
     """
 
     title: ClassVar[str]
     shown: ClassVar[str]
-    """What the figures show."""
+    """Content of the figures."""
     computed: ClassVar[str]
-    """How the numbers are found, and where this differs from the paper."""
+    """Definition of the numbers, and departures from the paper."""
     see: ClassVar[str]
-    """What to look for."""
+    """Interpretation of the figures."""
 
     class Options(schema.Config):
         """Options of the diagnostic."""
@@ -66,13 +66,13 @@ class Diagnostic:
         self.options = options
 
     def measure(self, subject: Subject) -> Tables:
-        """Return the numbers of one subject, as long tables: one row per observation.
+        """Return the measurements of one subject as long tables, one row per observation.
 
         Raises:
-            UserError: it cannot be measured; says what is missing and what to give.
+            UserError: the subject cannot be measured; the message names what is missing.
         """
         raise NotImplementedError
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
-        """Return figures by name; the subjects' tables are given by the subjects' names."""
+        """Return figures by name, from the tables of each subject by name."""
         raise NotImplementedError

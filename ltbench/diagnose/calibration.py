@@ -9,61 +9,60 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
-from ltbench.diagnose.panels import GREY, blank, colours, legend_below, markers, tidy
 from ltbench.diagnose.predictions import groups_of, see, shot_rule
 from ltbench.errors import UserError
-from ltbench.metrics import BINS, Accumulator, Metrics
+from ltbench.evaluation.metrics import BINS, Accumulator, Metrics
+from ltbench.plotting import GREY, blank, colours, legend_below, markers, tidy
 from ltbench.seeding import derive, keyed_permutation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AS_TRAINED = "as trained"
-ENOUGH = 10  # images that a bin needs to be drawn
-COOLEST, HOTTEST = 0.05, 20.0  # temperatures that are searched
+ENOUGH = 10  # smallest number of images of a plotted bin
+COOLEST, HOTTEST = 0.05, 20.0  # range of temperatures
 
 
 class Calibration(Diagnostic):
-    """Whether a model is right as often as it says, overall and for each shot group."""
+    """Calibration of confidences, overall and for each shot group."""
 
     title = "Calibration"
     shown = (
-        "Above, the accuracy of test images by their confidence, overall and for each shot group; "
-        "below, how many images have such a confidence; the accuracy of bins with fewer than 10 "
-        "images is in the table only. Then the calibration error, the negative "
+        "Top: reliability diagrams, the accuracy of test images by confidence, overall and for "
+        "each shot group; bottom: the distribution of confidences. The accuracy of bins with fewer "
+        "than 10 images is in the table only. Then the expected calibration error, the negative "
         "log-likelihood and the Brier score."
     )
     computed = (
-        "Confidence is the softmax probability of the predicted class. Images are put into 15 "
-        "equal bins (lo, hi] of it; the expected calibration error (ECE) is the mean over images "
-        "of |accuracy - mean confidence| of their bin, the same as in the run's record. NLL is "
-        "the mean of -log p(true class) in nats, Brier the mean over images of the squared "
-        "distance between the probabilities and the true class, in [0, 2]. A temperature, where "
-        "one was asked for, is fitted to validation or training images, never to test images. "
-        "The papers give one ECE; the split by shot group is ours."
+        "Confidence is the softmax probability of the predicted class. Images are assigned to 15 "
+        "equal confidence bins (lo, hi]; the expected calibration error (ECE) is the mean over "
+        "images of |accuracy - mean confidence| of their bin, as in the run's record. NLL is the "
+        "mean of -log p(true class) in nats, Brier the mean squared distance between the "
+        "probabilities and the one-hot label, in [0, 2]. An optional temperature is fitted to "
+        "validation or training images, never to test images. The papers report one ECE; the "
+        "split by shot group is ours."
     )
     see = (
-        "Points below the diagonal are over-confident. Models trained on a long tail usually are "
-        "so on few-shot classes and less or not at all on many-shot ones, so that one number or "
-        "one temperature cannot tell or repair both."
+        "Points below the diagonal are over-confident. Models trained on a long tail are usually "
+        "over-confident on few-shot classes and less or not at all on many-shot ones, so that "
+        "neither a single number nor a single temperature fits both."
     )
 
     class Options(schema.Config):
         """Options of the calibration."""
 
         temperature: Literal["none", "val", "train"] = "none"
-        """Also divide logits by a temperature fitted to images of this split; training images
-        are seen without augmentation, and a model that has learned them by heart will look too
-        good on them."""
+        """Split for temperature scaling, in addition to the unscaled logits; training images are
+        not augmented, and a model that has memorised them looks too well calibrated."""
         temperature_images: int = Field(5000, ge=1)
-        """How many of them at most, drawn at random."""
+        """Largest number of these images, drawn at random."""
 
     options: Options
 
     def measure(self, subject: Subject) -> Tables:
-        """Return tables ``bins`` and ``summary``: a row per group and bin, and per group.
+        """Return tables ``bins`` (a row per group and bin) and ``summary`` (a row per group).
 
         Raises:
             UserError: a temperature needs validation images, and there are none.
@@ -106,7 +105,7 @@ class Calibration(Diagnostic):
         return {"bins": pd.DataFrame(bins), "summary": pd.DataFrame(summary)}
 
     def _fit(self, subject: Subject) -> float:
-        """Return the temperature that fits the validation or training images best."""
+        """Return the temperature fitted to validation or training images."""
         split = subject.data.val if self.options.temperature == "val" else subject.data.train
         if split is None:
             raise UserError(
@@ -125,12 +124,12 @@ class Calibration(Diagnostic):
 
 
 class Tally:
-    """Sums over the test images of some classes.
+    """Accumulated scores of the test images of some classes.
 
     Args:
-        classes: which.
-        num_classes: C.
-        device: where logits are.
+        classes: labels of these classes.
+        num_classes: number of classes C.
+        device: device of the logits.
     """
 
     def __init__(self, classes: list[int], num_classes: int, device: torch.device | str) -> None:
@@ -142,7 +141,7 @@ class Tally:
         self._mine[classes] = True
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits [B, C], labels [B]; images of other classes are left out."""
+        """Accumulate a batch, logits [B, C] and labels [B]; images of other classes are ignored."""
         mine = self._mine[labels]
         logits, labels = logits[mine], labels[mine]
         if not len(labels):
@@ -168,12 +167,12 @@ def proper_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the T in [0.05, 20] for which softmax(logits / T) has the highest likelihood.
+    """Return the temperature T in [0.05, 20] that maximises the likelihood of softmax(logits / T).
 
     Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv:1706.04599.
-    Departures: found by a bounded search of one variable instead of L-BFGS; the likelihood is
-        concave in 1/T, so that there is one best value. Where all images are classified rightly
-        the end of the range is returned.
+    Departures: a bounded scalar search instead of L-BFGS; the log-likelihood is concave in 1/T, so
+        that the optimum is unique. If all images are classified correctly, the end of the range
+        is returned.
 
     Args:
         logits: [N, C].
@@ -193,7 +192,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def bin_rows(metrics: Metrics) -> list[dict[str, float | int | None]]:
-    """Return one row per confidence bin; means are ``None`` where it is empty."""
+    """Return one row per confidence bin; means of empty bins are ``None``."""
     rows: list[dict[str, float | int | None]] = []
     for b in range(BINS):
         count = metrics.bin_count[b]
@@ -244,7 +243,7 @@ def _reliability(results: Mapping[str, Tables]) -> Figure:
         tidy(below)
     axes[0, 0].set_ylabel("accuracy, %")
     axes[1, 0].set_ylabel("test images, %")
-    axes[1, 0].set_ylim(bottom=0)  # shared by the row, once all is drawn
+    axes[1, 0].set_ylim(bottom=0)  # shared by the row; set after plotting
     figure.align_ylabels()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     legend_below(figure, handles, labels)

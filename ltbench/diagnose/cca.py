@@ -7,71 +7,71 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import collect, sample, thirds
-from ltbench.diagnose.panels import GREY, blank, colours, markers, tidy
 from ltbench.errors import UserError
+from ltbench.plotting import GREY, blank, colours, markers, tidy
 from ltbench.seeding import derive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TURNS = 8  # random rotations that the value by chance is averaged over
+TURNS = 8  # random rotations over which the chance level is averaged
 MEASURES = {"svcca": "mean SVCCA correlation", "cka": "linear CKA"}
 
 
 class Cca(Diagnostic):
-    """How alike the representations of frequent and of rare classes are, and those of models."""
+    """Similarity of the representations of head and tail classes, and of different models."""
 
     title = "CCA between head and tail representations"
     shown = (
-        "Similarity, from 0 to 1, of the features of images of head and tail classes (the most "
-        "frequent and the rarest third), by SVCCA and by linear CKA, and the canonical "
-        "correlations themselves (paper: appendix Figure 13c). Between two models: similarity of "
-        "their features of the same images."
+        "Similarity, from 0 to 1, of the features of head and tail images (of the most frequent "
+        "and the rarest third of the classes), by SVCCA and by linear CKA, and the canonical "
+        "correlations (paper: appendix Figure 13c). For two models: similarity of their features "
+        "of the same images."
     )
     computed = (
-        "SVCCA (Raghu et al., NeurIPS 2017, arXiv:1706.05806): both matrices are cut to the "
-        "principal directions that hold 99 % of their variance; the value is the mean canonical "
+        "SVCCA (Raghu et al., NeurIPS 2017, arXiv:1706.05806): both matrices are projected to the "
+        "principal directions with 99 % of their variance; the value is the mean canonical "
         "correlation. Linear CKA: Kornblith et al., ICML 2019, arXiv:1905.00414. Both need "
-        "matrices whose rows belong together, but a head image has no tail image it belongs to. "
-        "So head and tail are paired by feature channel: rows are channels of the layer before "
-        "the classifier, columns are images, less the mean image of their own group. The value "
-        "then says how far images of both groups vary in the same directions of feature space, "
-        "and does not depend on the order of images, as it would if images were paired by chance "
-        "or by rank. Beside it stand two references of the same sizes: `chance`, the tail's "
-        "features turned by a random rotation, and `head_head`, the head sample and a second one "
-        "of head images. Two models are compared on the same images, rows being images. The paper "
-        "does not say how it pairs samples."
+        "matrices with paired rows, but head and tail images are not paired. Head and tail are "
+        "therefore paired by feature channel: rows are channels of the layer before the "
+        "classifier, columns are images, centred by the mean feature of their group. The value "
+        "then measures to what extent images of both groups vary in the same directions of "
+        "feature space, and does not depend on the order of images, unlike a random pairing of "
+        "images or a pairing by rank. Two references of the same sizes are given: `chance`, the "
+        "tail's features under a random rotation, and `head_head`, the head sample and a second "
+        "sample of head images. Two models are compared on the same images, with images as rows. "
+        "The paper does not specify its pairing."
     )
     see = (
-        "The paper reads a higher head-tail correlation as tail features of better quality: they "
-        "vary as those of the head do. Read a value against its two references, not against 1. "
-        "SVCCA grows with the number of directions kept, so it may exceed `head_head` where the "
-        "tail varies in more of them; CKA does not have this bias."
+        "The paper interprets a higher head-tail correlation as better tail features, which vary "
+        "like those of the head. Compare a value with its two references, not with 1. SVCCA grows "
+        "with the number of directions kept, so it may exceed `head_head` if the tail varies in "
+        "more directions; CKA does not have this bias."
     )
 
     class Options(schema.Config):
         """Options of CCA."""
 
         images: int = Field(300, ge=8)
-        """Images of head, and of tail, balanced over their classes; fewer where the head has not
-        twice as many."""
+        """Number of head images and of tail images, balanced over classes; fewer if the head has
+        less than twice as many."""
         split: Literal["train", "test"] = "test"
-        """Where they come from."""
+        """Split of the images."""
         variance: float = Field(0.99, gt=0, le=1)
-        """Share of the variance that SVCCA keeps of each matrix."""
+        """Fraction of the variance of each matrix that SVCCA keeps."""
         seed: int = Field(0, ge=0)
-        """Of the sample and of the rotations."""
+        """Random seed of samples and rotations."""
 
     options: Options
 
     def measure(self, subject: Subject) -> Tables:
         """Return tables ``similarity``, ``correlations`` and ``representation``.
 
-        ``representation`` holds the features of the sample as principal scores, which have the
-        same similarities as the features, to compare models with each other.
+        ``representation`` contains the principal scores of the sample's features, which have the
+        same similarities as the features, for comparisons of models.
 
         Raises:
             UserError: there are fewer than four images of head classes.
@@ -82,7 +82,7 @@ class Cca(Diagnostic):
         split = subject.data.train if options.split == "train" else subject.data.test
         parts = thirds(counts)
         there = int(np.isin(split.labels, parts["head"]).sum())
-        images = min(options.images, there // 2)  # as many again are the reference
+        images = min(options.images, there // 2)  # the reference needs a second head sample
         if images < 2:
             raise UserError(
                 f"{subject.name}: the head classes have {there} images in the {options.split} "
@@ -137,7 +137,7 @@ class Cca(Diagnostic):
         }
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
-        """Return figure ``head_tail``, and ``models`` where several saw the same images."""
+        """Return figure ``head_tail``, and ``models`` if several models have the same images."""
         figures = {"head_tail": _draw_head_tail(results)}
         if len(results) > 1 and _same_images(results):
             share = float(next(iter(results.values()))["similarity"]["variance"].iloc[0])
@@ -146,21 +146,21 @@ class Cca(Diagnostic):
 
 
 def canonical_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the canonical correlations of two sets of variables, largest first.
+    """Return the canonical correlations of two sets of variables, in descending order.
 
     Reference: Hotelling, Relations Between Two Sets of Variates, Biometrika 1936; computed as in
         Björck and Golub, Numerical Methods for Computing Angles Between Linear Subspaces, 1973.
-    Departures: none known; directions without variance are left out.
+    Departures: none known; directions without variance are ignored.
 
     Args:
         x: observations in rows [N, P].
         y: the same observations in rows [N, Q].
 
     Returns:
-        In [0, 1], as many as the smaller rank.
+        Values in [0, 1], as many as the smaller rank.
 
     Raises:
-        ValueError: there are not as many rows.
+        ValueError: the numbers of rows differ.
     """
     if len(x) != len(y):
         raise ValueError(f"expected as many rows, found {len(x)} and {len(y)}")
@@ -170,7 +170,7 @@ def canonical_correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def svcca(x: np.ndarray, y: np.ndarray, variance: float = 0.99) -> float:
-    """Return the mean canonical correlation of the main directions of two representations.
+    """Return the mean canonical correlation of the principal directions of two representations.
 
     Reference: Raghu et al., SVCCA: Singular Vector Canonical Correlation Analysis for Deep
         Learning Dynamics and Interpretability, NeurIPS 2017, arXiv:1706.05806.
@@ -179,17 +179,17 @@ def svcca(x: np.ndarray, y: np.ndarray, variance: float = 0.99) -> float:
     Args:
         x: observations in rows [N, P].
         y: the same observations in rows [N, Q].
-        variance: share of the variance that is kept of each.
+        variance: fraction of the variance of each that is kept.
 
     Returns:
-        In [0, 1]; 0 where one of them does not vary.
+        Value in [0, 1]; 0 if one of them is constant.
     """
     found = canonical_correlations(main_directions(x, variance), main_directions(y, variance))
     return float(found.mean()) if len(found) else 0.0
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the centred kernel alignment of two representations with linear kernels.
+    """Return the linear centred kernel alignment (CKA) of two representations.
 
     Reference: Kornblith et al., Similarity of Neural Network Representations Revisited, ICML
         2019, arXiv:1905.00414.
@@ -200,7 +200,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
         y: the same observations in rows [N, Q].
 
     Returns:
-        In [0, 1]; 0 where one of them does not vary.
+        Value in [0, 1]; 0 if one of them is constant.
     """
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     between = np.linalg.norm(x.T @ y) ** 2
@@ -209,7 +209,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def main_directions(x: np.ndarray, variance: float) -> np.ndarray:
-    """Return the principal scores that hold a share of the variance [N, k], the fewest of them."""
+    """Return the fewest principal scores with a given fraction of the variance [N, k]."""
     left, values = _principal(x)
     share = np.cumsum(values**2) / max(float((values**2).sum()), np.finfo(float).tiny)
     kept = min(int((share < variance - 1e-12).sum()) + 1, len(values))
@@ -218,23 +218,23 @@ def main_directions(x: np.ndarray, variance: float) -> np.ndarray:
 
 
 def principal_scores(x: np.ndarray) -> np.ndarray:
-    """Return all principal scores [N, rank]: the representation, less its mean and rotated."""
+    """Return all principal scores [N, rank]: the representation, centred and rotated."""
     left, values = _principal(x)
     scores: np.ndarray = left * values
     return scores
 
 
 def channel_similarity(a: np.ndarray, b: np.ndarray, variance: float = 0.99) -> dict[str, Any]:
-    """Return how alike two sets of images vary in feature space, paired by channel.
+    """Return the similarity of two sets of images in feature space, paired by channel.
 
     Args:
-        a: features of some images [N, D].
-        b: features of others [M, D].
+        a: features of the first images [N, D].
+        b: features of the second images [M, D].
         variance: see ``svcca``.
 
     Returns:
-        ``svcca`` and ``cka``, the ``correlations`` behind the first, and how many directions of
-        each were kept (``first``, ``second``).
+        ``svcca`` and ``cka``, the canonical ``correlations``, and the numbers of directions kept
+        (``first``, ``second``).
     """
     first, second = ((one - one.mean(axis=0)).T for one in (a, b))
     x, y = main_directions(first, variance), main_directions(second, variance)
@@ -256,14 +256,15 @@ def rotation(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def compare(results: Mapping[str, Tables], variance: float = 0.99) -> dict[str, Any]:
-    """Return similarities of models' representations of the same images.
+    """Return similarities of the representations of the same images by several models.
 
     Args:
         results: tables of each model.
         variance: see ``svcca``.
 
     Returns:
-        Matrices [S, S] by measure, then by ``all``, ``head`` and ``tail`` images; and ``names``.
+        ``names``, and ``values``: matrices [S, S] by measure, then by ``all``, ``head`` and
+        ``tail`` images.
     """
     names = list(results)
     tables = {name: results[name]["representation"] for name in names}
@@ -281,7 +282,7 @@ def compare(results: Mapping[str, Tables], variance: float = 0.99) -> dict[str, 
 
 
 def _principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return left singular vectors and values of centred data, without those that are noise."""
+    """Return left singular vectors and singular values of centred data above rounding errors."""
     centred = np.asarray(x, dtype=np.float64) - np.mean(x, axis=0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
     scale = max(float(np.abs(x).max(initial=0)) * np.sqrt(x.size), 1e-300)
@@ -303,7 +304,7 @@ def _same_images(results: Mapping[str, Tables]) -> bool:
 
 
 def _draw_head_tail(results: Mapping[str, Tables]) -> Figure:
-    """Draw values between their references, and the canonical correlations."""
+    """Draw the similarities with their references, and the canonical correlations."""
     figure = blank(9.6, 0.5 + max(3.6, 0.5 * len(results) + 1.6))
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     colour, marker = colours(results), markers(results)
@@ -356,7 +357,7 @@ def _draw_head_tail(results: Mapping[str, Tables]) -> Figure:
 
 
 def _draw_models(found: Mapping[str, Any]) -> Figure:
-    """Draw a matrix of models for each measure and part of the images."""
+    """Draw a matrix of models for each measure and group of images."""
     names, values = found["names"], found["values"]
     parts = ("all", "head", "tail")
     side = max(2.6, 0.62 * len(names) + 1.5)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,19 +10,18 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ltbench import schema
-from ltbench.backbones.batchnorm import frozen_statistics
-from ltbench.diagnose import panels
+from ltbench import plotting as panels
+from ltbench.class_gradients.agreement import agreement, between_groups
+from ltbench.config import schema
+from ltbench.config.registry import natural
+from ltbench.data.shots import GROUPS, shot_groups
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
-from ltbench.diagnose.gradients import Look, Mode, agreement, between_groups, look, spread
 from ltbench.diagnose.subject import State, states
 from ltbench.errors import UserError
-from ltbench.feed import Feed
-from ltbench.freezing import freeze, set_modes
-from ltbench.methods.base import Batch, Method, Progress
-from ltbench.metrics import GROUPS, shot_groups
-from ltbench.registry import natural
-from ltbench.seeding import derive
+from ltbench.methods.base import Method
+from ltbench.train.feed import Feed
+from ltbench.train.look import Mode, StepGradients, spread, step_gradients
+from ltbench.train.stage import StageRun
 from ltbench.updates.base import StepRun
 
 if TYPE_CHECKING:
@@ -111,19 +109,22 @@ class Conflicts(Diagnostic):
             )
         return {name: pd.DataFrame(rows) for name, rows in found.items()}
 
-    def _looks(self, subject: Subject, state: State) -> dict[str, list[Look]]:
+    def _looks(self, subject: Subject, state: State) -> dict[str, list[StepGradients]]:
         method = copy.deepcopy(state.method)
-        found: dict[str, list[Look]] = {part: [] for part in self.options.parts}
+        found: dict[str, list[StepGradients]] = {part: [] for part in self.options.parts}
         device = subject.device
+        stage = StageRun(Feed(subject.recipe, subject.data, device), state.index, method)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for micro, at in training_batches(subject, state, method, self.options.batches):
+            for micro, at in stage.first_steps(state.epoch, self.options.batches):
                 for name in self.options.parts:
                     with only(method, name) as (run, part):
                         mode = self.options.gradients
-                        found[name].append(look(run, micro, at, part, mode=mode))
+                        found[name].append(step_gradients(run, micro, at, part, mode=mode))
         return found
 
-    def _rows(self, subject: Subject, looks: Sequence[Look]) -> dict[str, list[dict[str, Any]]]:
+    def _rows(
+        self, subject: Subject, looks: Sequence[StepGradients]
+    ) -> dict[str, list[dict[str, Any]]]:
         info, size = subject.data.info, subject.data.info.num_classes
         shots = shot_groups(info.class_counts, subject.recipe.shot_rule)
         group = {k: name for name, classes in shots.items() for k in classes}
@@ -227,35 +228,6 @@ class Conflicts(Diagnostic):
         if any(t["conflicts"]["part"].nunique() > 1 for t in results.values()):
             figures["parts"] = _parts(results)
         return figures
-
-
-def training_batches(
-    subject: Subject, state: State, method: Method, count: int
-) -> Iterator[tuple[list[Batch], Progress]]:
-    """Yield prepared micro-batches of the first steps of an epoch, as a stage trains on them.
-
-    Draws from the global stream of random numbers.
-
-    Args:
-        subject: whose data and recipe.
-        state: at which point of the training.
-        method: of the state; put into training mode, its parameters frozen as in the stage.
-        count: steps at most.
-    """
-    stage, policy = subject.recipe.stages[state.index], subject.recipe.run.batchnorm
-    set_modes(method, stage, freeze(method, stage, policy), policy)
-    feed = Feed(subject.recipe, subject.data, subject.device)
-    seed, epochs = subject.recipe.seed, stage.epochs or 1
-    lr = stage.optim.lr * stage.schedule.factor(state.epoch, epochs) if stage.optim else 0.0
-    at = Progress(seed, state.index, state.epoch, epochs, 0, lr=lr)
-    method.on_epoch(at)
-    batches = feed.batches(method, state.index, state.epoch)
-    for step, micro in zip(range(count), batches, strict=False):
-        at = replace(at, step=step)
-        torch.manual_seed(derive(seed, "step", state.index, state.epoch, step, 0))
-        with frozen_statistics(method):
-            prepared = [method.prepare(b, replace(at, micro=i)) for i, b in enumerate(micro)]
-        yield prepared, at
 
 
 @contextmanager

@@ -10,53 +10,55 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from ltbench import registries, schema
+from ltbench.config import schema
+from ltbench.config.recipe import Recipe, Stage
+from ltbench.data import SAMPLERS
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
-from ltbench.diagnose.panels import blank, colours, legend_below
-from ltbench.diagnose.predictions import evaluating
-from ltbench.freezing import freeze
 from ltbench.methods.base import Method
-from ltbench.recipe import Recipe, Stage
+from ltbench.methods.inner import evaluating
+from ltbench.plotting import blank, colours, legend_below
+from ltbench.train.freezing import freeze
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-SECONDS = 0.2  # a repeat passes at least as many images as take this long
+SECONDS = 0.2  # shortest duration of one repeat
 
 
 class Cost(Diagnostic):
-    """What a model needs: parameters, arithmetic and time in use, time and memory in training."""
+    """Cost of a model: parameters, FLOPs and speed of inference, time and memory of training."""
 
     title = "Cost"
     shown = (
-        "Parameters, multiply-adds and speed of the model that is used, and what its training "
-        "took, each over the first model's where there are several."
+        "Parameters, multiply-adds and speed of inference, and the cost of training; with several "
+        "models, also as ratios to the first model."
     )
     computed = (
-        "Parameters are those of the network that makes predictions; trainable ones those that the "
-        "last stage trained. Multiply-adds are counted by torch for convolutions, matrix products "
-        "and attention on one image of the model's size; other operations are left out. Images/s "
-        "are the median over repeats in evaluation mode, fp32, the batch sizes in turn, after a "
-        "pass that does not count; they hold for the threads, the device and the load of the "
-        "machine at that moment, and models are timed one after the other. Time and peak memory of "
-        "training are the record's: compare them only where device, ranks and precision (see the "
-        "table) agree. On a CPU the peak is that of the whole process, the data included. Images "
-        "seen are those of the samplers' orders over all epochs, without second streams, extra "
-        "views or second passes of an update."
+        "Parameters are those of the network used for predictions; trainable ones are those "
+        "trained in the last stage. Multiply-adds are counted by torch for convolutions, matrix "
+        "products and attention on one image of the model's input size; other operations are "
+        "ignored. Images/s are medians over repeats in evaluation mode, in fp32, after a warm-up "
+        "pass, with alternating batch sizes; they depend on the threads, the device and the load "
+        "of the machine, and models are timed one after the other. Time and peak memory of "
+        "training come from the record: compare them only if device, ranks and precision (see the "
+        "table) agree. On a CPU the peak is that of the whole process, including the data. Images "
+        "seen are those of the samplers over all epochs, without second streams, additional views "
+        "or second passes of an update."
     )
     see = (
-        "PLOT and the losses leave the model as it is: its ratios of parameters, multiply-adds and "
-        "speed are 1, and only training costs more. Experts and second branches cost at every use."
+        "PLOT and modified losses do not change the model: the ratios of parameters, multiply-adds "
+        "and speed are 1, and only training costs more. Experts and additional branches also "
+        "increase the cost of inference."
     )
 
     class Options(schema.Config):
         """Options of the cost."""
 
         batch_sizes: tuple[int, ...] = Field((1, 250), min_length=1)
-        """Images per pass when timing."""
+        """Batch sizes for timing."""
         repeats: int = Field(5, ge=1)
-        """How often each batch size is timed."""
+        """Number of timings of each batch size."""
 
         @field_validator("batch_sizes")
         @classmethod
@@ -106,11 +108,11 @@ class Cost(Diagnostic):
 
 
 def parameter_rows(method: Method, stage: Stage) -> list[tuple[str, float, str]]:
-    """Return rows for all parameters of the network that predicts, and for those a stage trains.
+    """Return rows with the numbers of all and of trainable parameters for prediction.
 
     Args:
-        method: of which ``export`` gives that network; left as it was.
-        stage: the last one of its training.
+        method: the method, whose ``export`` returns the network; left unchanged.
+        stage: the last stage of its training.
     """
     own = {p: p.requires_grad for p in method.parameters()}
     if stage.epochs is None:
@@ -127,11 +129,11 @@ def parameter_rows(method: Method, stage: Stage) -> list[tuple[str, float, str]]
 
 @torch.no_grad()
 def multiply_adds(module: nn.Module, images: Tensor) -> int:
-    """Return the multiply-adds of one pass: half of what ``torch.utils.flop_counter`` counts.
+    """Return the multiply-adds of one pass: half the FLOPs of ``torch.utils.flop_counter``.
 
     Args:
-        module: in any mode, which it keeps.
-        images: [B, 3, H, W].
+        module: the network; its modes are restored.
+        images: images [B, 3, H, W].
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -144,13 +146,13 @@ def multiply_adds(module: nn.Module, images: Tensor) -> int:
 def images_per_second(
     module: nn.Module, images: Tensor, batch_sizes: Sequence[int], repeats: int
 ) -> dict[int, float]:
-    """Return the median speed for each batch size; the sizes are timed in turn.
+    """Return the median speed for each batch size, timed alternately.
 
     Args:
-        module: in any mode, which it keeps.
-        images: at least as many as the largest batch.
-        batch_sizes: images per pass.
-        repeats: how often each is timed.
+        module: the network; its modes are restored.
+        images: images, at least as many as the largest batch.
+        batch_sizes: batch sizes to time.
+        repeats: number of timings of each batch size.
     """
     found: dict[int, list[float]] = {size: [] for size in batch_sizes}
     with evaluating(module):
@@ -177,7 +179,7 @@ def _time(module: nn.Module, batch: Tensor, passes: int) -> float:
 
 
 def training_rows(subject: Subject) -> list[tuple[str, float, str]]:
-    """Return rows for epochs and images seen, and time and memory where there is a record."""
+    """Return rows with epochs and images seen, and time and memory if there is a record."""
     recipe = subject.recipe
     rows: list[tuple[str, float, str]] = []
     seen = images_seen(recipe, subject.data.train.labels)
@@ -193,17 +195,17 @@ def training_rows(subject: Subject) -> list[tuple[str, float, str]]:
 
 
 def images_seen(recipe: Recipe, labels: np.ndarray) -> int:
-    """Return how many images all stages of a recipe pass to their first stream.
+    """Return the number of images in the main streams of all stages of a recipe.
 
     Args:
-        recipe: with epochs, batch sizes and samplers.
+        recipe: the recipe, with epochs, batch sizes and samplers.
         labels: class of each training image [N].
     """
     total = 0
     for stage in recipe.stages:
         if not stage.epochs or not stage.batch_size:
             continue  # a post-hoc stage trains nothing
-        sampler = registries.SAMPLERS.get(stage.sampler.name)(stage.sampler.config)
+        sampler = SAMPLERS.get(stage.sampler.name)(stage.sampler.config)
         size = stage.batch_size
         order = sampler.order(labels, seed=0, epoch=0, epochs=stage.epochs, batch_size=size)
         epoch = len(order) // size * size if stage.last_batch == "drop" else len(order)
@@ -213,7 +215,7 @@ def images_seen(recipe: Recipe, labels: np.ndarray) -> int:
 
 
 def _images(subject: Subject, most: int) -> Tensor:
-    """Return ``most`` test images as the model gets them, some of them repeated if need be."""
+    """Return ``most`` preprocessed test images, with repetitions if there are fewer."""
     split = subject.data.test
     index = np.arange(min(most, len(split)))
     views = split.load(index, key=None, positions=index)

@@ -8,58 +8,57 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from ltbench import schema
-from ltbench.curves import SERIES
+from ltbench.config import schema
+from ltbench.data.shots import GROUPS
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
-from ltbench.diagnose.panels import GREY, blank, colours, legend_below, markers, tidy
 from ltbench.diagnose.predictions import groups_of, see
-from ltbench.metrics import GROUPS
+from ltbench.plotting import GREY, SERIES, blank, colours, legend_below, markers, tidy
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST = 50  # classes, or bins of classes, along an axis
-WIDEST = 15  # inches that panels side by side may take
-SIDE = 64  # pixels of an example at most
+MOST = 50  # largest number of classes, or bins of classes, along an axis
+WIDEST = 15  # largest width of panels side by side, in inches
+SIDE = 64  # largest side of an example image in pixels
 
 
 class Errors(Diagnostic):
-    """Which classes are taken for which: by shot group, by class, and in pictures."""
+    """Confusions by shot group and by class, with example images."""
 
     title = "Errors"
     shown = (
-        "Where the test images of each shot group end up; how often each class is predicted and "
-        "recognised, by its number of training images; the classes that are recognised worst, "
-        "what they are taken for, and images of theirs."
+        "Predicted shot groups for the test images of each shot group; prediction frequency and "
+        "recall of each class, ordered by training images; the classes with the lowest recall, "
+        "their most frequent confusions, and misclassified images."
     )
     computed = (
-        "Each test image counts for its true class and for the class with the largest logit. "
-        "Groups are cut by the record's rule. The diagonal of the first figure holds images taken "
-        "for any class of their own group; the share that is right is given below it. A class "
-        "predicted as often as it occurs in the test has the ratio 1. With more than 50 classes "
-        "the lines are means over up to 50 bins of equally many classes. Worst classes are those "
-        "with the smallest recall, the rarer first where it is equal. Their pictures are the wrong "
-        "answers that the model was surest of, the pixels it was given."
+        "The predicted class is the one with the largest logit. Groups follow the record's rule. "
+        "The diagonal of the first figure contains images predicted as any class of their own "
+        "group; the share of correct predictions is given below. A class predicted as often as it "
+        "occurs in the test set has the ratio 1. With more than 50 classes, the lines are means "
+        "over up to 50 bins of equally many classes. The worst classes are those with the lowest "
+        "recall; ties go to the rarer class. Their images are the misclassified ones with the "
+        "highest confidence, as seen by the model."
     )
     see = (
-        "A model that has learned the tail's frequencies and not its looks takes few-shot images "
-        "for many-shot classes and hardly ever the reverse, and predicts frequent classes too "
-        "often. Mistakes among look-alikes remain where that is repaired."
+        "A model biased by class frequencies classifies few-shot images as many-shot classes, "
+        "hardly ever the reverse, and predicts frequent classes too often. Confusions of similar "
+        "classes remain when this bias is removed."
     )
 
     class Options(schema.Config):
         """Options of the errors."""
 
         worst: int = Field(10, ge=1, le=30)
-        """Classes in the figure of the worst; the table has all."""
+        """Number of classes in the figure of the worst classes; the table contains all."""
         confusions: int = Field(3, ge=1, le=20)
-        """Most frequent wrong answers that are listed for each class."""
+        """Number of confusions listed for each class."""
         example_classes: int = Field(5, ge=0, le=20)
-        """Worst classes of which images are shown; 0 is none."""
+        """Number of worst classes with example images; 0 for none."""
         examples: int = Field(8, ge=1, le=20)
-        """Images of each of them."""
+        """Example images per class."""
 
     options: Options
 
@@ -98,7 +97,7 @@ class Errors(Diagnostic):
         sure: np.ndarray,
         index: np.ndarray,
     ) -> pd.DataFrame:
-        """Return wrong images of some classes, those of the highest confidence first."""
+        """Return misclassified images of some classes, by descending confidence."""
         import pandas as pd
 
         names = subject.data.info.class_names
@@ -124,7 +123,7 @@ class Errors(Diagnostic):
         return pd.DataFrame(rows, columns=[*columns, "confidence", "png"])
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
-        """Return figures ``groups``, ``classes``, ``worst``, and ``examples`` if there are any."""
+        """Return figures ``groups``, ``classes``, ``worst``, and ``examples`` if any."""
         figures = {
             "groups": _groups_figure(results),
             "classes": _classes_figure(results),
@@ -143,11 +142,11 @@ def group_table(
     Args:
         labels: true class of each image [N].
         predicted: predicted class [N].
-        members: classes of each group, every class in one of them.
+        members: classes of each group, a partition of all classes.
 
     Returns:
-        columns true, predicted, images, correct (those with the right class), share (of the
-        images of the true group).
+        Table with columns true, predicted, images, correct (images with the correct class) and
+        share (of the images of the true group).
     """
     import pandas as pd
 
@@ -205,7 +204,7 @@ def class_table(
 def confusion_table(
     labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str], most: int
 ) -> pd.DataFrame:
-    """Return the most frequent wrong answers for each class; ties go to the smaller class number.
+    """Return the most frequent confusions of each class; ties go to the smaller class number.
 
     Args:
         labels: true class of each image [N].
@@ -214,8 +213,8 @@ def confusion_table(
         most: rows per class.
 
     Returns:
-        columns class, name, place (0 is the most frequent), predicted, predicted_name, images,
-        share (of the class's images).
+        Table with columns class, name, place (0 is the most frequent), predicted, predicted_name,
+        images and share (of the images of the class).
     """
     import pandas as pd
 
@@ -244,7 +243,7 @@ def confusion_table(
 
 
 def pixels_of(subject: Subject, index: np.ndarray) -> list[np.ndarray]:
-    """Return test images as the model saw them, without the normalisation, uint8 [H, W, 3] each."""
+    """Return preprocessed test images without normalisation, uint8 [H, W, 3] each."""
     import torch
 
     if not len(index):
@@ -260,7 +259,7 @@ def pixels_of(subject: Subject, index: np.ndarray) -> list[np.ndarray]:
 
 
 def as_text(pixels: np.ndarray) -> str:
-    """Return an image [H, W, 3] as a PNG in base64, made smaller if it is larger than 64 pixels."""
+    """Return an image [H, W, 3] as base64-encoded PNG, with sides of at most 64 pixels."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -271,7 +270,7 @@ def as_text(pixels: np.ndarray) -> str:
 
 
 def as_pixels(text: str) -> np.ndarray:
-    """Return the pixels [H, W, 3] of ``as_text``."""
+    """Return the pixels [H, W, 3] of a text made by ``as_text``."""
     from PIL import Image
 
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
@@ -315,7 +314,7 @@ def _classes_figure(results: Mapping[str, Tables]) -> Figure:
     for name, table in ordered.items():
         parts = np.array_split(np.arange(len(table)), min(len(table), MOST))
         x = np.array([part.mean() for part in parts])
-        if not alike:  # other data sets: places in the order are shares
+        if not alike:  # different data sets: normalise the ranks
             x = 100 * (x + 0.5) / len(table)
         style = {"color": colour[name], "marker": marker[name], "markersize": 4, "label": name}
         for axes, column, scale in ((above, "predicted_over_true", 1), (below, "recall", 100)):
@@ -328,7 +327,7 @@ def _classes_figure(results: Mapping[str, Tables]) -> Figure:
     binned = max(map(len, ordered.values())) > MOST
     text = f"mean of {MOST} bins of classes" if binned else "class"
     if not alike:
-        text = f"place of the {text}, %" if not binned else f"{text}, place in %"
+        text = f"rank of the {text}, %" if not binned else f"{text}, rank in %"
     below.set_xlabel(f"{text}, most training images first")
     if alike and len(first) <= 20:
         _name_classes(below, first)
@@ -356,7 +355,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _shade(axes: Axes, groups: Sequence[str]) -> None:
-    """Mark behind the lines which classes, in their order, belong to which shot group."""
+    """Shade the ranges of classes of each shot group in the background."""
     for name in GROUPS:
         at = [i for i, g in enumerate(groups) if g == name]
         if at:
@@ -371,7 +370,7 @@ def _shade(axes: Axes, groups: Sequence[str]) -> None:
 def _worst_figure(results: Mapping[str, Tables], worst: int) -> Figure:
     shown = {name: _worst(tables, worst) for name, tables in results.items()}
     longest = max(len(text) for table in shown.values() for text in table["taken_for"])
-    end = 106 + 3.5 * longest  # the text goes on where the bars end, in units of the bars' axis
+    end = 106 + 3.5 * longest  # end of the text right of the bars, in data units
     width, height = 2 + end / 50, 0.36 * max(map(len, shown.values())) + 0.9
     columns = len(shown) if len(shown) * width <= WIDEST else 1
     lines = -(-len(shown) // columns)
@@ -397,7 +396,7 @@ def _worst_figure(results: Mapping[str, Tables], worst: int) -> Figure:
 
 
 def _worst(tables: Tables, worst: int) -> pd.DataFrame:
-    """Return the classes of the smallest recall with a text of what they are taken for."""
+    """Return the classes with the lowest recall, with a description of their confusions."""
     table = tables["classes"].dropna(subset=["recall"])
     table = table.sort_values(["recall", "train_images", "class"], kind="stable").head(worst)
     texts = []
@@ -422,7 +421,7 @@ def _examples_figure(results: Mapping[str, Tables]) -> Figure:
 
 
 def _mosaic(axes: Axes, table: pd.DataFrame, columns: int) -> None:
-    """Draw one row of images per class, each under what it was taken for; a cell is 1 x 1.3."""
+    """Draw one row of images per class, each below its predicted class; a cell is 1 x 1.3."""
     for line, k in enumerate(dict.fromkeys(table["class"])):
         mine = table[table["class"] == k].to_dict("records")
         low = 1.3 * line + 0.35

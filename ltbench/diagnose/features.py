@@ -1,4 +1,4 @@
-"""Samples of images by class, and what a trained model makes of them."""
+"""Samples of images by class, and their features under a trained model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Features:
-    """What a model makes of some images.
+    """Features and logits of images.
 
     Args:
-        features: what enters the classifier, float64 [N, D].
-        logits: float64 [N, C].
+        features: inputs of the classifier, float64 [N, D].
+        logits: logits, float64 [N, C].
         labels: class of each image, int64 [N].
         index: position of each image in the split, int64 [N].
     """
@@ -47,20 +47,20 @@ def sample(
     *,
     seed: int = 0,
 ) -> np.ndarray:
-    """Draw images so that classes are as equally represented as their sizes allow.
+    """Draw images with classes as balanced as their sizes allow.
 
-    Depends on labels and seed only, so that all models are shown the same images. A larger sample
-    contains the smaller ones.
+    The sample depends on labels and seed only, so that it is the same for all models. Smaller
+    samples are nested in larger ones.
 
     Args:
         labels: class of each image [N].
-        classes: which classes.
-        each: images of each class at most.
-        total: images in all at most; where there are more classes than that, some have none.
-        seed: of the drawing.
+        classes: classes to draw from.
+        each: largest number of images per class.
+        total: largest total number of images; with more classes than that, some have none.
+        seed: random seed.
 
     Returns:
-        Positions of the images, ascending, int64 [n].
+        Sorted positions of the images, int64 [n].
     """
     score = keyed_uniform(derive(seed, "diagnose", "sample"), np.arange(len(labels)))
     chosen = np.flatnonzero(np.isin(labels, classes))
@@ -75,12 +75,12 @@ def sample(
 
 
 def collect(subject: Subject, split: Split, index: np.ndarray) -> Features:
-    """Return features and logits of some images, with the evaluation transform.
+    """Return features and logits of images, with the evaluation transform.
 
     Args:
-        subject: whose model; left as it was.
-        split: the images.
-        index: which of them, int64 [n].
+        subject: the trained model; left unchanged.
+        split: split of the images.
+        index: indices of the images, int64 [n].
 
     Raises:
         UserError: there are no images, one cannot be read, or features are not finite.
@@ -104,12 +104,12 @@ def collect(subject: Subject, split: Split, index: np.ndarray) -> Features:
 
 
 def read(subject: Subject, split: Split, index: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return some images as the model gets them in evaluation [n, 3, H, W], and labels [n].
+    """Return images [n, 3, H, W] with the evaluation transform, and their labels [n].
 
     Args:
-        subject: says on which device.
-        split: the images.
-        index: which of them, int64 [n].
+        subject: the trained model, which determines the device.
+        split: split of the images.
+        index: indices of the images, int64 [n].
 
     Raises:
         UserError: there are no images, or one cannot be read.
@@ -126,22 +126,22 @@ def read(subject: Subject, split: Split, index: np.ndarray) -> tuple[Tensor, Ten
 
 
 def by_frequency(class_counts: Sequence[int]) -> list[int]:
-    """Return the classes, most frequent first; equal ones in their own order."""
+    """Return the classes by descending frequency; ties keep their order."""
     return [int(k) for k in np.argsort(-np.asarray(class_counts), kind="stable")]
 
 
 def spread_classes(class_counts: Sequence[int], number: int) -> list[int]:
-    """Return some classes from the most frequent to the rarest, evenly spaced by rank."""
+    """Return classes evenly spaced by rank, from the most frequent to the rarest."""
     ranks = np.linspace(0, len(class_counts) - 1, min(number, len(class_counts)))
     order = by_frequency(class_counts)
     return [order[int(rank)] for rank in np.floor(ranks + 0.5)]
 
 
 def thirds(class_counts: Sequence[int]) -> dict[str, list[int]]:
-    """Return the most frequent third of the classes, the middle and the rarest third.
+    """Return the most frequent, the middle and the rarest third of the classes.
 
     Returns:
-        ``head``, ``middle`` and ``tail``; head and tail have as many classes, at least one.
+        ``head``, ``middle`` and ``tail``; head and tail have equally many classes, at least one.
     """
     order = by_frequency(class_counts)
     size = max(1, len(order) // 3)
@@ -159,10 +159,10 @@ def shot_of(class_counts: Sequence[int], groups: dict[str, list[int]]) -> list[s
 
 
 def parameters_of(subject: Subject, part: str) -> dict[str, nn.Parameter]:
-    """Return the parameters of a part that predictions use, by their names in ``export()``.
+    """Return the parameters of a part used in prediction, by their names in ``export()``.
 
     Args:
-        subject: whose model.
+        subject: the trained model.
         part: ``whole``, ``head``, ``backbone``, ``last`` or a stage of the backbone.
 
     Raises:

@@ -10,12 +10,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import parameters_of, read, sample, spread_classes
-from ltbench.diagnose.panels import blank, colours, markers, tidy
-from ltbench.diagnose.predictions import evaluating
 from ltbench.errors import UserError
+from ltbench.methods.inner import evaluating
+from ltbench.plotting import blank, colours, markers, tidy
 from ltbench.seeding import derive
 
 if TYPE_CHECKING:
@@ -25,54 +25,54 @@ Product = Callable[[Tensor], Tensor]
 
 
 class Hessian(Diagnostic):
-    """How sharply the loss of single classes curves around the trained weights."""
+    """Curvature of the loss of single classes at the trained weights."""
 
     title = "Hessian spectrum of head and tail classes"
     shown = (
-        "The spectral density of the Hessian of one class's loss, for a frequent, a middle and a "
-        "rare class; then its largest eigenvalue, its trace and its most negative eigenvalue "
+        "The spectral density of the Hessian of the loss of one class, for a frequent, a medium "
+        "and a rare class; then its largest eigenvalue, its trace and its most negative eigenvalue "
         "(paper: Figure 4, appendix Figures 10 and 11)."
     )
     computed = (
-        "The loss is the mean cross-entropy of the model's predicted logits on a sample of the "
-        "training images of one class, without augmentation, in evaluation mode; whatever the "
-        "method was trained with. Hessian-vector products are curvlinops'. Lanczos iterations with "
-        "full reorthogonalisation, from random starts, give the extreme eigenvalues and, by "
-        "stochastic Lanczos quadrature, the density, drawn with narrow Gaussians on a scale that "
-        "is linear around zero and logarithmic beyond. The trace is Hutchinson's mean over "
-        "Rademacher vectors, with its standard error. Departures from the paper: its tool loads "
-        "augmented images and finds the top eigenvalue by power iteration; it takes 100 Lanczos "
-        "steps, here `steps`. With too few steps the largest eigenvalue is a lower bound; "
-        "`residual` bounds the distance of a value to the nearest true one."
+        "The loss is the mean cross-entropy of the predicted logits on a sample of the training "
+        "images of one class, without augmentation, in evaluation mode, regardless of the training "
+        "loss. Hessian-vector products are computed with curvlinops. Lanczos iterations with full "
+        "reorthogonalisation from random starts give the extreme eigenvalues and, by stochastic "
+        "Lanczos quadrature, the density, smoothed with narrow Gaussians on a scale that is linear "
+        "around zero and logarithmic beyond. The trace is Hutchinson's estimate with Rademacher "
+        "vectors, with its standard error. Departures from the paper: its tool uses augmented "
+        "images, power iteration for the top eigenvalue and 100 Lanczos steps, here `steps`. With "
+        "too few steps the largest eigenvalue is a lower bound; `residual` bounds the distance of "
+        "a value to the nearest true eigenvalue."
     )
     see = (
-        "A flat minimum has small largest eigenvalue and trace; eigenvalues well below zero mean "
-        "a saddle, which rare classes are often left at. The paper finds flatter spectra of rare "
-        "classes with PLOT. A class that is fitted perfectly has almost no curvature at all."
+        "A flat minimum has a small largest eigenvalue and a small trace; eigenvalues well below "
+        "zero indicate a saddle point, where rare classes often end up. The paper finds flatter "
+        "spectra of rare classes with PLOT. A perfectly fitted class has almost no curvature."
     )
 
     class Options(schema.Config):
         """Options of the Hessian spectrum."""
 
         classes: tuple[int, ...] | None = None
-        """Classes by number; null takes the most frequent, the middle and the rarest one."""
+        """Class labels; null: the most frequent, a medium and the rarest class."""
         images: int = Field(32, ge=1)
-        """Training images of each class, at most."""
+        """Largest number of training images per class."""
         part: str = "whole"
         """Parameters: whole, head, backbone, last or a stage of the backbone."""
         steps: int = Field(25, ge=2)
-        """Lanczos steps of one start, each one Hessian-vector product. As many vectors of the
-        size of the parameters are held in memory."""
+        """Lanczos steps per start, each one Hessian-vector product; as many vectors of the size of
+        the parameters are held in memory."""
         starts: int = Field(1, ge=1)
         """Random starts over which the density is averaged."""
         vectors: int = Field(10, ge=2)
         """Random vectors for the trace, each one Hessian-vector product."""
         top: int = Field(3, ge=1)
-        """Largest eigenvalues in the table."""
+        """Number of eigenvalues in the table."""
         batch_size: int = Field(64, ge=1)
-        """Images that pass through the network at once."""
+        """Images per pass."""
         seed: int = Field(0, ge=0)
-        """Of the samples and random vectors."""
+        """Random seed of samples and random vectors."""
 
         @model_validator(mode="after")
         def _enough(self) -> Hessian.Options:
@@ -83,7 +83,7 @@ class Hessian(Diagnostic):
     options: Options
 
     def measure(self, subject: Subject) -> Tables:
-        """Return tables ``eigenvalues``, ``summary`` and ``nodes`` (of the spectral density).
+        """Return tables ``eigenvalues``, ``summary`` and ``nodes`` (quadrature of the density).
 
         Raises:
             UserError: there is no such class or part, or the loss is not finite.
@@ -161,14 +161,14 @@ class Hessian(Diagnostic):
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What is known of a symmetric operator's eigenvalues.
+    """Estimated spectrum of a symmetric operator.
 
     Args:
-        ritz: estimated eigenvalues of each start, largest first [steps or fewer].
-        weights: share of the spectrum that each of them stands for; sums to 1.
-        residuals: distance to the nearest true eigenvalue, at most.
+        ritz: Ritz values of each start, in descending order [steps or fewer].
+        weights: quadrature weights of the Ritz values, with sum 1.
+        residuals: upper bounds of the distances to the nearest true eigenvalue.
         trace: sum of all eigenvalues.
-        trace_error: standard error of it.
+        trace_error: standard error of the trace.
     """
 
     ritz: tuple[np.ndarray, ...]
@@ -179,12 +179,12 @@ class Spectrum:
 
     @property
     def largest(self) -> float:
-        """The largest eigenvalue."""
+        """Largest eigenvalue."""
         return float(max(ritz[0] for ritz in self.ritz))
 
     @property
     def smallest(self) -> float:
-        """The smallest, or most negative, eigenvalue."""
+        """Smallest (most negative) eigenvalue."""
         return float(min(ritz[-1] for ritz in self.ritz))
 
 
@@ -197,22 +197,22 @@ def hessian_product(
     loss: nn.Module | None = None,
     batch_size: int = 64,
 ) -> tuple[Product, int]:
-    """Return a function that multiplies the Hessian of a mean loss with a vector.
+    """Return the Hessian-vector product of a mean loss as a function.
 
     Reference: Dangel et al., Position: Curvature Matrices Should Be Democratized via Linear
         Operators, 2025, arXiv:2501.19183 (curvlinops).
     Departures: none known.
 
     Args:
-        module: images [B, ...] to outputs, deterministic.
-        parameters: of the module; the others are constants.
-        images: [N, ...].
-        labels: [N, ...].
-        loss: outputs and labels to their mean loss; cross-entropy if not given.
-        batch_size: images that pass through the module at once.
+        module: deterministic module from images [B, ...] to outputs.
+        parameters: parameters of the Hessian; all others are constants.
+        images: images [N, ...].
+        labels: labels [N, ...].
+        loss: mean loss of outputs and labels; cross-entropy if not given.
+        batch_size: images per pass.
 
     Returns:
-        The product [P] -> [P], and the number of parameters P.
+        Function from vectors [P] to products [P], and the number of parameters P.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of dependencies, at import
@@ -228,7 +228,7 @@ def hessian_product(
 
     def product(vector: Tensor) -> Tensor:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*batching rule")  # slow, but right
+            warnings.filterwarnings("ignore", message=".*batching rule")  # slow, but correct
             result: Tensor = operator @ vector
         return result.detach()
 
@@ -255,14 +255,14 @@ def spectrum(
     Departures: none known.
 
     Args:
-        product: multiplies the operator with a vector [P].
-        size: P.
-        steps: Lanczos steps of one start, fewer where the space is exhausted.
-        starts: random starts.
+        product: function that applies the operator to a vector [P].
+        size: dimension P.
+        steps: Lanczos steps per start; fewer if the Krylov space is exhausted.
+        starts: number of random starts.
         vectors: random vectors for the trace, at least 2; from P on, the trace is exact.
-        seed: of all random vectors.
-        device: of the operator.
-        dtype: of the operator.
+        seed: random seed.
+        device: device of the operator.
+        dtype: dtype of the operator.
     """
     generator = torch.Generator().manual_seed(seed)
     where: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -289,13 +289,13 @@ def lanczos(
     """Run Lanczos iterations with full reorthogonalisation.
 
     Args:
-        product: multiplies a symmetric operator with a vector [P].
-        start: first vector [P], not zero.
-        steps: at most this many; fewer where the Krylov space is exhausted.
+        product: function that applies a symmetric operator to a vector [P].
+        start: initial vector [P], not zero.
+        steps: largest number of steps; fewer if the Krylov space is exhausted.
 
     Returns:
-        Ritz values, largest first [m]; weights of the quadrature, which sum to 1 [m]; bounds on
-        the distance to the nearest eigenvalue [m].
+        Ritz values in descending order [m]; quadrature weights with sum 1 [m]; bounds of the
+        distances to the nearest eigenvalue [m].
     """
     basis = [start / start.norm()]
     diagonal: list[float] = []
@@ -323,14 +323,14 @@ def lanczos(
 def density(
     grid: np.ndarray, nodes: np.ndarray, weights: np.ndarray, *, linear: float, width: float = 0.08
 ) -> np.ndarray:
-    """Return the spectral density per unit of ``squash(eigenvalue)``, its area being 1.
+    """Return the spectral density per unit of ``squash(eigenvalue)``, with area 1.
 
     Args:
-        grid: squashed eigenvalues where it is wanted [G].
+        grid: squashed eigenvalues at which to evaluate [G].
         nodes: eigenvalues [m].
-        weights: share of the spectrum of each, summing to 1 [m].
+        weights: quadrature weights with sum 1 [m].
         linear: see ``squash``.
-        width: standard deviation of the Gaussian at each node, in squashed units.
+        width: standard deviation of the Gaussians, in squashed units.
     """
     distance = (grid[:, None] - squash(nodes, linear)) / width
     bumps = np.exp(-(distance**2) / 2) / (width * np.sqrt(2 * np.pi))
@@ -339,7 +339,7 @@ def density(
 
 
 def squash(values: np.ndarray, linear: float) -> np.ndarray:
-    """Return values on a scale linear below ``linear`` and logarithmic (base 10) above."""
+    """Map values to a scale that is linear below ``linear`` and logarithmic (base 10) above."""
     result: np.ndarray = np.arcsinh(np.asarray(values) / linear) / np.log(10)
     return result
 
@@ -350,7 +350,7 @@ def _batches(images: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Te
 
 @torch.no_grad()
 def _loss(module: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> float:
-    """Return the mean cross-entropy of a module on some images."""
+    """Return the mean cross-entropy of a module on images."""
     total = 0.0
     for x, y in _batches(images, labels, batch_size):
         total += float(nn.functional.cross_entropy(module(x), y, reduction="sum"))
@@ -358,7 +358,7 @@ def _loss(module: nn.Module, images: Tensor, labels: Tensor, batch_size: int) ->
 
 
 def _draw_density(results: Mapping[str, Tables]) -> Figure:
-    """Draw a panel per class, a line per subject, all on the same scale."""
+    """Draw one panel per class and one line per subject, with a common scale."""
     first = next(iter(results.values()))["summary"]
     classes = list(first["class"])
     nodes = {name: tables["nodes"] for name, tables in results.items()}

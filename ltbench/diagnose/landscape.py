@@ -9,12 +9,13 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import parameters_of, read, sample, thirds
-from ltbench.diagnose.panels import blank, colours, tidy
-from ltbench.diagnose.predictions import evaluating, groups_of
-from ltbench.heads import CosineHead
+from ltbench.diagnose.predictions import groups_of
+from ltbench.methods.inner import evaluating
+from ltbench.models.heads import CosineHead
+from ltbench.plotting import blank, colours, tidy
 from ltbench.seeding import derive
 
 if TYPE_CHECKING:
@@ -25,40 +26,40 @@ STYLES = ("-", "--", ":")
 
 
 class Landscape(Diagnostic):
-    """The loss around the trained weights, for frequent and rare classes."""
+    """Loss landscapes around the trained weights, for frequent and rare classes."""
 
     title = "Loss landscapes of head and tail classes"
     shown = (
         "The loss of frequent and of rare classes on a plane through the trained weights, spanned "
-        "by two random directions, and along a line in the first of them (paper: Figure 7, "
-        "appendix Figure 12)."
+        "by two random directions, and along the first direction (paper: Figure 7, appendix "
+        "Figure 12)."
     )
     computed = (
         "Directions are filter-normalised (Li et al., Visualizing the Loss Landscape of Neural "
-        "Nets, NeurIPS 2018, arXiv:1712.09913): each filter of a Gaussian direction gets the norm "
-        "of the filter of the weights, biases and parameters of normalisation stay as they are, "
-        "so that 1 on an axis is a step as long as the weights themselves. All models of one "
-        "architecture get the same Gaussians. The loss is the mean cross-entropy of the predicted "
-        "logits on a sample of training images without augmentation, in evaluation mode; batch "
-        "normalisation keeps the trained running statistics. Groups are many, medium and few "
-        "where all three exist, else the most frequent and the rarest third of the classes; "
-        "their samples are balanced over classes. The paper does not say how it draws its "
-        "landscapes."
+        "Nets, NeurIPS 2018, arXiv:1712.09913): each filter of a Gaussian direction is scaled to "
+        "the norm of the corresponding filter of the weights; biases and normalisation parameters "
+        "do not change. A distance of 1 is thus a step as long as the weights. All models of one "
+        "architecture have the same directions before scaling. The loss is the mean cross-entropy "
+        "of the predicted logits on a sample of training images without augmentation, in "
+        "evaluation mode; batch normalisation uses the trained running statistics. Groups are "
+        "many, medium and few if all three exist, else the most frequent and the rarest third of "
+        "the classes; their samples are balanced over classes. The paper does not specify how its "
+        "landscapes were computed."
     )
     see = (
-        "How soon the loss rises, and whether it rises alike for head and tail. The curves begin "
-        "at the training loss of the group, so compare shapes as well as heights. A narrow or "
-        "lop-sided valley of the tail says that small changes of the weights hurt rare classes "
-        "most. It is one random plane: another seed gives another picture."
+        "How fast the loss increases, and whether it does so equally for head and tail. The curves "
+        "start at the training loss of the group, so compare shapes as well as heights. A narrow "
+        "or asymmetric valley of the tail means that small changes of the weights hurt rare "
+        "classes most. This is a single random plane: other seeds give other figures."
     )
 
     class Options(schema.Config):
         """Options of the landscape."""
 
         images: int = Field(64, ge=1)
-        """Images of each group, balanced over its classes."""
+        """Images per group, balanced over its classes."""
         split: Literal["train", "test"] = "train"
-        """Where they come from."""
+        """Split of the images."""
         groups: Literal["auto", "shot", "thirds"] = "auto"
         """Shot groups, or the most frequent and the rarest third of the classes."""
         points: int = Field(15, ge=3)
@@ -66,13 +67,13 @@ class Landscape(Diagnostic):
         line: int = Field(31, ge=3)
         """Points along the line, odd."""
         reach: float = Field(0.5, gt=0)
-        """How far the plane goes to each side, in lengths of the weights."""
+        """Extent of the plane to each side, in lengths of the weights."""
         part: str = "whole"
-        """Parameters that move: whole, head, backbone, last or a stage of the backbone."""
+        """Perturbed parameters: whole, head, backbone, last or a stage of the backbone."""
         batch_size: int = Field(256, ge=1)
-        """Images that pass through the network at once."""
+        """Images per pass."""
         seed: int = Field(0, ge=0)
-        """Of the samples and directions."""
+        """Random seed of samples and directions."""
 
         @field_validator("points", "line")
         @classmethod
@@ -84,7 +85,7 @@ class Landscape(Diagnostic):
     options: Options
 
     def measure(self, subject: Subject) -> Tables:
-        """Return tables ``plane`` and ``line``: a row per group and point, and ``sample``.
+        """Return tables ``plane`` and ``line`` (a row per group and point), and ``sample``.
 
         Raises:
             UserError: there is no such part.
@@ -167,20 +168,20 @@ class Landscape(Diagnostic):
 def filter_normalised(
     weights: Sequence[Tensor], seed: int, by_column: Sequence[bool] | None = None
 ) -> Direction:
-    """Return a random direction whose filters are as long as those of the weights.
+    """Return a random direction whose filters have the norms of the filters of the weights.
 
     Reference: Li et al., Visualizing the Loss Landscape of Neural Nets, NeurIPS 2018,
         arXiv:1712.09913.
-    Departures: none known; vectors and scalars (biases, normalisation) get zero, as in the
-        authors' code by default.
+    Departures: none known; the direction of vectors and scalars (biases, normalisation) is zero,
+        as in the authors' code by default.
 
     Args:
-        weights: parameters, a filter for each index of their first dimension.
-        seed: of the Gaussians; the same for all weights of the same shapes.
-        by_column: for each parameter, whether filters lie along the last dimension instead.
+        weights: parameters, with one filter per index of the first dimension.
+        seed: random seed; weights of equal shapes have the same Gaussians.
+        by_column: for each parameter, whether filters are indexed by the last dimension instead.
 
     Returns:
-        One tensor for each parameter.
+        One tensor per parameter.
     """
     generator = torch.Generator().manual_seed(seed)
     swaps = [False] * len(weights) if by_column is None else by_column
@@ -207,10 +208,10 @@ def surface(
     """Return losses at ``weights + a d_1 + b d_2 + ...`` for all a, b, ... of a grid.
 
     Args:
-        losses: from parameters to one or several losses [G].
-        weights: parameters in the middle; they are not changed.
-        directions: d_1, d_2, ..., each with one tensor for each parameter.
-        sides: values of a, of b, ..., one array for each direction.
+        losses: function from parameters to one or several losses [G].
+        weights: parameters at the origin, which are not modified.
+        directions: d_1, d_2, ..., each with one tensor per parameter.
+        sides: values of a, of b, ..., one array per direction.
 
     Returns:
         Losses, float64 [len(a), len(b), ..., G].
@@ -225,7 +226,7 @@ def surface(
 
 
 def _draw_plane(results: Mapping[str, Tables]) -> Figure:
-    """Draw filled contours: a row per subject, a column per group, one scale of colours."""
+    """Draw filled contours: one row per subject, one column per group, with a common scale."""
     from matplotlib.colors import LogNorm
 
     groups = list(next(iter(results.values()))["plane"]["group"].unique())
@@ -260,7 +261,7 @@ def _draw_plane(results: Mapping[str, Tables]) -> Figure:
 
 
 def _draw_line(results: Mapping[str, Tables]) -> Figure:
-    """Draw a panel per group, a line per subject."""
+    """Draw one panel per group and one line per subject."""
     from matplotlib.ticker import LogLocator
 
     groups = list(next(iter(results.values()))["line"]["group"].unique())
@@ -284,7 +285,7 @@ def _draw_line(results: Mapping[str, Tables]) -> Figure:
 
 
 def _described(tables: Tables, group: str) -> str:
-    """Return a group with the sizes of its sample."""
+    """Return the label of a group with its sample size."""
     row = tables["sample"][tables["sample"]["group"] == group].iloc[0]
     classes = f"{row['classes']} class{'es' if row['classes'] > 1 else ''}"
     return f"{group}, {classes}, {row['images']} {row['split']} images"

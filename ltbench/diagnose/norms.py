@@ -9,73 +9,72 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import collect, sample, shot_of, spread_classes
-from ltbench.diagnose.panels import blank, colours, markers, tidy
-from ltbench.diagnose.predictions import evaluating, groups_of
-from ltbench.heads import CosineHead
+from ltbench.diagnose.predictions import groups_of
+from ltbench.methods.inner import evaluating
+from ltbench.models.heads import CosineHead
+from ltbench.plotting import blank, colours, markers, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLLAPSE = {
-    "nc1": "NC1: spread within over between",
+    "nc1": "NC1: within- over between-class variance",
     "equinorm": "NC2: unequal norms of means",
     "equiangle": "NC2: deviation from equal angles",
-    "duality": "NC3: means against classifier",
+    "duality": "NC3: class means against classifier",
 }
 
 
 class Norms(Diagnostic):
-    """Classifier norms and the geometry of features, against the number of training images."""
+    """Classifier norms and feature geometry against the number of training images."""
 
     title = "Classifier norms, feature spread and neural collapse"
     shown = (
-        "Above, for each class against its training images: norm of its classifier weight, its "
-        "bias, distance of its mean feature from the centre, spread of its features around the "
-        "mean. Below, measures of neural collapse for all classes and by shot group; 0 is full "
-        "collapse."
+        "First, for each class against its training images: norm of the classifier weight, bias, "
+        "distance of the mean feature from the centre, and spread of the features around the mean. "
+        "Then, measures of neural collapse for all classes and by shot group; 0 is full collapse."
     )
     computed = (
-        "The classifier's weight is W of the affine map from features to logits, with all scales "
-        "and shifts on top of it; where a cosine classifier has no such map, the stored weight is "
-        "shown, whose norm does not enter the logits. Features are those of training images "
-        "without augmentation, `each` of a class at most, of up to `classes` classes evenly "
+        "The weight of the classifier is W of the affine map from features to logits, including "
+        "all scales and shifts on top of it; a cosine classifier has no such map, so its stored "
+        "weight is shown, whose norm does not affect the logits. Features are those of training "
+        "images without augmentation, at most `each` per class, of up to `classes` classes evenly "
         "spaced by frequency. Neural collapse follows Papyan, Han and Donoho, PNAS 2020, "
         "arXiv:2008.08186, with the mean of class means as centre, so that frequent classes do not "
-        "draw it to themselves: NC1 = tr(S_W S_B^+) / C; equinorm = standard deviation over mean "
-        "of the class means' distances from the centre; equiangle = mean of |cos + 1/(C-1)| over "
-        "pairs of classes; duality = |W/|W| - M/|M||^2, W and M centred, in [0, 4]. Of a shot "
-        "group only its own classes or pairs are averaged, with the same centre, S_B and C, the "
-        "number of classes looked at. "
-        "Departures: S_W divides by n - 1, so that small classes do not look tighter than they "
-        "are, and classes with one image have no spread."
+        "dominate it: NC1 = tr(S_W S_B^+) / C; equinorm = standard deviation over mean of the "
+        "distances of class means from the centre; equiangle = mean of |cos + 1/(C-1)| over pairs "
+        "of classes; duality = |W/|W| - M/|M||^2, W and M centred, in [0, 4]. For a shot group, "
+        "the averages are over its own classes or pairs, with the same centre, S_B and number C "
+        "of sampled classes. Departures: S_W divides by n - 1, an unbiased estimate for small "
+        "classes, and classes with one image have no spread."
     )
     see = (
-        "Plain training gives frequent classes longer weights, which is what re-balancing of the "
-        "classifier removes. Rare classes often have a mean near the centre and small angles "
+        "Plain training gives frequent classes larger weight norms, which re-balancing of the "
+        "classifier removes. Rare classes often have means near the centre and small angles "
         "between each other (minority collapse). Near-zero values on training images say nothing "
-        "of test images."
+        "about test images."
     )
 
     class Options(schema.Config):
         """Options of the norms."""
 
         each: int = Field(50, ge=2)
-        """Images of each class, at most."""
+        """Largest number of images per class."""
         classes: int = Field(100, ge=2)
-        """Classes whose features are looked at, at most."""
+        """Largest number of classes whose features are sampled."""
         split: Literal["train", "test"] = "train"
-        """Where the images come from."""
+        """Split of the images."""
         seed: int = Field(0, ge=0)
-        """Of the sample."""
+        """Random seed of the sample."""
 
     options: Options
 
     def measure(self, subject: Subject) -> Tables:
-        """Return tables ``classes``, a row per class, and ``collapse``, a row per shot group."""
+        """Return tables ``classes`` (a row per class) and ``collapse`` (a row per shot group)."""
         import pandas as pd
 
         options, info = self.options, subject.data.info
@@ -128,12 +127,12 @@ class Norms(Diagnostic):
 
 @dataclass(frozen=True)
 class Classifier:
-    """The last layer of a model as one affine map, as far as it is one.
+    """Classifier of a model as an affine map, if it is one.
 
     Args:
-        weight: [C, D], or ``None``.
-        bias: [C], or ``None``.
-        described: what the weight is, in a few words.
+        weight: weight [C, D], or ``None``.
+        bias: bias [C], or ``None``.
+        described: short description of the weight.
     """
 
     weight: np.ndarray | None
@@ -141,7 +140,7 @@ class Classifier:
     described: str
 
     def norms(self) -> np.ndarray:
-        """Return the norm of each class's weight [C]."""
+        """Return the norm of the weight of each class [C]."""
         if self.weight is None:
             raise ValueError("there is no weight")
         result: np.ndarray = np.linalg.norm(self.weight, axis=1)
@@ -150,16 +149,16 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the features of classes lie.
+    """Geometry of the features of classes.
 
     Args:
-        classes: which, ascending [K].
-        images: of each [K].
-        means: mean features less their own mean, the centre [K, D].
-        spreads: root of the mean squared distance of a class's images from its mean [K]; NaN for
-            a class with one image.
-        nc1: trace of the class's covariance times the pseudo-inverse of that of the means, over
-            the number of classes [K].
+        classes: sorted labels of the classes [K].
+        images: images of each class [K].
+        means: mean features minus their mean, the centre [K, D].
+        spreads: root mean squared distance of the images of a class from its mean [K]; NaN for a
+            class with one image.
+        nc1: trace of the class covariance times the pseudo-inverse of the covariance of the means,
+            divided by the number of classes [K].
     """
 
     classes: np.ndarray
@@ -170,19 +169,19 @@ class Geometry:
 
     @property
     def mean_norms(self) -> np.ndarray:
-        """Distance of each class's mean from the centre [K]."""
+        """Distances of the class means from the centre [K]."""
         result: np.ndarray = np.linalg.norm(self.means, axis=1)
         return result
 
     def collapse(self, inside: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
-        """Return measures of neural collapse over some of the classes; NaN where undefined.
+        """Return measures of neural collapse of some classes; NaN if undefined.
 
         Reference: Papyan, Han and Donoho, Prevalence of Neural Collapse during the Terminal Phase
             of Deep Learning Training, PNAS 2020, arXiv:2008.08186.
         Departures: see ``Norms.computed``.
 
         Args:
-            inside: which of the classes to average over, bool [K].
+            inside: mask of the classes to average over, bool [K].
             weight: classifier [C, D] with a row for each class of the data set, or ``None``.
         """
         norms = self.mean_norms
@@ -212,10 +211,10 @@ class Geometry:
 
 
 def geometry(features: np.ndarray, labels: np.ndarray) -> Geometry:
-    """Return where the features of classes lie.
+    """Return the geometry of the features of classes.
 
     Args:
-        features: [N, D].
+        features: features [N, D].
         labels: class of each image [N].
     """
     classes, place, images = np.unique(labels, return_inverse=True, return_counts=True)
@@ -240,12 +239,12 @@ def geometry(features: np.ndarray, labels: np.ndarray) -> Geometry:
 
 @torch.no_grad()
 def classifier_of(subject: Subject, features: np.ndarray, logits: np.ndarray) -> Classifier:
-    """Return the classifier's weight and bias as they act on features.
+    """Return the effective weight and bias of the classifier.
 
     Args:
-        subject: whose model.
-        features: that entered the classifier [N, D].
-        logits: that the model gave for them [N, C].
+        subject: the trained model.
+        features: inputs of the classifier [N, D].
+        logits: logits of the model for these [N, C].
     """
     head, size = subject.method.head, features.shape[1]
     classes = logits.shape[1]
@@ -256,7 +255,7 @@ def classifier_of(subject: Subject, features: np.ndarray, logits: np.ndarray) ->
                 probe = torch.cat([torch.zeros(1, size), torch.eye(size)]).to(parameter)
                 out = head(probe).double().cpu().numpy()
         except (RuntimeError, ValueError, IndexError):
-            out = np.empty(0)  # not a map of flat features: experts, residual branches
+            out = np.empty(0)  # not on flat features: experts, residual branches
         if out.shape == (size + 1, classes) and np.isfinite(out).all():
             weight, bias = (out[1:] - out[0]).T, out[0]
             error = np.abs(features @ weight.T + bias - logits).max()
@@ -281,12 +280,12 @@ def _name(head: nn.Module) -> str:
 
 
 def _by_class(values: np.ndarray, place: np.ndarray, count: int) -> np.ndarray:
-    """Return the sum of values of each class [K]."""
+    """Return the sums of values by class [K]."""
     return np.bincount(place, weights=values, minlength=count)
 
 
 def _draw_classes(results: Mapping[str, Tables]) -> Figure:
-    """Draw norms, biases, distances and spreads of all classes against their images."""
+    """Draw norms, biases, distances and spreads of classes against their training images."""
     figure = blank(9.6, 6.6)
     panels = figure.subplots(2, 2, sharex=True)
     titles = {
@@ -319,7 +318,7 @@ def _draw_classes(results: Mapping[str, Tables]) -> Figure:
 
 
 def _draw_collapse(results: Mapping[str, Tables]) -> Figure:
-    """Draw a panel per measure, groups beside each other, a bar per subject."""
+    """Draw one panel per measure, with one bar per group and subject."""
     figure = blank(9.6, 3.6)
     panels = figure.subplots(1, len(COLLAPSE))
     groups = list(next(iter(results.values()))["collapse"]["group"])

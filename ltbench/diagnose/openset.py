@@ -10,17 +10,16 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltbench import schema
-from ltbench.curves import SERIES
+from ltbench.config import schema
 from ltbench.data.base import Source
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import sample
-from ltbench.diagnose.panels import GREY, blank, colours, legend_below, markers, tidy
 from ltbench.diagnose.predictions import Seen, groups_of, see
 from ltbench.diagnose.scores import accepted, auroc, fpr_at
 from ltbench.diagnose.unknown import as_own, files_of, source_of
 from ltbench.errors import UserError
-from ltbench.metrics import UNKNOWN, open_set_f
+from ltbench.evaluation.metrics import UNKNOWN, open_set_f
+from ltbench.plotting import GREY, SERIES, blank, colours, legend_below, markers, tidy
 from ltbench.seeding import derive, keyed_permutation
 
 if TYPE_CHECKING:
@@ -32,60 +31,61 @@ SCORES = {
     "energy": "log-sum-exp of the logits",
     "cosine": "cosine to the nearest prototype",
 }
-DEFINITIONS = {"oltr": True, "decoupling": False}  # whether a rejected known image is wrong
+DEFINITIONS = {"oltr": True, "decoupling": False}  # whether a rejected known image counts as wrong
 STEPS = 101  # thresholds of a curve
 BINS = 40  # of a histogram
 
 
 class Openset(Diagnostic):
-    """Whether images of classes that were never trained can be told from those that were."""
+    """Separation of images of known classes from images of unknown classes."""
 
     title = "Open set"
     shown = (
-        "How test images of known classes and images of unknown ones are scored; the F-measure of "
-        "recognising the known while rejecting the unknown, at every threshold; the share of known "
-        "images that are accepted against that of unknown ones."
+        "Distributions of the scores of known and unknown images; the open-set F-measure at every "
+        "threshold; ROC curves, the share of accepted known images against that of accepted "
+        "unknown images."
     )
     computed = (
-        "Three scores: the largest softmax probability, the log-sum-exp of the logits (the energy "
-        "with its sign turned), and the largest cosine between an image's features and the class "
-        "prototypes, the means of each class's training features. The class is the largest logit, "
-        "for the cosine the nearest prototype; what scores below the threshold is rejected. The "
-        "F-measure is given in both public definitions: OLTR's, where a rejected known image "
-        "counts as wrong, and that of the decoupling code, where it does not; both count an "
-        "accepted unknown image as missed. Published values take the softmax with the threshold "
-        "0.1; the PLOT paper scores by the cosine to prototypes, without public code or a stated "
-        "threshold. The best threshold for these very images is given for OLTR's definition, as a "
-        "bound from above; the other has no meaningful one, since it tends to 1 when all but a few "
-        "sure images are rejected. AUROC and FPR95 take known "
-        "as positive: FPR95 is the share of unknown images accepted where 95 % of the known are. "
-        "They are also given for the known images of each shot group against all unknown ones. "
-        "Unknown images are cut, resized and normalised as the model's own; that none shows a "
-        "known class is for the user to see to."
+        "Three scores: the largest softmax probability, the log-sum-exp of the logits (the "
+        "negative energy), and the largest cosine between the features of an image and the class "
+        "prototypes, which are the mean training features of each class. The predicted class is "
+        "that of the largest logit, for the cosine that of the nearest prototype; images with a "
+        "score below the threshold are rejected. The F-measure follows both public definitions: "
+        "OLTR's, where a rejected known image counts as wrong, and that of the decoupling code, "
+        "where it does not; both count an accepted unknown image as missed. Published values use "
+        "the softmax with the threshold 0.1; the PLOT paper uses the cosine to prototypes, without "
+        "public code or a stated threshold. The best threshold on these images is given for OLTR's "
+        "definition, as an upper bound; for the other definition it is meaningless, since F tends "
+        "to 1 when all but a few confident images are rejected. AUROC and FPR95 take known images "
+        "as positives: FPR95 is the share of unknown images accepted when 95 % of the known ones "
+        "are. Both are also given for the known images of each shot group against all unknown "
+        "ones. Unknown images are cropped, resized and normalised like those of the model's data; "
+        "users must ensure that they contain no known class."
     )
     see = (
-        "Known and unknown images should lie apart. With many classes a threshold of 0.1 on the "
-        "softmax means something else than with ten, where it rejects nothing. Few-shot classes "
-        "are often scored like unknown ones: a threshold that rejects these rejects the tail."
+        "Known and unknown images should be well separated. The meaning of the softmax threshold "
+        "0.1 depends on the number of classes: with ten classes it rejects nothing. Few-shot "
+        "classes often have scores like unknown ones: a threshold that rejects unknown images also "
+        "rejects the tail."
     )
 
     class Options(schema.Config):
         """Options of the open set."""
 
         unknown: str | None = None
-        """Folder of images of unknown classes, or a text file with one path a line."""
+        """Folder of images of unknown classes, or a text file with one path per line."""
         dataset: str | None = None
-        """Instead: a registered data set, whose test images are the unknown ones."""
+        """Alternatively, a registered data set whose test images are the unknown images."""
         root: str | None = None
         """Folder of that data set."""
         options: dict[str, Any] = Field({})
         """Further options of that data set."""
         images: int | None = Field(None, ge=1)
-        """How many unknown images at most, drawn at random; all if not given."""
+        """Largest number of unknown images, drawn at random; all if not given."""
         threshold: float = Field(0.1, ge=0, le=1)
-        """Largest softmax probability below which an image is rejected."""
+        """Softmax threshold: images with a lower largest probability are rejected."""
         prototype_images: int = Field(100, ge=1)
-        """Training images of each class at most whose features make its prototype."""
+        """Largest number of training images per class for its prototype."""
 
         @model_validator(mode="after")
         def _one_source(self) -> Openset.Options:
@@ -110,7 +110,7 @@ class Openset(Diagnostic):
         return open_set_tables(known, unknown, groups_of(subject), self.options.threshold)
 
     def _unknown(self, subject: Subject) -> Source:
-        """Return the unknown images as files."""
+        """Return the source of the unknown images."""
         cfg = self.options
         if cfg.unknown is not None:
             return files_of(cfg.unknown)
@@ -119,7 +119,7 @@ class Openset(Diagnostic):
                 "openset needs images of unknown classes: openset.unknown=FOLDER, or "
                 "openset.dataset=NAME openset.root=DIR for the test images of a data set"
             )
-        from ltbench.validation import build_options
+        from ltbench.config.validation import build_options
 
         values = {**cfg.options, **({"root": cfg.root} if cfg.root is not None else {})}
         data = build_options("DATASETS", cfg.dataset, values).load()  # type: ignore[attr-defined]
@@ -141,12 +141,12 @@ class Openset(Diagnostic):
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of images, higher for known ones, and the classes that go with each score.
+    """Scores of images, higher for known ones, and predicted classes.
 
     Args:
-        scores: by name, float64 [N].
-        predicted: by name, int64 [N].
-        labels: class of each image, int64 [N]; without meaning for unknown ones.
+        scores: scores by name, float64 [N].
+        predicted: predicted classes by name of the score, int64 [N].
+        labels: class of each image, int64 [N]; meaningless for unknown images.
     """
 
     scores: Mapping[str, np.ndarray]
@@ -155,11 +155,11 @@ class Scored:
 
 
 def class_prototypes(subject: Subject, images: int) -> Tensor:
-    """Return the mean features of each class's training images, float64 [C, D].
+    """Return the mean features of the training images of each class, float64 [C, D].
 
     Args:
-        subject: whose model and training images, seen without augmentation.
-        images: of each class at most, drawn at random.
+        subject: the trained model; its training images are not augmented.
+        images: largest number of images per class, drawn at random.
     """
     split, classes = subject.data.train, range(subject.data.info.num_classes)
     total: Tensor | None = None
@@ -176,11 +176,11 @@ def class_prototypes(subject: Subject, images: int) -> Tensor:
 
 
 def score(batches: Iterable[Seen], prototypes: Tensor) -> Scored:
-    """Return the scores of images that a model has seen.
+    """Return the scores of images.
 
     Args:
-        batches: the images.
-        prototypes: one per class [C, D].
+        batches: logits and features of the images.
+        prototypes: class prototypes [C, D].
 
     Raises:
         UserError: a score is not finite.
@@ -208,16 +208,16 @@ def score(batches: Iterable[Seen], prototypes: Tensor) -> Scored:
 def open_set_tables(
     known: Scored, unknown: Scored, groups: Mapping[str, Sequence[int]], threshold: float
 ) -> Tables:
-    """Return all numbers of the comparison of known and unknown images.
+    """Return the tables of the comparison of known and unknown images.
 
     Args:
-        known: with labels.
-        unknown: their labels are not used.
+        known: scores of known images, with labels.
+        unknown: scores of unknown images; labels are ignored.
         groups: classes of each shot group.
-        threshold: of the softmax score.
+        threshold: threshold of the softmax score.
 
     Returns:
-        tables ``separation`` (a row per score and group of known images), ``f_measure`` (a row per
+        Tables ``separation`` (a row per score and group of known images), ``f_measure`` (a row per
         score, definition and threshold), ``curve`` (F at every threshold), ``roc`` and
         ``histogram``.
     """
@@ -296,10 +296,10 @@ def f_at(
     """Return the F-measure at one threshold of a score; see ``metrics.open_set_f``.
 
     Args:
-        known: with labels.
-        unknown: without.
-        name: of the score.
-        threshold: what scores below it is rejected.
+        known: scores of known images, with labels.
+        unknown: scores of unknown images.
+        name: name of the score.
+        threshold: images with lower scores are rejected.
         rejected_is_wrong: whether a rejected known image is a false positive.
     """
     answers = [
@@ -315,7 +315,7 @@ def f_at(
 
 
 def f_curve(known: Scored, unknown: Scored, name: str) -> pd.DataFrame:
-    """Return the F-measure at evenly spaced thresholds of a score, a column per definition."""
+    """Return F at evenly spaced thresholds of a score, with one column per definition."""
     import pandas as pd
 
     both = np.concatenate([known.scores[name], unknown.scores[name]])
@@ -353,7 +353,7 @@ def _scores_figure(results: Mapping[str, Tables]) -> Figure:
             axes.set_xlabel(label)
             axes.set_ylim(bottom=0)
             tidy(axes)
-        line[0].set_ylabel("images of their kind, %")
+        line[0].set_ylabel("share of the group's images, %")
         line[0].set_title(name, loc="left", fontsize="medium")
     found = dict(zip(*grid[0, 0].get_legend_handles_labels()[::-1], strict=True))
     legend_below(figure, list(found.values()), list(found))

@@ -1,9 +1,8 @@
-"""What a trained model says about the images of a split, a batch at a time."""
+"""Logits and features of a trained model on a split, batch by batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +12,22 @@ from torch import Tensor, nn
 
 from ltbench.data.base import Split
 from ltbench.data.loader import Loader
+from ltbench.data.shots import ShotRule, shot_groups
 from ltbench.diagnose.base import Subject
-from ltbench.metrics import ShotRule, shot_groups
+from ltbench.methods.inner import evaluating
 
-BATCH = 250  # as in evaluation, so that logits agree with those of the record
+BATCH = 250  # as in evaluation, so that logits agree with the record
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One batch of images and what the model makes of them.
+    """Logits and features of a batch.
 
     Args:
-        logits: float32 [B, C].
+        logits: logits, float32 [B, C].
         labels: class of each image, int64 [B].
         index: position of each image in the split, int64 [B].
-        features: what enters the classifier, flattened [B, D].
+        features: flattened inputs of the classifier [B, D].
     """
 
     logits: Tensor
@@ -37,15 +37,15 @@ class Seen:
 
 
 def see(subject: Subject, split: Split, order: np.ndarray | None = None) -> Iterator[Seen]:
-    """Yield a model's logits and features for images of a split, with the evaluation transform.
+    """Yield logits and features of images of a split, with the evaluation transform.
 
-    Features are the input of the method's classifier; where the method does not call it as one
-    module, they are the pooled output of the backbone.
+    Features are the input of the method's classifier; if the method does not call it as a module,
+    they are the pooled output of the backbone.
 
     Args:
-        subject: whose model; its modes are left as they were.
-        split: the images.
-        order: which images, int64 [n]; all if not given.
+        subject: the trained model; its modes are restored.
+        split: split of the images.
+        order: indices of the images, int64 [n]; all if not given.
 
     Raises:
         UserError: an image cannot be read.
@@ -61,11 +61,11 @@ def see(subject: Subject, split: Split, order: np.ndarray | None = None) -> Iter
 
 @torch.no_grad()
 def classify(subject: Subject, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a model's logits [B, C] and features [B, D], float32; see ``see``.
+    """Return logits [B, C] and features [B, D] of images, float32; see ``see``.
 
     Args:
-        subject: whose model; its modes are left as they were.
-        images: normalised [B, 3, H, W].
+        subject: the trained model; its modes are restored.
+        images: normalised images [B, 3, H, W].
     """
     caught: list[Tensor] = []
 
@@ -83,26 +83,14 @@ def classify(subject: Subject, images: Tensor) -> tuple[Tensor, Tensor]:
     return logits.float(), features.flatten(1).float()
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, a module is in evaluation mode; afterwards all its parts are as they were."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
 def shot_rule(subject: Subject) -> ShotRule:
-    """Return how shot groups are cut: as in the record, else as in the recipe."""
+    """Return the rule of the shot groups: that of the record, else of the recipe."""
     if subject.record is not None:
         return subject.record.metrics.shot_rule
     return subject.recipe.shot_rule
 
 
 def groups_of(subject: Subject) -> dict[str, list[int]]:
-    """Return the classes of the shot groups that have any; see ``metrics.shot_groups``."""
+    """Return the classes of all non-empty shot groups; see ``shots.shot_groups``."""
     groups = shot_groups(subject.data.info.class_counts, shot_rule(subject))
     return {name: classes for name, classes in groups.items() if classes}

@@ -1,4 +1,4 @@
-"""The page of a diagnosis: one file that needs no other and no network."""
+"""Self-contained HTML report of diagnostics."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltbench import __version__
 from ltbench.diagnose.base import Diagnostic, Subject, Tables
-from ltbench.names import dataset_title
+from ltbench.records.titles import dataset_title
+from ltbench.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-ROWS, COLUMNS = 30, 12  # of a table that is shown in the page
+ROWS, COLUMNS = 30, 12  # limits of tables shown in the report
 DPI = 144
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it is written.
+    """Rendered figure.
 
     Args:
-        name: of the figure.
-        png: its pixels.
-        svg: its lines.
-        width: in CSS pixels.
+        name: name of the figure.
+        png: PNG file.
+        svg: SVG file.
+        width: width in CSS pixels.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Picture:
 
     @property
     def source(self) -> str:
-        """The smaller of the two as the address of an image."""
+        """Data URL of the smaller of the two files."""
         kind, content = min(
             ("png", self.png), ("svg+xml", self.svg), key=lambda found: len(found[1])
         )
@@ -51,7 +51,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """A table as text: its name, its columns, its rows, and which columns are numbers."""
+    """Table as text: name, columns, rows, and a mask of numeric columns."""
 
     name: str
     columns: list[str]
@@ -61,16 +61,16 @@ class Shown:
 
 @dataclass
 class Section:
-    """What came of one diagnostic.
+    """Results of one diagnostic.
 
     Args:
-        name: of the diagnostic.
-        about: its class, for the texts.
-        options: with their values.
+        name: name of the diagnostic.
+        about: class of the diagnostic, for its texts.
+        options: values of its options.
         pictures: its figures.
-        results: tables of each subject, by the subjects' names.
-        seconds: what measuring took, by the subjects' names.
-        problems: why something could not be measured or drawn, one line each.
+        results: tables by name of the subject.
+        seconds: duration of the measurement by name of the subject.
+        problems: one line for each failed measurement or figure.
     """
 
     name: str
@@ -83,13 +83,13 @@ class Section:
 
     @property
     def small(self) -> list[Shown]:
-        """The tables that fit the page, those of all subjects together."""
+        """Tables of all subjects that are small enough for the report."""
         found = [_shown(name, self._together(name)) for name in self._names()]
         return [t for t in found if len(t.rows) <= ROWS and len(t.columns) <= COLUMNS]
 
     @property
     def files(self) -> list[str]:
-        """One line for each table: its name and how many rows it has."""
+        """Name and number of rows of each table, as text."""
         return [f"{name} ({len(self._together(name)):,} rows)" for name in self._names()]
 
     def _names(self) -> list[str]:
@@ -108,7 +108,7 @@ class Section:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Inside, figures are drawn alike; names are never read as formulas, whatever they hold."""
+    """Context manager with the style of figures; text is never parsed as math."""
     import matplotlib as mpl
 
     style: dict[Any, Any] = {
@@ -125,7 +125,7 @@ def drawing() -> Iterator[None]:
 
 
 def picture(name: str, figure: Figure) -> Picture:
-    """Return a figure as PNG and SVG; the same figure gives the same bytes."""
+    """Render a figure as PNG and SVG, deterministically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
@@ -137,7 +137,7 @@ def picture(name: str, figure: Figure) -> Picture:
 
 
 def _plain_ticks(figure: Figure) -> None:
-    """Write the ticks of logarithmic axes as numbers; matplotlib writes them as formulas."""
+    """Format the ticks of logarithmic axes as plain numbers instead of math text."""
     from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
     for axes in figure.axes:
@@ -149,12 +149,12 @@ def _plain_ticks(figure: Figure) -> None:
 
 
 def render(title: str, subjects: Sequence[Subject], sections: Sequence[Section]) -> str:
-    """Return the page.
+    """Return the HTML report.
 
     Args:
-        title: of the page.
-        subjects: what was looked at.
-        sections: what came of it, in order.
+        title: title of the report.
+        subjects: the diagnosed models.
+        sections: results of the diagnostics, in order.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -173,7 +173,7 @@ def render(title: str, subjects: Sequence[Subject], sections: Sequence[Section])
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it."""
+    """Return a duration in seconds or minutes as text."""
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 

@@ -7,15 +7,15 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from pydantic import ValidationError
-
-from ltbench.atomic import write_atomic
+from ltbench.config.validation import find_mistakes
+from ltbench.config.words import split_values
 from ltbench.diagnose import DIAGNOSTICS
 from ltbench.diagnose.base import Diagnostic, Subject, Tables
 from ltbench.diagnose.report import Section, drawing, duration, picture, render
-from ltbench.errors import UserError, did_you_mean
+from ltbench.errors import UserError
+from ltbench.files import write_atomic
 
 PAGE = "report.html"
 Say = Callable[[str], None]
@@ -32,18 +32,22 @@ def choose(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> di
         UserError: a name is unknown, or a value is not what an option takes; all of them at once.
     """
     chosen: dict[str, Diagnostic] = {}
-    errors = []
+    errors: list[str] = []
     for name in options:
         if name not in names:
             DIAGNOSTICS.get(name)
             errors.append(f"`{name}.*` is given, but `what` does not name {name}; add it")
     for name in names:
         cls = DIAGNOSTICS.get(name)
-        given = {key: _listed(cls, key, value) for key, value in options.get(name, {}).items()}
-        try:
-            chosen[name] = cls(cls.Options.model_validate(given))
-        except ValidationError as error:
-            errors += [_explain(name, cls, found) for found in error.errors()]
+        fields = cls.Options.model_fields
+        given = {
+            key: split_values(value, fields[key]) if key in fields else value
+            for key, value in options.get(name, {}).items()
+        }
+        checked, mistakes = find_mistakes(cls.Options, given, name)
+        errors += mistakes
+        if checked is not None:
+            chosen[name] = cls(checked)
     if errors:
         raise UserError("\n".join(errors))
     return chosen
@@ -139,24 +143,3 @@ def _slugs(names: Sequence[str]) -> list[str]:
             slug += "-"
         found.append(slug)
     return found
-
-
-def _listed(cls: type[Diagnostic], key: str, value: Any) -> Any:
-    """Return ``a,b`` as a list where the option is one."""
-    field = cls.Options.model_fields.get(key)
-    kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
-    if isinstance(value, str | int | float) and any(get_origin(kind) is tuple for kind in kinds):
-        return [int(v) if v.isdigit() else v for v in str(value).split(",")]
-    return value
-
-
-def _explain(name: str, cls: type[Diagnostic], error: Any) -> str:
-    where = ".".join([name, *(str(part) for part in error["loc"])])
-    if error["type"] == "extra_forbidden":
-        known = cls.Options.model_fields
-        hint = did_you_mean(str(error["loc"][-1]), known) or (
-            f"; known: {', '.join(known) or 'none'}"
-        )
-        return f"`{where}`: unknown option{hint}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"`{where}`: {message[0].lower()}{message[1:]}, found {error['input']!r}"

@@ -1,4 +1,4 @@
-"""How well a score separates two sets of images; higher scores should mean ``known``."""
+"""Separation of known and unknown images by a score, which should be higher for known ones."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ import numpy as np
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Return the probability that a known image scores above an unknown one; ties count half.
+    """Return the area under the ROC curve; ties count half.
 
     Args:
         known: scores of the positives [N].
         unknown: scores of the negatives [M].
 
     Raises:
-        ValueError: a side is empty, or a score is not finite.
+        ValueError: there are no positives or no negatives, or a score is not finite.
     """
-    above, equal = _compare(known, unknown)
-    return (above + equal / 2) / (len(known) * len(unknown))
+    from sklearn.metrics import roc_auc_score
+
+    _check(known, unknown)
+    truth = np.repeat([1, 0], [len(known), len(unknown)])
+    return float(roc_auc_score(truth, np.concatenate([known, unknown])))
 
 
 def fpr_at(known: np.ndarray, unknown: np.ndarray, recall: float = 0.95) -> float:
-    """Return the share of unknown images accepted where a share ``recall`` of the known ones is.
+    """Return the false positive rate at a given true positive rate.
 
-    Accepted is what scores at least the threshold, which is the highest one that accepts that
-    share of the known images.
+    Images with a score of at least the threshold are accepted; the threshold is the highest one
+    that accepts at least the share ``recall`` of the known images.
 
     Args:
         known: scores of the positives [N].
         unknown: scores of the negatives [M].
-        recall: smallest share of known images to accept, in (0, 1].
+        recall: smallest true positive rate, in (0, 1].
 
     Raises:
-        ValueError: a side is empty, or a score is not finite.
+        ValueError: there are no positives or no negatives, or a score is not finite.
     """
     _check(known, unknown)
     wanted = int(np.ceil(recall * len(known) - 1e-9))
@@ -40,19 +43,10 @@ def fpr_at(known: np.ndarray, unknown: np.ndarray, recall: float = 0.95) -> floa
 
 
 def accepted(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Return the share of scores at or above each threshold [T]."""
+    """Return the fraction of scores at or above each threshold [T]."""
     ordered = np.sort(scores)
     shares: np.ndarray = 1 - np.searchsorted(ordered, thresholds, side="left") / len(ordered)
     return shares
-
-
-def _compare(known: np.ndarray, unknown: np.ndarray) -> tuple[int, int]:
-    """Return in how many pairs the known image scores higher, and in how many both are equal."""
-    _check(known, unknown)
-    ordered = np.sort(unknown)
-    below = np.searchsorted(ordered, known, side="left")
-    upto = np.searchsorted(ordered, known, side="right")
-    return int(below.sum()), int((upto - below).sum())
 
 
 def _check(known: np.ndarray, unknown: np.ndarray) -> None:

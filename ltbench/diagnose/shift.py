@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
-from ltbench.diagnose.panels import GREY, blank, colours, markers, tidy
-from ltbench.metrics import Metrics
+from ltbench.evaluation.metrics import Metrics
+from ltbench.plotting import GREY, blank, colours, markers, tidy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,34 +19,34 @@ Direction = Literal["forward", "uniform", "backward"]
 
 
 class Shift(Diagnostic):
-    """Accuracy if the test images were long-tailed too, along the training classes or against."""
+    """Accuracy on long-tailed test priors, in or against the direction of the training prior."""
 
     title = "Shifted test priors"
     shown = (
-        "Accuracy on long-tailed test sets: forward, where classes that are frequent in training "
-        "are frequent in the test too, uniform, and backward, where the rarest are the most "
-        "frequent. The number is the ratio of the most to the least frequent class."
+        "Accuracy on long-tailed test sets: forward, with the class order of the training set, "
+        "uniform, and backward, with the reversed order. The number is the ratio of the most to "
+        "the least frequent class."
     )
     computed = (
-        "From correct and total test images of each class alone; the model is not run again. "
-        "Classes are sorted by training images (ties by number); class r of C has a share "
+        "Computed from the correct and total test images of each class; the model is not run "
+        "again. Classes are sorted by training images (ties by label); class r of C has a share "
         "proportional to ratio^(-r/(C-1)) forward and ratio^(-(C-1-r)/(C-1)) backward, as in LADE "
-        "and SADE. Accuracy is the recalls' mean with these shares, the exact expectation. Those "
-        "papers draw a subset with whole numbers of images once: the table also has the mean "
-        "(drawn) of such draws, and their standard deviation (drawn_sd), the sampling noise that "
-        "the exact value does not have. Nothing is told to the model about the test prior: what "
-        "LADE and SADE gain by adapting to it is not in these numbers."
+        "and SADE. Accuracy is the mean recall weighted by these shares, the exact expectation. "
+        "Those papers draw a subset with integer numbers of images once: the table also has the "
+        "mean (drawn) and the standard deviation (drawn_sd) over such draws, the sampling noise "
+        "that the exact value does not have. The model does not know the test prior: gains of LADE "
+        "and SADE by adaptation to it are not included."
     )
     see = (
-        "A steep fall to the right is a model that lives off the frequent classes; a flat line is "
-        "one whose recall does not depend on how often a class was seen."
+        "A steep decrease to the right means that the model relies on the frequent classes; a flat "
+        "line means that recall does not depend on the frequency of a class."
     )
 
     class Options(schema.Config):
         """Options of the shifted priors."""
 
         ratios: tuple[float, ...] = Field((2, 5, 10, 25, 50), min_length=1)
-        """Most over least frequent class of the test sets, each above 1."""
+        """Ratios of the most to the least frequent class of the test sets, above 1."""
 
         @field_validator("ratios")
         @classmethod
@@ -58,11 +58,11 @@ class Shift(Diagnostic):
     options: Options
 
     def measure(self, subject: Subject) -> Tables:
-        """Return the table ``shift``, from the record, or by evaluating where there is none."""
+        """Return the table ``shift``, from the record or, without one, from an evaluation."""
         if subject.record is not None:
             metrics = subject.record.metrics
         else:
-            from ltbench.evaluation import evaluate_split
+            from ltbench.evaluation.evaluate import evaluate_split
 
             metrics = evaluate_split(
                 subject.method,
@@ -82,18 +82,18 @@ class Shift(Diagnostic):
 def shifted_prior(
     class_counts: Sequence[int], direction: Direction, ratio: float = 1.0
 ) -> np.ndarray:
-    """Return the share of each class in a shifted test set, by class [C]; they sum to 1.
+    """Return the class shares of a shifted test set, with sum 1 [C].
 
     Reference: Hong et al., Disentangling Label Distribution for Long-tailed Visual Recognition,
         CVPR 2021, arXiv:2012.00321 (LADE); Zhang et al., Self-Supervised Aggregation of Diverse
         Experts for Test-Agnostic Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249 (SADE).
-    Departures: shares instead of whole numbers of images; LADE's code for CIFAR sorts by class
-        number, which there is the order by training images.
+    Departures: shares instead of integer numbers of images; LADE's code for CIFAR sorts by label,
+        which is the order by training images there.
 
     Args:
         class_counts: training images of each class [C].
         direction: ``"forward"`` (as in training), ``"uniform"`` or ``"backward"``.
-        ratio: largest over smallest share, >= 1; without effect if uniform.
+        ratio: largest over smallest share, >= 1; ignored if uniform.
     """
     counts = np.asarray(class_counts)
     rank = np.empty(len(counts), dtype=int)
@@ -108,9 +108,9 @@ def shifted_prior(
 def shifted_accuracy(
     correct: Sequence[int], total: Sequence[int], prior: Sequence[float] | np.ndarray
 ) -> float:
-    """Return the expected accuracy on test images whose classes have the shares ``prior``.
+    """Return the expected accuracy on test images with the class prior ``prior``.
 
-    Classes without test images are left out, and the shares of the others made to sum to 1.
+    Classes without test images are ignored, and the other shares are renormalised.
 
     Args:
         correct: correctly classified test images of each class [C].
@@ -125,10 +125,10 @@ def shifted_accuracy(
 def drawn_accuracy(
     correct: Sequence[int], total: Sequence[int], prior: Sequence[float] | np.ndarray
 ) -> tuple[float, float, int]:
-    """Return mean and standard deviation of the accuracy on a drawn subset, and its size.
+    """Return mean and standard deviation of the accuracy on a random subset, and its size.
 
     The subset has floor(n share_k / largest share) images of class k, drawn without replacement,
-    where n is the number of images of the class with the fewest. Both are those over all draws.
+    where n is the smallest number of images of a class. Both are exact, over all draws.
 
     Args:
         correct: correctly classified test images of each class [C].
@@ -151,8 +151,8 @@ def shift_table(metrics: Metrics, ratios: Sequence[float]) -> pd.DataFrame:
     """Return one row per test prior, from forward over uniform to backward.
 
     Args:
-        metrics: of a record or an evaluation.
-        ratios: largest over smallest class of the test sets.
+        metrics: metrics of a record or an evaluation.
+        ratios: ratios of the largest to the smallest class of the test sets.
     """
     import pandas as pd
 

@@ -7,17 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ltbench import checkpoint
+from ltbench.config.validation import build_recipe
 from ltbench.data.base import Data
 from ltbench.diagnose.base import Subject
+from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
-from ltbench.record import Record
-from ltbench.runner import RECIPE, RECORD, pick_device
-from ltbench.trainer import build_method
-from ltbench.validation import build_recipe
+from ltbench.records.record import RECIPE, RECORD, Record
+from ltbench.train import checkpoint
+from ltbench.train.stage import saved_method
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def open_subjects(
     Raises:
         UserError: a model or its data cannot be read, or they do not belong together.
     """
-    from ltbench.api import load_described
+    from ltbench.hub.load import load_described
 
     where = pick_device(device)
     loaded: dict[str, Data] = {}
@@ -110,16 +108,7 @@ def _checkpoint(subject: Subject, folder: Path) -> State:
     epochs = subject.recipe.stages[index].epochs or 0
     ended = position.stage > index
     finished = epochs if ended else position.epoch
-    tree = subject.recipe.tree()
-    tree["backbone"] |= {"pretrained": False, "weights": None}  # the trained ones replace them
-    recipe = build_recipe(tree)
-    method: Method | None = None
-    with torch.random.fork_rng(devices=[]):
-        for stage in range(index + 1):
-            method = build_method(recipe, stage, subject.data.info, method)
-    assert method is not None
-    tensors = checkpoint.without_prefix("method", snapshot.tensors)
-    checkpoint.load_strict(method, tensors, str(folder))
+    method = saved_method(snapshot, subject.recipe, subject.data.info, str(folder))
     label = f"stage {index}, epoch {finished}"
     if position.step and not ended:
         label += f", step {position.step}"

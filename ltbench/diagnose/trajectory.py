@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from ltbench import schema
-from ltbench.curves import SERIES
-from ltbench.diagnose import panels
+from ltbench import plotting as panels
+from ltbench.config import schema
+from ltbench.data.shots import GROUPS
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
-from ltbench.diagnose.gradients import SMALL, spread
 from ltbench.errors import UserError
-from ltbench.metrics import GROUPS
+from ltbench.plotting import SERIES
+from ltbench.train.look import SMALL, spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,50 +21,50 @@ if TYPE_CHECKING:
 
 
 class Trajectory(Diagnostic):
-    """The classes' gradients from step to step of training, from the log that training wrote."""
+    """Class gradients over the steps of training, from the log of the run."""
 
     title = "Class gradients over training"
     shown = (
-        "For the most frequent, a middle and the rarest class, the cosine of the gradient with "
-        "the average g_0 and with d, the gradient that the update handed to the optimizer (paper: "
-        "Fig 8), the length over that of g_0 (appendix 6), and the solver's weights where there "
-        "are any; over all classes, how many pairs conflict and how many conflicts are dominated; "
-        "loss and accuracy on the training batches by shot group. Dotted lines part the stages."
+        "For the most frequent, a medium and the rarest class: the cosine of the gradient with "
+        "the average g_0 and with d, the gradient that the update passes to the optimizer (paper: "
+        "Fig 8), the norm relative to g_0 (appendix 6), and the solver's weights, if any; over all "
+        "classes, the shares of conflicting pairs and of dominated conflicts; loss and accuracy on "
+        "the training batches by shot group. Dotted lines separate the stages."
     )
     computed = (
-        "Training with diagnose.every=N looks at every N-th step: at the weights before the step, "
-        "on the batch of the step, it takes the gradients of the method's loss by the looked-at "
-        "part, class by class; in stages that do not train the part, by all that is trained. A "
-        "class's objective is its share of the batch loss; g_0 is the average over the classes "
-        "present. d is .grad as the optimizer met it: for plain training a multiple of g_0, for "
-        "SAM the gradient at the climbed weights, for PLOT the solver's direction there. Thick "
-        "lines are running means, thin ones single looks. The paper draws g_0 without PLOT and d "
-        "with it; here both are drawn for all."
+        "Training with diagnose.every=N measures every N-th step: at the weights before the step, "
+        "on the batch of the step, it computes the gradient of the method's loss of each class "
+        "with respect to the measured part, or to all trained parameters in stages that do not "
+        "train the part. The objective of a class is its part of the batch loss; g_0 is the "
+        "average over the classes present. d is .grad as used by the optimizer: a multiple of g_0 "
+        "for plain training, the gradient at the perturbed weights for SAM, the solver's direction "
+        "there for PLOT. Thick lines are running means, thin ones single measurements. The paper "
+        "shows g_0 without PLOT and d with it; here both are shown for all models."
     )
     see = (
-        "Without PLOT, whether the frequent class lies near g_0 while the rare one is left out or "
-        "opposed, and how early. With PLOT, whether the cosines with d come together while the "
-        "solver is at work, and what happens when it stops. A rare class that is in few batches "
-        "has few looks."
+        "Without PLOT, whether the gradient of the frequent class is close to g_0 while that of "
+        "the rare class is orthogonal or opposed, and how early. With PLOT, whether the cosines "
+        "with d converge while the solver is active, and what happens when it stops. A rare class "
+        "is present in few batches and has few measurements."
     )
 
     class Options(schema.Config):
         """Options of the diagnostic."""
 
         classes: int = Field(3, ge=2, le=6)
-        """Classes drawn, evenly spread from the most to the least frequent."""
+        """Number of classes shown, evenly spaced from the most to the least frequent."""
         smooth: int = Field(0, ge=0)
-        """Looks that a running mean goes over; 0 is a twentieth of them."""
+        """Window of the running means in measurements; 0 is a twentieth of all."""
 
     options: Options
 
     def measure(self, subject: Subject) -> Tables:
-        """Return the log of the subject's run: steps, and classes (a sample of many).
+        """Return the log of the run: ``steps``, and ``classes`` (a sample if there are many).
 
         Raises:
             UserError: the subject has no log.
         """
-        from ltbench.diagnose.watch import read_log
+        from ltbench.train.watch import read_log
 
         if subject.folder is None:
             raise UserError("the log lies in the folder of a run; give run=FOLDER")
@@ -84,14 +84,14 @@ class Trajectory(Diagnostic):
         return {"steps": steps, "classes": classes}
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
-        """Draw cosines, lengths, conflicts, and what shot groups make of it."""
+        """Return figures of cosines, norms, conflicts, shot groups and solver weights, if any."""
         figures = {
             "cosines": self._classes(
                 results,
                 {"cosine_mean": "cosine with g_0", "cosine_direction": "cosine with d"},
                 zero=True,
             ),
-            "norms": self._classes(results, {"norm_ratio": "length over that of g_0"}),
+            "norms": self._classes(results, {"norm_ratio": "norm relative to g_0"}),
             "conflicts": self._conflicts(results),
             "groups": self._groups(results),
         }
@@ -101,13 +101,13 @@ class Trajectory(Diagnostic):
             if tables["classes"]["solver_weight"].notna().any()
         }
         if weighed:
-            figures["weights"] = self._classes(weighed, {"solver_weight": "weight by the solver"})
+            figures["weights"] = self._classes(weighed, {"solver_weight": "weight of the solver"})
         return figures
 
     def _classes(
         self, results: Mapping[str, Tables], what: Mapping[str, str], *, zero: bool = False
     ) -> Figure:
-        """Draw quantities of the drawn classes, a column for each subject."""
+        """Draw quantities of the selected classes, one column per subject."""
 
         def one(axis: Axes, tables: Tables, key: str) -> None:
             classes = tables["classes"][tables["classes"]["drawn"]]
@@ -162,7 +162,7 @@ class Trajectory(Diagnostic):
     def _line(
         self, axis: Axes, x: Sequence[float] | np.ndarray, values: Any, colour: str, label: str
     ) -> None:
-        """Draw looks thinly and their running mean."""
+        """Draw measurements as thin lines and their running mean as a thick line."""
         import pandas as pd
 
         series = pd.Series(np.asarray(values, dtype=float))
@@ -179,7 +179,7 @@ def _grid(
     what: Mapping[str, str],
     one: Callable[[Axes, Tables, str], None],
 ) -> Figure:
-    """Draw a row for each quantity and a column for each subject."""
+    """Draw one row per quantity and one column per subject."""
     figure = panels.blank(1.5 + 4.6 * len(results), 0.8 + 2.8 * len(what))
     axes = figure.subplots(len(what), len(results), squeeze=False, sharex="col", sharey="row")
     for row, (key, label) in zip(axes, what.items(), strict=True):
@@ -197,7 +197,7 @@ def _grid(
 
 
 def _starts(steps: pd.DataFrame) -> dict[int, int]:
-    """Return at which step, counted over all stages, each stage begins."""
+    """Return the first step of each stage, counted over all stages."""
     starts, total = {}, 0
     for stage, length in (steps.groupby("stage")["count"].max() + 1).items():
         starts[int(str(stage))] = total

@@ -6,69 +6,69 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import collect, sample, shot_of
-from ltbench.diagnose.panels import blank
 from ltbench.diagnose.predictions import groups_of
 from ltbench.errors import UserError
+from ltbench.plotting import blank
 from ltbench.seeding import derive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FEW_CLASSES = 20  # up to here each class has a colour
+FEW_CLASSES = 20  # largest number of classes with one colour per class
 SHOT_COLOURS = {"many": "#0072B2", "medium": "#E69F00", "few": "#D55E00"}
 MARKS = ("o", "s", "^", "D")
 
 
 class Tsne(Diagnostic):
-    """Features of test images in two dimensions."""
+    """t-SNE of the features of test images."""
 
     title = "t-SNE of the features"
     shown = (
-        "What enters the classifier for a balanced sample of images, in two dimensions; a point is "
-        "an image (paper: appendix Figure 13a-b). Colours go from the most frequent class (dark) "
-        "to the rarest (bright) and names stand at the classes' medians; with more than "
-        f"{FEW_CLASSES} classes colours are shot groups."
+        "Inputs of the classifier for a class-balanced sample of images, in two dimensions; each "
+        "point is an image (paper: appendix Figure 13a-b). Colours range from the most frequent "
+        "class (dark) to the rarest (bright), and class names are placed at the medians; with more "
+        f"than {FEW_CLASSES} classes, colours are shot groups."
     )
     computed = (
-        "Features are reduced to 50 dimensions by PCA, then t-SNE of scikit-learn (van der Maaten "
-        "and Hinton, JMLR 2008) from a PCA start. The sample is drawn from the test images, the "
-        "same for all models. Trustworthiness (Venna and Kaski, 2001) is the share, from 0 to 1, "
-        "of neighbourhoods of 12 that the picture does not invent; the accuracy of 5 nearest "
-        "neighbours among these images is that of the features themselves, before any reduction. "
-        "The paper names no settings."
+        "Features are reduced to 50 dimensions by PCA, then by scikit-learn's t-SNE (van der "
+        "Maaten and Hinton, JMLR 2008) with PCA initialisation. The sample is drawn from the test "
+        "images, the same for all models. Trustworthiness (Venna and Kaski, 2001), from 0 to 1, "
+        "measures to what extent neighbourhoods of 12 in the figure are neighbourhoods of the "
+        "features; the 5-nearest-neighbour accuracy among these images is computed on the features "
+        "before any reduction. The paper gives no settings."
     )
     see = (
-        "Whether rare classes form clusters of their own or lie inside those of frequent ones. "
-        "Sizes of clusters and distances between them mean nothing in t-SNE: compare models by "
-        "the two numbers, not by the look."
+        "Whether rare classes form separate clusters or lie inside those of frequent classes. "
+        "Sizes of clusters and distances between them have no meaning in t-SNE: compare models by "
+        "the two numbers, not visually."
     )
 
     class Options(schema.Config):
         """Options of t-SNE."""
 
         images: int = Field(1000, ge=20)
-        """Images in all, balanced over the classes."""
+        """Total number of images, balanced over classes."""
         split: Literal["train", "test"] = "test"
-        """Where they come from."""
+        """Split of the images."""
         classes: tuple[int, ...] | None = None
-        """Classes by number; null takes all."""
+        """Class labels; null: all classes."""
         perplexity: float = Field(30.0, gt=0)
-        """Roughly the neighbours of an image; lowered where there are too few images."""
+        """Effective number of neighbours; reduced if there are too few images."""
         components: int = Field(50, ge=2)
-        """Dimensions that PCA keeps."""
+        """Number of PCA components."""
         iterations: int = Field(1000, ge=250)
-        """Of the optimisation."""
+        """Iterations of the optimisation."""
         seed: int = Field(0, ge=0)
-        """Of sample and optimisation."""
+        """Random seed of sample and optimisation."""
 
     options: Options
 
     def measure(self, subject: Subject) -> Tables:
-        """Return tables ``points``, a row per image, and ``quality``.
+        """Return tables ``points`` (a row per image) and ``quality``.
 
         Raises:
             UserError: there is no such class, or there are too few images.
@@ -127,20 +127,21 @@ def embed(
     iterations: int = 1000,
     seed: int = 0,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Return a two-dimensional t-SNE and how good it is.
+    """Return a two-dimensional t-SNE embedding and measures of its quality.
 
     Reference: van der Maaten and Hinton, Visualizing Data using t-SNE, JMLR 2008.
-    Departures: PCA first, as is usual; one thread, so that it repeats.
+    Departures: PCA first, as is usual; a single thread, for reproducibility.
 
     Args:
-        features: [N, D].
-        perplexity: lowered to (N - 1) / 3 where there are few images.
-        components: dimensions that PCA keeps.
-        iterations: of the optimisation.
-        seed: of it.
+        features: features [N, D].
+        perplexity: perplexity, reduced to (N - 1) / 3 if there are few images.
+        components: number of PCA components.
+        iterations: iterations of the optimisation.
+        seed: random seed of the optimisation.
 
     Returns:
-        Points [N, 2], and ``perplexity`` used, ``divergence`` reached and ``trustworthiness``.
+        Points [N, 2], and the ``perplexity`` used, the final ``divergence`` and the
+        ``trustworthiness``.
 
     Raises:
         UserError: there are fewer than 10 images.
@@ -169,25 +170,25 @@ def embed(
 
 
 def neighbour_accuracy(features: np.ndarray, labels: np.ndarray, neighbours: int = 5) -> float:
-    """Return the share of images whose class is that of most of their nearest other images.
+    """Return the leave-one-out accuracy of a k-nearest-neighbour classifier.
 
     Args:
-        features: [N, D].
+        features: features [N, D].
         labels: class of each image [N].
-        neighbours: how many; ties go to the nearest.
+        neighbours: number of neighbours k; ties go to the nearest.
     """
     from sklearn.neighbors import NearestNeighbors
 
     nearest = min(neighbours, len(labels) - 1)
     found = NearestNeighbors(n_neighbors=nearest).fit(features).kneighbors(return_distance=False)
     votes = labels[found]
-    support = (votes[:, :, None] == votes[:, None, :]).sum(axis=1)  # of each neighbour's class
+    support = (votes[:, :, None] == votes[:, None, :]).sum(axis=1)  # votes for its class
     winner = votes[np.arange(len(votes)), support.argmax(axis=1)]
     return float((winner == labels).mean())
 
 
 def _draw(results: Mapping[str, Tables]) -> Figure:
-    """Draw a panel per subject, at most three in a row."""
+    """Draw one panel per subject, at most three in a row."""
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
     figure = blank(max(5.6, 4.3 * columns) + 0.4, 4.5 * rows + 0.5)

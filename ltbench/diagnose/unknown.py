@@ -1,4 +1,4 @@
-"""Images of unknown classes, cut and normalised as those of a model's own test set."""
+"""Images of unknown classes with the transforms of a model's test set."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ltbench.errors import UserError
 
 
 class Pictures:
-    """Images in memory as files; implements ``ltbench.data.base.Source``.
+    """In-memory images as PNG files; implements ``ltbench.data.base.Source``.
 
     Args:
-        images: uint8 [N, H, W, 3].
+        images: images, uint8 [N, H, W, 3].
     """
 
     def __init__(self, images: np.ndarray) -> None:
@@ -32,7 +32,7 @@ class Pictures:
         return len(self._images)
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Return some images as the bytes of PNG files, uint8 [n] each."""
+        """Return images as PNG files, uint8 [n] each."""
         return [self._file(int(i)) for i in indices]
 
     def _file(self, index: int) -> np.ndarray:
@@ -41,23 +41,23 @@ class Pictures:
         return np.frombuffer(bytearray(file.getvalue()), dtype=np.uint8)
 
     def name(self, index: int) -> str:
-        """Return how messages call an image."""
+        """Return the name of an image in messages."""
         return f"unknown image {index}"
 
     def fingerprint(self, labels: np.ndarray) -> str:
-        """Not needed: no record is made of these images."""
+        """Not implemented: these images are never part of a record."""
         raise NotImplementedError
 
 
 def files_of(path: str) -> FileSource:
-    """Return the images below a folder, or those that a text file lists.
+    """Return the images below a folder or those listed in a text file.
 
     Args:
-        path: a folder, searched to any depth; or a file with one path a line, relative to its
-            own folder, of which what follows a space and a number (a label) is ignored.
+        path: a folder, searched recursively; or a text file with one path per line, relative to
+            its folder, where a trailing label (a space and a number) is ignored.
 
     Raises:
-        UserError: there is no such file or folder, or no image.
+        UserError: the file or folder does not exist, or has no image.
     """
     where = Path(path).expanduser()
     if where.is_dir():
@@ -71,15 +71,15 @@ def files_of(path: str) -> FileSource:
         return FileSource(sorted(found), where)
     if not where.is_file():
         raise UserError(
-            f"openset.unknown must be a folder of images or a text file with one path a line; "
+            f"openset.unknown must be a folder of images or a text file with one path per line; "
             f"there is no `{path}`"
         )
     try:
         lines = where.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"openset.unknown={path} is neither a folder nor a text file; a single image cannot "
-            "be judged"
+            f"openset.unknown={path} is neither a folder nor a text file; a single image is not "
+            "supported"
         ) from error
     names = [_without_label(line.strip()) for line in lines if line.strip()]
     if not names:
@@ -93,10 +93,10 @@ def _without_label(line: str) -> str:
 
 
 def source_of(split: Split) -> Source:
-    """Return the images of a split as files, as they are before any transform.
+    """Return the untransformed images of a split as a source.
 
     Raises:
-        UserError: the split is of a kind whose pixels cannot be had.
+        UserError: the type of the split is not supported.
     """
     if isinstance(split, ImageSplit):
         return split.source
@@ -106,18 +106,18 @@ def source_of(split: Split) -> Source:
 
 
 def as_own(subject: Subject, source: Source, order: np.ndarray) -> tuple[Split, np.ndarray]:
-    """Return images as a split with the transforms of a subject's test images, and where in it.
+    """Return a split with the transforms of a subject's test images, and the indices in it.
 
-    Images for a model whose own lie in memory are cut to their central square and resized to its
-    side with Pillow's bilinear filter.
+    For data sets held in memory, images are cropped to their central square and resized to the
+    side of the test images with Pillow's bilinear filter.
 
     Args:
-        subject: whose model will see them.
-        source: the images.
-        order: which of them, int64 [n].
+        subject: the trained model.
+        source: source of the images.
+        order: indices of the images, int64 [n].
 
     Raises:
-        UserError: an image cannot be read, or the subject's own split is of an unknown kind.
+        UserError: an image cannot be read, or the type of the subject's split is not supported.
     """
     own, options, info = subject.data.test, subject.recipe.data.config, subject.data.info
     if isinstance(own, ImageSplit) and isinstance(options, ImageOptions):

@@ -1,4 +1,4 @@
-"""The model card: what was trained, how, what came out, how to load it."""
+"""Model card of published weights."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from ltbench.aggregate import VALUES, Row, imbalance_ratio, percentages
-from ltbench.names import dataset_title, method_title, network_title
-from ltbench.record import Record
+from ltbench.config.registry import docstring_section
+from ltbench.data import DATASETS
+from ltbench.records.aggregate import VALUES, Row, imbalance_ratio, percentages
+from ltbench.records.literature import nearest_published, target_row
+from ltbench.records.record import Record
+from ltbench.records.titles import dataset_title, method_title, network_title
 
 TEMPLATE = "card.md.jinja"
 LIBRARY = "ltbench"
-SOURCES = {  # what the Hub calls the images that a data set is drawn from
-    "cifar10_lt": "uoft-cs/cifar10",
-    "cifar100_lt": "uoft-cs/cifar100",
-    "imagenet_lt": "ILSVRC/imagenet-1k",
-}
 
 
 def make_card(record: Record, recipe: Mapping[str, Any], repository: str | None) -> str:
@@ -104,12 +102,13 @@ def _front_matter(record: Record, repository: str | None) -> str:
         for value, found in percentages(record).items()
         if found is not None
     ]
+    hub_id = DATASETS.facts(name).hub_id
     stated = licence != "unspecified"
     card = ModelCardData(
         library_name=LIBRARY,
         pipeline_tag="image-classification",
         tags=["timm", "image-classification", "long-tailed-recognition", LIBRARY],
-        datasets=[SOURCES[name]] if name in SOURCES else None,
+        datasets=[hub_id] if hub_id else None,
         model_name=repository or f"{record.recipe.name}-seed{record.seed}",
         eval_results=results,
         license=(licence if known else "other") if stated else None,
@@ -133,8 +132,6 @@ def _printed(values: Mapping[str, float | None]) -> dict[str, str]:
 
 def _literature(record: Record) -> dict[str, str] | None:
     """Return the published row that is set beside the results, if there is one."""
-    from ltbench.leaderboard import nearest_published
-
     row: Row | None = nearest_published(
         record.dataset.name,
         imbalance_ratio(record),
@@ -149,9 +146,8 @@ def _literature(record: Record) -> dict[str, str] | None:
 
 def _target(recipe: Mapping[str, Any]) -> str | None:
     """Return the published row that the recipe aims at, as one line."""
+    from ltbench.config.validation import build_recipe
     from ltbench.errors import UserError
-    from ltbench.leaderboard import target_row
-    from ltbench.validation import build_recipe
 
     if recipe["target"] is None:
         return None
@@ -167,7 +163,7 @@ def _command(record: Record, recipe: Mapping[str, Any]) -> str:
 
     The resolved recipe is taken where values were overridden or the name is not a registered one.
     """
-    from ltbench.config import list_recipes
+    from ltbench.config.files import list_recipes
 
     base = re.sub(r"(_if\d+)?$", "", record.recipe.name, count=1)
     named = base in list_recipes() and not record.recipe.overrides
@@ -176,26 +172,24 @@ def _command(record: Record, recipe: Mapping[str, Any]) -> str:
 
 
 def _root(recipe: Mapping[str, Any]) -> list[str]:
-    from ltbench import registries
-
-    fields = registries.DATASETS.get(recipe["data"]["name"]).model_fields
-    return ["data.root=DIR"] if "root" in fields else []
+    return [] if DATASETS.facts(recipe["data"]["name"]).rootless else ["data.root=DIR"]
 
 
 def _papers(recipe: Mapping[str, Any]) -> list[str]:
     """Return references of the methods and updates used, in the order of their stages."""
     import inspect
 
-    from ltbench import registries
-    from ltbench.catalogue import _section
+    from ltbench.methods import METHODS
+    from ltbench.updates import UPDATES
 
     used = [
         part
         for stage in recipe["stages"]
         for part in (
-            registries.METHODS.get(stage["method"]["name"]),
-            registries.UPDATES.get(stage["update"]["name"]),
+            METHODS.get(stage["method"]["name"]),
+            UPDATES.get(stage["update"]["name"]),
         )
     ]
-    found = [_section(inspect.getdoc(part) or "", "Reference").replace("``", "") for part in used]
+    docs = [inspect.getdoc(part) or "" for part in used]
+    found = [docstring_section(doc, "Reference").replace("``", "") for doc in docs]
     return list(dict.fromkeys(text for text in found if re.search(r"arXiv|\b(19|20)\d\d\b", text)))

@@ -1,4 +1,4 @@
-"""From the folder of a run to the folder that is published."""
+"""Export of a finished run as a publish folder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltbench.data import DATASETS
+from ltbench.digest import file_sha256
 from ltbench.errors import UserError
-from ltbench.hub.folder import CARD, CONFIG, RECIPE, RECORD, RESULTS, WEIGHTS, files_in
-from ltbench.record import Record
-from ltbench.sealing import file_sha256
+from ltbench.hub.folder import CARD, CONFIG, RECIPE, RESULTS, files_in
+from ltbench.methods.weights import read_weights
+from ltbench.records.record import RECORD, WEIGHTS, Record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ltbench.recipe import Recipe
+    from ltbench.config.recipe import Recipe
 
 PLAIN = ("name", "description", "target", "note", "shot_rule", "seed")  # no digest, but no paths
-SMALL_IMAGES = {"cifar10_lt": 32, "cifar100_lt": 32}  # side where the data set leaves no choice
 CROP = 224 / 256  # share of the short side that evaluation looks at, larger images only
 HALF_NOTE = (
     "weights rounded to float16 after training; the metrics are those of the rounded weights"
@@ -53,15 +54,13 @@ def export(
     """
     from safetensors import SafetensorError
 
-    from ltbench import checkpoint
-
     if not (run / RECORD).is_file():
         raise UserError(
             f"{run} holds no {RECORD}: expected the folder of a finished run; the command that "
             "began it also finishes it"
         )
     record = Record.load(run / RECORD)
-    tensors, facts = checkpoint.read_weights(run / WEIGHTS)
+    tensors, facts = read_weights(run / WEIGHTS)
     if record.checkpoint is None or record.checkpoint.sha256 != facts["sha256"]:
         raise UserError(
             f"{run / RECORD} and {run / WEIGHTS} are not of the same run: the hashes of the "
@@ -115,8 +114,8 @@ def config_of(
         recipe: the recipe's tree without paths.
         facts: the description beside the run's weights.
     """
-    from ltbench.hub.rebuild import rebuild
     from ltbench.hub.timm_model import ARCHITECTURE, TimmMethod
+    from ltbench.methods.build import rebuild
 
     if record.checkpoint is None:
         raise ValueError("a record without weights is not published")
@@ -124,8 +123,8 @@ def config_of(
     model = TimmMethod(rebuild({**facts, "recipe": recipe}, WEIGHTS), classes)
     name = facts["dataset"]
     options = recipe["data"]
-    side = options.get("image_size") or SMALL_IMAGES.get(name, 224)
-    small = name in (*SMALL_IMAGES, "digits_lt")
+    small = DATASETS.facts(name).side
+    side = options.get("image_size") or small or 224
     cfg: dict[str, Any] = {
         "input_size": [3, side, side],
         "fixed_input_size": False,
@@ -222,11 +221,11 @@ def _measured(
     record: Record, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: Path
 ) -> Record:
     """Return the record of the same run with other weights: what they hash to, what they reach."""
-    from ltbench.checkpoint import load_strict
-    from ltbench.evaluation import evaluate_split
-    from ltbench.hub.rebuild import rebuild
-    from ltbench.runner import pick_device
-    from ltbench.validation import build_recipe
+    from ltbench.config.validation import build_recipe
+    from ltbench.distributed.device import pick_device
+    from ltbench.evaluation.evaluate import evaluate_split
+    from ltbench.methods.build import rebuild
+    from ltbench.methods.weights import load_strict
 
     if record.checkpoint is None:
         raise ValueError("a record without weights is not published")

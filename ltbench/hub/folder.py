@@ -1,4 +1,4 @@
-"""The publish folder: what one published model consists of, on the Hub and on disk."""
+"""Publish folder: the files of one published model, on the Hub and on disk."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltbench.digest import file_sha256
 from ltbench.errors import UserError
-from ltbench.sealing import file_sha256
+from ltbench.records.record import RECORD, WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS, CONFIG, RECIPE = "model.safetensors", "config.json", "recipe.yaml"
-RECORD, CARD, RESULTS = "record.json", "README.md", ".eval_results"
+CONFIG, RECIPE, CARD, RESULTS = "config.json", "recipe.yaml", "README.md", ".eval_results"
 FILES = (WEIGHTS, CONFIG, RECIPE, RECORD, CARD)
 
 
@@ -100,7 +100,7 @@ def read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found, wanted = file_sha256(weights), str(facts.get("sha256"))
         if found != wanted:
             raise UserError(
-                f"{weights} is damaged or was exchanged: {CONFIG} says SHA-256 {wanted[:12]}..., "
+                f"{weights} is damaged or was replaced: {CONFIG} has SHA-256 {wanted[:12]}..., "
                 f"found {found[:12]}...; download or export it again"
             )
         return load_file(weights), facts

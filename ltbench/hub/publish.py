@@ -1,9 +1,8 @@
-"""Publishes a run: compares the publish folder with a repository and commits what differs."""
+"""Publication of a run: the difference between folder and repository, and its commit."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ltbench.digest import file_sha256, git_blob
 from ltbench.errors import UserError
-from ltbench.hub import client
 from ltbench.hub.export import export
-from ltbench.hub.folder import CONFIG, FILES, RECORD, RESULTS, WEIGHTS, files_in, is_result
-from ltbench.record import Record
-from ltbench.sealing import file_sha256
+from ltbench.hub.folder import CONFIG, FILES, RESULTS, files_in, is_result
+from ltbench.records.record import RECORD, WEIGHTS, Record
+from ltbench.remote import hub as client
 
 HUBS_OWN = ".gitattributes"  # the Hub writes it when it makes a repository
 TEXT = 256 * 1024  # bytes up to which a changed text is shown as a diff
@@ -215,9 +214,7 @@ def _agrees(file: Path, remote: client.RemoteFile) -> bool:
         return False
     if remote.sha256 is not None:
         return file_sha256(file) == remote.sha256
-    content = file.read_bytes()
-    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    return git == remote.blob_id
+    return git_blob(file.read_bytes()) == remote.blob_id
 
 
 def _check_same_model(

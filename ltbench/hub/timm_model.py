@@ -1,4 +1,4 @@
-"""Trained methods as models of timm, under the one architecture ``ltbench_method``.
+"""timm models made from trained methods, under the one architecture ``ltbench_method``.
 
 Importing this registers it; ``import ltbench`` sees to that. Nothing else of ltbench is imported
 before a model is built.
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ltbench.errors import UserError
 
 if TYPE_CHECKING:
-    from ltbench.backbones.base import Backbone
     from ltbench.methods.base import Method
+    from ltbench.models.backbone import Backbone
 
 ARCHITECTURE = "ltbench_method"
 CHANNELS = 3
@@ -83,8 +83,8 @@ class TimmMethod(nn.Module):
         Raises:
             UserError: the method's network gives logits only.
         """
-        from ltbench.backbones.branches import ExpertMean
-        from ltbench.backbones.residual import ResLTNetwork, branch_features
+        from ltbench.models.branches import ExpertMean
+        from ltbench.models.residual import ResLTNetwork, branch_features
 
         plain = self.method.export()
         if isinstance(plain, ResLTNetwork):
@@ -186,7 +186,7 @@ def _build(
     **unknown: Any,
 ) -> TimmMethod:
     """Build a model for timm's ``build_model_with_cfg``; ``num_classes`` is that of the weights."""
-    from ltbench.hub.rebuild import rebuild
+    from ltbench.methods.build import rebuild
 
     unknown.pop("global_pool", None)
     if unknown:
@@ -200,8 +200,8 @@ def _build(
 
 def _load(model: TimmMethod, cache_dir: str | Path | None) -> None:
     """Load the weights into a fresh model; what timm alone would let pass is an error here."""
-    from ltbench.checkpoint import load_strict
     from ltbench.hub.folder import is_ours, read_folder
+    from ltbench.methods.weights import load_strict
 
     cfg = model.pretrained_cfg
     folder = _fetched(cfg, cache_dir)
@@ -213,8 +213,10 @@ def _load(model: TimmMethod, cache_dir: str | Path | None) -> None:
 
 def _fetched(cfg: dict[str, Any], cache_dir: str | Path | None) -> Path:
     """Return the folder with the published files, downloaded if need be."""
-    from ltbench.hub import client, zoo
-    from ltbench.hub.folder import CONFIG, WEIGHTS
+    from ltbench.hub import zoo
+    from ltbench.hub.folder import CONFIG
+    from ltbench.records.record import WEIGHTS
+    from ltbench.remote import hub as client
 
     if cfg.get("source") == "local-dir":
         return Path(cfg["file"])
@@ -237,7 +239,7 @@ def _fetched(cfg: dict[str, Any], cache_dir: str | Path | None) -> Path:
 
 def _branches(method: Method) -> int:
     """Return how many branches' features the classifier sees."""
-    from ltbench.backbones.residual import BRANCHES, ResLTHead
+    from ltbench.models.residual import BRANCHES, ResLTHead
 
     if isinstance(method.head, ResLTHead):
         return BRANCHES
@@ -247,9 +249,9 @@ def _branches(method: Method) -> int:
 
 def _own_logits(method: Method, features: Tensor) -> Tensor:
     """Return the logits that ``Method.predict`` makes of pooled features."""
-    from ltbench.backbones.branches import ExpertMean
-    from ltbench.backbones.residual import ResLTNetwork
     from ltbench.losses.experts import reslt_normalised_logits
+    from ltbench.models.branches import ExpertMean
+    from ltbench.models.residual import ResLTNetwork
 
     plain = method.export()
     if isinstance(plain, ResLTNetwork):
@@ -273,8 +275,8 @@ def _body(plain: nn.Module) -> list[nn.Module]:
 
 def _single(plain: nn.Module) -> Backbone | None:
     """Return the backbone if it is all that comes before the classifier, and ends with pooling."""
-    from ltbench.backbones.base import Backbone
-    from ltbench.backbones.stages import POOLING
+    from ltbench.models.backbone import Backbone
+    from ltbench.models.stages import POOLING
 
     first = plain[0] if isinstance(plain, nn.Sequential) and len(plain) == 2 else None
     if isinstance(first, Backbone) and first._stages[-1].steps[-1] in POOLING:

@@ -1,4 +1,4 @@
-"""The zoo: names of trained models, and where the weights that belong to each name lie."""
+"""Model zoo: names of trained models and where their weights are."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ltbench.config.registry import natural
+from ltbench.config.resources import leaderboard_dir
+from ltbench.digest import file_sha256
 from ltbench.errors import UserError, did_you_mean
-from ltbench.hub import client
-from ltbench.hub.folder import CARD, CONFIG, RECIPE, RECORD, WEIGHTS
-from ltbench.registry import natural
-from ltbench.resources import leaderboard_dir
-from ltbench.sealing import file_sha256
+from ltbench.files import copied
+from ltbench.hub.folder import CARD, CONFIG, RECIPE
+from ltbench.records.record import RECORD, WEIGHTS
+from ltbench.remote import hub as client
 
 INDEX = "zoo.json"
 HUB = "hf-hub:"
@@ -149,7 +151,7 @@ def fetch(entry: Entry, *, out: Path | None = None, extra: bool = False) -> Path
     if out is None:
         return inside
     for path in sorted(p for p in inside.rglob("*") if p.is_file()):
-        client.copied(path, out / path.relative_to(inside))
+        copied(path, out / path.relative_to(inside))
     return out
 
 
@@ -181,8 +183,8 @@ def fetch_repository(
     inside = f"{folder}/" if folder else ""
 
     def get(name: str, digest: str | None = None, bytes_: int | None = None) -> Path:
-        path = client.download(repo, inside + name, pinned, sha256=digest, size=bytes_, folder=out)
-        return path.parent
+        path = client.download(repo, inside + name, pinned, sha256=digest, size=bytes_)
+        return (path if out is None else copied(path, out / inside / name)).parent
 
     get(CONFIG)
     place = get(WEIGHTS, sha256, size)
@@ -206,9 +208,9 @@ def parse_address(text: str) -> tuple[str, str]:
 
 def _results() -> dict[str, str]:
     """Return the results of committed records by the hash of their weights."""
-    from ltbench.aggregate import percentages
-    from ltbench.leaderboard import records
-    from ltbench.names import dataset_title
+    from ltbench.records.aggregate import percentages
+    from ltbench.records.store import records
+    from ltbench.records.titles import dataset_title
 
     return {
         r.checkpoint.sha256: f"{percentages(r)['overall']:.2f} % on "

@@ -1,20 +1,16 @@
-"""Our records beside the literature's numbers; torch is never imported to show them."""
+"""Leaderboard: our records beside published results; shown without importing torch."""
 
 from __future__ import annotations
 
-from ltbench.leaderboard.literature import (
+from ltbench.leaderboard.tables import render, table, to_markdown
+from ltbench.records.literature import (
     INAT_RATIOS,
     footnotes,
     nearest_published,
     published,
     target_row,
 )
-from ltbench.leaderboard.tables import (
-    records,
-    render,
-    table,
-    to_markdown,
-)
+from ltbench.records.store import records
 
 __all__ = [
     "INAT_RATIOS",

@@ -1,4 +1,4 @@
-"""What follows from the runs of a leaderboard: tables in Parquet and the card that shows them."""
+"""Parquet tables and data set card derived from the runs of a leaderboard."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ltbench.aggregate import percentages, run_key
-from ltbench.record import Record
+from ltbench.records.aggregate import percentages, run_key
+from ltbench.records.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd

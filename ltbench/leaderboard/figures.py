@@ -1,4 +1,4 @@
-"""The page's figures as SVG that takes its colours from the page, in light and in dark."""
+"""SVG figures of the page; colours come from its style sheet, light or dark."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ltbench.aggregate import Row
-from ltbench.leaderboard.literature import short_source
+from ltbench.digest import canonical
 from ltbench.leaderboard.reproduce import changed
 from ltbench.leaderboard.tables import UNRESOLVED, section_order
-from ltbench.record import Record
-from ltbench.sealing import canonical
+from ltbench.records.aggregate import Row
+from ltbench.records.literature import short_source
+from ltbench.records.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""The leaderboard as one HTML file that needs nothing beside it and asks nobody for anything."""
+"""HTML page of the leaderboard: one file, no requests."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from ltbench import __version__
-from ltbench.environment import environment
+from ltbench.data import DATASETS
 from ltbench.errors import UserError
 from ltbench.leaderboard import figures, view
-from ltbench.leaderboard.literature import footnotes, published
 from ltbench.leaderboard.tables import board_rows
-from ltbench.record import Record
+from ltbench.machine import environment
+from ltbench.records.literature import footnotes, published
+from ltbench.records.record import Record
+from ltbench.version import __version__
 
-TABS = ("CIFAR-10-LT", "CIFAR-100-LT", "ImageNet-LT", "Places-LT", "iNaturalist-2018")
+TABS = tuple(part.title for part in DATASETS.parts().values() if part.suffix)  # with recipes
 EARLY = 'document.documentElement.classList.add("js")'  # before anything is drawn
 
 

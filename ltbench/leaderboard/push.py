@@ -1,4 +1,4 @@
-"""The leaderboard on the Hub: runs as they are, what follows from all of them, a static page."""
+"""Publication of the leaderboard on the Hub: runs, derived tables, a static page."""
 
 from __future__ import annotations
 
@@ -8,41 +8,23 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ltbench.digest import git_blob
 from ltbench.errors import UserError
-from ltbench.hub import client
 from ltbench.leaderboard.derived import Run, derived, repeated, weight, write_distinct
-from ltbench.leaderboard.submit import record_path
-from ltbench.record import Record, read_content, validate_record
-from ltbench.resources import leaderboard_dir
+from ltbench.leaderboard.repository import Remote, read_runs
+from ltbench.records.record import Record
+from ltbench.records.store import record_files, record_path, records_dir
+from ltbench.remote import hub as client
 
 T = TypeVar("T")
 
 TRIES = 12  # commits that may come too late, before giving up
 PAUSE = 0.2  # seconds at most before the second try, doubled up to LONGEST
 LONGEST = 5.0
-LARGEST = 16 * 2**20  # bytes of a record; one of 10,000 classes has 300,000
-
-
-@dataclass(frozen=True)
-class Remote:
-    """What a repository holds.
-
-    Args:
-        head: the commit.
-        files: all files by path.
-        runs: sound records by path.
-        problems: one line for each file that is none.
-    """
-
-    head: str
-    files: Mapping[str, client.RemoteFile]
-    runs: Mapping[str, Run]
-    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -78,8 +60,8 @@ def publish(repo: str, *, space: str = "", folder: Path | None = None) -> Publis
         UserError: a local record cannot be trusted, you may not write, or others committed each
             time.
     """
-    mine = read_local(folder or leaderboard_dir() / "records")
-    known = {_blob_id(run.text): run.text for run in mine.values()}
+    mine = read_local(folder or records_dir())
+    known = {git_blob(run.text): run.text for run in mine.values()}
     client.create_repo(repo, kind="dataset")
     there, runs, added, url = _repeat(lambda: _push_runs(repo, mine, known))
     problems = [*there.problems, *repeated(runs.values())]
@@ -97,51 +79,10 @@ def read_local(folder: Path) -> dict[str, Run]:
         UserError: one cannot be trusted.
     """
     found = {}
-    for path in sorted(folder.rglob("*.json")):
+    for path in record_files(folder):
         record = Record.load(path)
         found[f"runs/{record_path(record)}"] = Run(record, path.read_bytes())
     return found
-
-
-def read_runs(repo: str, *, only: str = "", known: dict[str, bytes] | None = None) -> Remote:
-    """Return what a repository of records holds; what is no sound record is named, not an error.
-
-    Args:
-        repo: data set on the Hub.
-        only: name of the one data set whose records are wanted.
-        known: contents by git's hash, which are not downloaded; new ones are added.
-
-    Raises:
-        UserError: there is no such repository, no access, or no answer.
-    """
-    known = {} if known is None else known
-    head = client.resolve(repo, kind="dataset")
-    files = client.listing(repo, head, kind="dataset")
-    start = f"runs/{only}/" if only else "runs/"
-    wanted = [f for p, f in files.items() if p.startswith(start) and p.endswith(".json")]
-    problems = [
-        f"{repo}: {f.path} has {f.size:,} bytes, no record; left as it is"
-        for f in wanted
-        if f.size > LARGEST
-    ]
-    wanted = [f for f in wanted if f.size <= LARGEST]
-
-    def get(file: client.RemoteFile) -> bytes:
-        if file.blob_id not in known:
-            path = client.download(repo, file.path, head, kind="dataset")
-            known[file.blob_id] = path.read_bytes()
-        return known[file.blob_id]
-
-    runs = {}
-    with ThreadPoolExecutor(8) as pool:
-        texts = list(pool.map(get, wanted))
-    for file, text in zip(wanted, texts, strict=True):
-        record = _read(file.path, text)
-        if isinstance(record, Record):
-            runs[file.path] = Run(record, text)
-        else:
-            problems.append(f"{repo}: {file.path} {record}; left as it is and out of all tables")
-    return Remote(head, files, runs, tuple(problems))
 
 
 def union(theirs: Mapping[str, Run], mine: Mapping[str, Run]) -> dict[str, Run]:
@@ -236,28 +177,6 @@ def _changed(
             return False
         if file.sha256 is not None:
             return file.sha256 == hashlib.sha256(content).hexdigest()
-        return file.blob_id == _blob_id(content)
+        return file.blob_id == git_blob(content)
 
     return {path: content for path, content in wanted.items() if not same(path, content)}
-
-
-def _read(path: str, text: bytes) -> Record | str:
-    """Return the record that a file holds, or what is wrong with it."""
-    try:
-        content = read_content(text)
-    except ValueError as error:
-        return f"is truncated or not JSON ({error})"
-    problems = validate_record(content)
-    if problems:
-        return problems[0]
-    record = Record.model_validate(content)
-    try:
-        place = f"runs/{record_path(record)}"
-    except UserError as error:
-        return str(error)
-    return record if place == path else f"holds the record of {place}"
-
-
-def _blob_id(content: bytes) -> str:
-    """Return git's hash of a small file."""
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()

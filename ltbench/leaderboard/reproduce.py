@@ -1,4 +1,4 @@
-"""From a record back to the command that trains the same."""
+"""Command that reproduces a record."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from ltbench.config.validation import build_recipe
+from ltbench.data import DATASETS
+from ltbench.digest import canonical
 from ltbench.errors import UserError
-from ltbench.record import Record
-from ltbench.sealing import canonical
-from ltbench.validation import build_recipe
-
-WITHOUT_ROOT = ("digits_lt",)  # its images come with a package
+from ltbench.records.record import Record
 
 
 def changed(record: Record) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def command(seeds: Sequence[Record]) -> str:
     first = seeds[0]
     words = ["ltbench", "run", f"recipe={first.recipe.name}"]
     words.append(f"seed={','.join(str(record.seed) for record in seeds)}")
-    if first.dataset.name not in WITHOUT_ROOT:
+    if not DATASETS.facts(first.dataset.name).rootless:
         words.append("data.root=DIR")
     options = changed(first)
     for path in sorted(options, key=lambda path: (not path.endswith(".name"), path)):

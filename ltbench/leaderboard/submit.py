@@ -1,4 +1,4 @@
-"""A run's record becomes a row: checked here, written to the leaderboard, offered on the Hub."""
+"""Submission of a run: checks, the committed record, a pull request on the Hub."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ltbench.aggregate import run_key
-from ltbench.atomic import write_atomic
+from ltbench.digest import canonical, file_sha256
 from ltbench.errors import UserError
-from ltbench.hub.folder import RECORD
-from ltbench.leaderboard.verify import (
+from ltbench.files import write_atomic
+from ltbench.leaderboard.steps import (
     Case,
     NotRun,
     check_data,
@@ -24,14 +23,10 @@ from ltbench.leaderboard.verify import (
     check_metrics,
     check_pinned,
     place_options,
-    sound_records,
 )
-from ltbench.record import Record, changes, load_content, record_text
-from ltbench.record_parts import NAME
-from ltbench.resources import leaderboard_dir
-from ltbench.sealing import canonical, file_sha256
-
-TREE = "recipe.json"  # of a run's folder
+from ltbench.records.aggregate import run_key
+from ltbench.records.record import RECIPE, RECORD, Record, changes, load_content, record_text
+from ltbench.records.store import record_path, records_dir, sound_records
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def submit(
         UserError: the record is not sound or not of this recipe, is there already, or could not be
             written or offered; nothing was written unless the message says so.
     """
-    folder = folder or leaderboard_dir() / "records"
+    folder = folder or records_dir()
     file = run / RECORD if run.is_dir() else run
     _check_weights(file, Record.load(file))
     content = completed(
@@ -104,7 +99,7 @@ def submit(
     if record.checkpoint and record.checkpoint.repository:
         checks += [check_pinned(case), check_listing(case)]
     if repo:
-        from ltbench.leaderboard.push import read_runs
+        from ltbench.leaderboard.repository import read_runs
 
         there = read_runs(repo, only=record.dataset.name)
         _refuse_twice(record, [run.record for run in there.runs.values()], repo, same_too=True)
@@ -157,28 +152,13 @@ def completed(content: Mapping[str, Any], given: Mapping[str, str]) -> dict[str,
     return record.sealed().model_dump(mode="json")
 
 
-def record_path(record: Record) -> str:
-    """Return where a record lies among others: ``<data set>/<run_id>.json``.
-
-    Raises:
-        UserError: the data set's name is none that a folder may have.
-    """
-    for name in (record.dataset.name, record.recipe.name):
-        if not re.fullmatch(NAME, name):
-            raise UserError(
-                f"`{name[:60]}` cannot name a data set or recipe of the leaderboard; expected "
-                "letters, digits, `_`, `-` and `.`"
-            )
-    return f"{record.dataset.name}/{record.run_id}.json"
-
-
 def check_recipe(record: Record) -> str:
     """Check that the recipe of this name is still what was run, but for the overrides it lists.
 
     Raises:
         UserError: it is not, or this version resolves it in another way.
     """
-    from ltbench.validation import build_recipe
+    from ltbench.config.validation import build_recipe
 
     name, stated = record.recipe.name, record.recipe.digest
     recipe = build_recipe({**record.recipe.resolved, "name": name})
@@ -208,7 +188,7 @@ def _offer(record: Record, text: bytes, repo: str, written: Path) -> str | None:
     Raises:
         UserError: it could not be opened.
     """
-    from ltbench.hub import client
+    from ltbench.remote import hub as client
 
     title = f"Add {record.recipe.name}, seed {record.seed}, on {record.dataset.name}"
     files = {f"runs/{record_path(record)}": text}
@@ -253,11 +233,11 @@ def _check_weights(file: Path, record: Record) -> None:
 
 def _places(file: Path) -> dict[str, Any]:
     """Return where the run read its images, as far as its folder says."""
-    from ltbench import registries
+    from ltbench.data import DATASETS
 
     try:
-        data = json.loads((file.parent / TREE).read_text(encoding="utf-8"))["tree"]["data"]
-        places = place_options(registries.DATASETS.get(data["name"]))
+        data = json.loads((file.parent / RECIPE).read_text(encoding="utf-8"))["tree"]["data"]
+        places = place_options(DATASETS.get(data["name"]))
         return {key: value for key, value in data.items() if key in places and value is not None}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return {}

@@ -1,4 +1,4 @@
-"""Committed records and the literature's numbers in one table; torch is never imported here."""
+"""Table of committed records and published results; torch is never imported here."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ltbench.aggregate import VALUES, Row, average_seeds, run_key, seeds_of_rows
+from ltbench.config.registry import natural
 from ltbench.errors import UserError, did_you_mean
-from ltbench.leaderboard.literature import footnotes, marks, published, same_ratio, short_source
-from ltbench.names import dataset_names, matches
-from ltbench.record import Record, Status
-from ltbench.registry import natural
-from ltbench.resources import leaderboard_dir
+from ltbench.records.aggregate import VALUES, Row, average_seeds, seeds_of_rows
+from ltbench.records.literature import footnotes, marks, published, same_ratio, short_source
+from ltbench.records.record import Record, Status
+from ltbench.records.store import records
+from ltbench.records.titles import dataset_names, matches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,27 +27,6 @@ COLUMNS = (
 ORIGINS = ("published", "reproduced")
 AS_PUBLISHED = "as published"  # the track of rows whose budgets nobody has lined up
 UNRESOLVED = 0.5  # points: what one run, or a number without a spread, cannot tell apart
-
-
-def records(folder: Path | None = None) -> list[Record]:
-    """Return all records under a folder, by default the committed ones.
-
-    Raises:
-        UserError: one cannot be trusted, or two are of the same recipe, data, code and seed.
-    """
-    folder = folder or leaderboard_dir() / "records"
-    found: dict[tuple[Any, ...], Path] = {}
-    loaded = []
-    for path in sorted(folder.rglob("*.json")):
-        record = Record.load(path)
-        run = run_key(record)
-        if run in found:
-            raise UserError(
-                f"{path} and {found[run]} are of the same recipe, data, code and seed; keep one"
-            )
-        found[run] = path
-        loaded.append(record)
-    return loaded
 
 
 def table(

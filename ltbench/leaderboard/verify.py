@@ -1,67 +1,21 @@
-"""Verification of a record in seven steps, from its hashes to evaluating its weights again."""
+"""Verification of records: find, check in seven steps, mark as verified."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from ltbench.atomic import write_atomic
 from ltbench.errors import UserError
-from ltbench.hub.folder import CONFIG, RECORD, WEIGHTS
-from ltbench.metrics import Metrics
-from ltbench.record import (
-    Record,
-    load_content,
-    record_text,
-    schema_problems,
-    seal_problems,
-)
-from ltbench.record_parts import (
-    MAX_DIFFERING,
-    MAX_ECE_DIFFERENCE,
-    CheckpointFacts,
-    CodeFacts,
-    DatasetFacts,
-    RecipeFacts,
-    VerificationFacts,
-)
-from ltbench.resources import leaderboard_dir
-from ltbench.sealing import digest_of, file_sha256
+from ltbench.files import write_atomic
+from ltbench.leaderboard.steps import STEPS, Case, NotRun, State, Step
+from ltbench.records.parts import VerificationFacts
+from ltbench.records.record import RECORD, Record, load_content, record_text
+from ltbench.records.store import record_files, records_dir
 
-if TYPE_CHECKING:
-    from ltbench.data.base import Data
-
-State = Literal["passed", "failed", "not run"]
 MARKABLE = ("claimed", "reproduced", "verified")
-
-
-class NotRun(Exception):
-    """A step cannot be done here; the message says what it needs."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What became of one step.
-
-    Args:
-        number: from 1 to 7.
-        name: what it is about.
-        state: whether it passed.
-        text: what was found, or why it failed or was not run.
-    """
-
-    number: int
-    name: str
-    state: State
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.number} {self.name:<10}  {self.state:<7}  {self.text}"
 
 
 @dataclass(frozen=True)
@@ -85,211 +39,6 @@ class Verification:
     def failed(self) -> Step | None:
         """The step that failed, if one did."""
         return next((step for step in self.steps if step.state == "failed"), None)
-
-
-@dataclass
-class Case:
-    """A record under verification, and what the steps have found so far.
-
-    Args:
-        content: parsed JSON of the record.
-        others: further records, which may be of the same images.
-        options: where the images are: options of the data set that are not part of a recipe.
-        device: on which to evaluate.
-    """
-
-    content: Any
-    others: Sequence[Record] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "auto"
-    data: Data | None = None
-    data_missing: str = ""
-    repository: str = ""
-    revision: str = ""
-    embedded: Path | None = None
-    weights: Path = Path()
-    facts: VerificationFacts | None = None
-
-    @property
-    def recipe(self) -> RecipeFacts:
-        """The record's part of this name, as the others below."""
-        return RecipeFacts.model_validate(self.content["recipe"])
-
-    @property
-    def dataset(self) -> DatasetFacts:
-        """As above."""
-        return DatasetFacts.model_validate(self.content["dataset"])
-
-    @property
-    def metrics(self) -> Metrics:
-        """As above."""
-        return Metrics.model_validate(self.content["metrics"])
-
-    @property
-    def checkpoint(self) -> CheckpointFacts:
-        """As above."""
-        return CheckpointFacts.model_validate(self.content["checkpoint"])
-
-
-def check_digest(case: Case) -> str:
-    """Step 1: the hashes fit the content, and the recipe's digest its resolved form."""
-    later = ("metrics", "checkpoint")  # steps 2 and 4
-    problems = [line for part, line in schema_problems(case.content) if part not in later]
-    for line in problems or seal_problems(case.content):
-        raise UserError(line)
-    run_id, recipe = case.content["run_id"], case.recipe
-    return f"run {run_id[:12]}, recipe {recipe.name} {recipe.digest}, seed {case.content['seed']}"
-
-
-def check_metrics(case: Case) -> str:
-    """Step 2: counts are integers that agree; everything else is computed from them."""
-    _fail_for("metrics", case.content)
-    metrics = case.metrics
-    return (
-        f"{sum(metrics.correct):,} of {sum(metrics.total):,} images correct: top-1 "
-        f"{100 * metrics.top1:.2f} %, ECE {100 * metrics.ece:.2f} %"
-    )
-
-
-def check_data(case: Case) -> str:
-    """Step 3: the images named by hash are those that the recipe reads."""
-    facts, metrics = case.dataset, case.metrics
-    try:
-        case.data = read_data(case.recipe.resolved, case.options)
-    except UserError as error:
-        case.data_missing = str(error).splitlines()[0]
-        others = [r for r in case.others if r.run_id != case.content["run_id"]]
-        same = sum(_images(r.dataset) == _images(facts) for r in others)
-        if same:
-            return f"the hashes are those of other records ({same}); the images were not read"
-        raise NotRun(f"no images here ({case.data_missing})") from error
-    info = case.data.info
-    totals = [0] * info.num_classes
-    for label in case.data.test.labels.tolist():
-        totals[label] += 1
-    found = DatasetFacts(
-        name=info.name,
-        train_sha256=case.data.train.fingerprint(),
-        test_sha256=case.data.test.fingerprint(),
-    )
-    for what, here, there in (
-        ("data set", found.name, facts.name),
-        ("hash of the training images", found.train_sha256, facts.train_sha256),
-        ("hash of the test images", found.test_sha256, facts.test_sha256),
-        ("training images of each class", info.class_counts, metrics.class_counts),
-        ("test images of each class", tuple(totals), metrics.total),
-    ):
-        if here != there:
-            raise UserError(f"{what}: the record says {_cut(there)}, the images give {_cut(here)}")
-    return f"{facts.name}: both hashes and all counts are those of the images"
-
-
-def check_pinned(case: Case) -> str:
-    """Step 4: the weights are safetensors at a commit that cannot move."""
-    _fail_for("checkpoint", case.content)
-    if case.content.get("checkpoint") is None:
-        raise UserError("the record names no weights; only a run with weights can be verified")
-    at = case.checkpoint
-    if PurePosixPath(at.file).name != WEIGHTS:
-        raise UserError(f"checkpoint.file: expected {WEIGHTS}, found {at.file}")
-    if at.repository is None:
-        case.embedded = _embedded(case)
-        return f"no repository: {case.embedded} is committed with the leaderboard"
-    if at.revision is None:
-        raise UserError(
-            f"checkpoint.revision: expected a commit of {at.repository}, 40 hex digits, found none"
-        )
-    case.repository, case.revision = at.repository, at.revision
-    return f"{at.file} of {at.repository}@{at.revision}"
-
-
-def check_listing(case: Case) -> str:
-    """Step 5: the repository lists the file with the recorded hash and size."""
-    at = case.checkpoint
-    if case.embedded is not None:
-        from ltbench.hub.zoo import find
-
-        entry = find(case.recipe.name, case.content["seed"])
-        found, size, place = entry.sha256, entry.bytes, "the committed index"
-    else:
-        from ltbench.hub import client
-
-        files = client.listing(case.repository, case.revision)
-        place = f"{case.repository}@{case.revision[:12]}"
-        if at.file not in files:
-            raise UserError(f"{place} lists no {at.file}")
-        found, size = files[at.file].sha256 or "none", files[at.file].size
-    if (found, size) != (at.sha256, at.bytes):
-        raise UserError(
-            f"{place} lists {at.file} with SHA-256 {found[:12]}... and {size:,} bytes, the record "
-            f"says {at.sha256[:12]}... and {at.bytes:,}"
-        )
-    return f"{place} lists SHA-256 {found[:12]}... and {size:,} bytes"
-
-
-def check_download(case: Case) -> str:
-    """Step 6: the bytes that arrive have the recorded hash."""
-    at = case.checkpoint
-    if case.embedded is not None:
-        found = file_sha256(case.embedded)
-        if found != at.sha256:
-            raise UserError(
-                f"{case.embedded} has SHA-256 {found[:12]}..., the record says {at.sha256[:12]}..."
-            )
-        case.weights = case.embedded
-        return f"the committed file has SHA-256 {found[:12]}..."
-    from ltbench.hub import client
-
-    case.weights = client.download(
-        case.repository, at.file, case.revision, sha256=at.sha256, size=at.bytes
-    )
-    return f"what arrived has SHA-256 {at.sha256[:12]}..."
-
-
-def check_evaluation(case: Case) -> str:
-    """Step 7: the weights, evaluated again, give the recorded counts and calibration error."""
-    if case.data is None:
-        raise NotRun(f"it needs the test images: give data.root=DIR ({case.data_missing})")
-    from ltbench.api import evaluate, load_described
-    from ltbench.environment import environment, gpu_name
-    from ltbench.hub import client
-    from ltbench.runner import pick_device
-
-    recorded = case.metrics
-    if case.embedded is None:
-        inside = PurePosixPath(case.checkpoint.file).parent
-        client.download(case.repository, str(inside / CONFIG), case.revision)
-    method, facts = load_described(case.weights.parent)
-    _same_run(case, facts)
-    device = pick_device(case.device)
-    found = evaluate(method, case.data, device=str(device))
-    differing = sum(abs(a - b) for a, b in zip(found.correct, recorded.correct, strict=True))
-    ece = 100 * abs(found.ece - recorded.ece)
-    text = f"{differing} predictions differ, ECE differs by {ece:.4f} percentage points"
-    if differing > MAX_DIFFERING or ece >= MAX_ECE_DIFFERENCE:
-        raise UserError(
-            f"{text}; at most {MAX_DIFFERING} and less than {MAX_ECE_DIFFERENCE} are allowed"
-        )
-    around = environment()
-    case.facts = VerificationFacts(
-        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        code=CodeFacts(**around["code"]),
-        device=gpu_name(device) or around["cpu"],
-        differing=differing,
-        ece_difference=ece,
-    )
-    return f"{text}, on {case.facts.device}"
-
-
-STEPS: tuple[tuple[str, Callable[[Case], str]], ...] = (
-    ("digest", check_digest),
-    ("metrics", check_metrics),
-    ("data", check_data),
-    ("pinned", check_pinned),
-    ("listing", check_listing),
-    ("download", check_download),
-    ("evaluation", check_evaluation),
-)
 
 
 def verify(
@@ -373,8 +122,8 @@ def find_rows(what: str, folder: Path | None = None) -> list[Path]:
     path = Path(what).expanduser()
     if path.is_file() or (path / RECORD).is_file():
         return [path if path.is_file() else path / RECORD]
-    folder = folder or leaderboard_dir() / "records"
-    files = sorted(folder.rglob("*.json"))
+    folder = folder or records_dir()
+    files = record_files(folder)
     wanted = [file for file in files if _is(what, file)]
     if not wanted:
         raise UserError(
@@ -382,87 +131,6 @@ def find_rows(what: str, folder: Path | None = None) -> list[Path]:
             f"{len(files)} records in {folder}"
         )
     return wanted
-
-
-def sound_records(folder: Path | None = None) -> list[Record]:
-    """Return the records of a folder, by default the committed ones, that can be trusted."""
-    found = []
-    for path in sorted((folder or leaderboard_dir() / "records").rglob("*.json")):
-        with contextlib.suppress(UserError):
-            found.append(Record.load(path))
-    return found
-
-
-def read_data(resolved: Mapping[str, Any], options: Mapping[str, Any]) -> Data:
-    """Return the data that a resolved recipe reads.
-
-    Args:
-        resolved: of a record; paths in it are left aside.
-        options: where the images are; what this data set does not know is left aside.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    from ltbench import registries
-    from ltbench.validation import build_options
-
-    part = resolved.get("data")
-    if not isinstance(part, dict) or not isinstance(part.get("name"), str):
-        raise UserError("recipe.resolved names no data set")
-    name = part["name"]
-    places = place_options(registries.DATASETS.get(name))
-    fixed = {k: v for k, v in part.items() if k != "name" and k not in places}
-    given = {k: v for k, v in options.items() if k in places}
-    data: Data = build_options("DATASETS", name, {**fixed, **given}).load()  # type: ignore[attr-defined]
-    return data
-
-
-def place_options(dataset: Any) -> set[str]:
-    """Return which options of a data set say where it lies, not what it is."""
-    fields = getattr(dataset, "Config", dataset).model_fields
-    extra = {name: info.json_schema_extra for name, info in fields.items()}
-    return {n for n, e in extra.items() if isinstance(e, dict) and e.get("digest") is False}
-
-
-def _fail_for(part: str, content: Any) -> None:
-    for where, line in schema_problems(content):
-        if where == part:
-            raise UserError(line)
-
-
-def _same_run(case: Case, facts: Mapping[str, Any]) -> None:
-    """Check that the description beside the weights is that of the record's run.
-
-    Raises:
-        UserError: it is of another one.
-    """
-    recipe = case.recipe
-    theirs = digest_of({key: facts["recipe"].get(key) for key in recipe.resolved})
-    if facts.get("sha256") != case.checkpoint.sha256:
-        raise UserError(f"{CONFIG} beside the weights is about other weights")
-    stated = (theirs, facts.get("seed"))
-    if stated != (recipe.digest, case.content["seed"]):
-        raise UserError(
-            f"{CONFIG} beside the weights describes recipe {stated[0]}, seed {stated[1]}; the "
-            f"record says {recipe.digest}, seed {case.content['seed']}"
-        )
-
-
-def _embedded(case: Case) -> Path:
-    """Return the committed weights of a record without a repository.
-
-    Raises:
-        UserError: there are none.
-    """
-    from ltbench.hub.zoo import read_index
-
-    entry = read_index().get(case.recipe.name, {}).get(case.content["seed"])
-    if entry is None or entry.embedded is None:
-        raise UserError(
-            "checkpoint.repository: expected ORG/NAME with a 40-hex revision, found none; publish "
-            "the weights, then submit with repository= and revision="
-        )
-    return leaderboard_dir() / entry.embedded / WEIGHTS
 
 
 def _is(what: str, path: Path) -> bool:
@@ -475,12 +143,3 @@ def _is(what: str, path: Path) -> bool:
     except (UserError, KeyError, TypeError):
         return what == "all"
     return what in (name, f"{name}.{seed}") or (what == "all" and origin != "paper")
-
-
-def _images(facts: DatasetFacts) -> tuple[str, str, str]:
-    return facts.name, facts.train_sha256, facts.test_sha256
-
-
-def _cut(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,4 +1,4 @@
-"""What the page shows: rows, details and literature as the texts that its template needs."""
+"""Template values of the page: rows, details, published results."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ltbench.aggregate import VALUES, Row, percentages
-from ltbench.config import list_recipes
+from ltbench.config.files import list_recipes
+from ltbench.config.registry import natural
+from ltbench.data import DATASETS
+from ltbench.data.shots import GROUPS, shot_groups
 from ltbench.leaderboard import figures, reproduce
-from ltbench.leaderboard.literature import marks, published, short_source
 from ltbench.leaderboard.tables import AS_PUBLISHED, section_order
-from ltbench.metrics import GROUPS, shot_groups
-from ltbench.names import DATASETS, backbone_title, dataset_title, key, method_title
-from ltbench.record import Record
-from ltbench.registry import natural
+from ltbench.records.aggregate import VALUES, Row, percentages, plus_minus
+from ltbench.records.literature import marks, published, short_source
+from ltbench.records.record import Record
+from ltbench.records.titles import (
+    backbone_title,
+    dataset_name,
+    dataset_title,
+    key,
+    method_title,
+    split_name,
+    usual_title,
+)
 
 if TYPE_CHECKING:
     from ltbench.hub.zoo import Entry
@@ -27,7 +36,6 @@ METRICS = {
     "open_set_f_percent": "open-set F, %",
     "gpu_hours": "GPU hours",
 }
-NAMED_OTHERWISE = {"Decouple-tau-norm": "tau-norm", "Decouple": "cRT", "CE (joint)": "CE"}
 MOST_CLASSES = 200  # whose recalls still make a picture
 PLOT_PAPER = "https://iclr.cc/virtual/2024/poster/18344"
 
@@ -261,7 +269,7 @@ def literature(papers: dict[str, dict[str, str]]) -> dict[str, Any]:
 
 def papers_by_method() -> dict[str, dict[str, str]]:
     """Return reference and address of the paper of each method, by the method's title."""
-    from ltbench.catalogue import catalogue
+    from ltbench.leaderboard.catalogue import catalogue
 
     found = {}
     for entry in catalogue():
@@ -273,7 +281,7 @@ def papers_by_method() -> dict[str, dict[str, str]]:
 
 def _paper(method: str, papers: dict[str, dict[str, str]]) -> dict[str, str] | None:
     """Return the paper of a published or registered method, if the catalogue knows it."""
-    name = NAMED_OTHERWISE.get(method, method)
+    name = usual_title(method)
     fitting = [t for t in papers if name == t or re.match(rf"{re.escape(t)}(?:[ +]|$)", name)]
     return papers[max(fitting, key=len)] if fitting else None
 
@@ -296,13 +304,10 @@ def recipes_by_aim() -> dict[tuple[str, str, str], list[str]]:
     """Return names of recipes by method's title, data set's title and ratio ("" if it has one)."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for name in list_recipes():
-        parts = re.search(
-            r"_(cifar100?|imagenet_lt|places_lt|inat)(_resnex?t\d+)?(?:_if(\d+))?$", name
-        )
-        if parts:
-            data = {"inat": "inat18"}.get(parts[1], parts[1])
-            data = dataset_title(f"{data}_lt" if data.startswith("cifar") else data)
-            ratio = (parts[3] or "100") if data.startswith("CIFAR") else ""
+        parts = split_name(name)
+        if parts.dataset:
+            data = dataset_title(parts.dataset)
+            ratio = (parts.ratio or "100") if data.startswith("CIFAR") else ""
             found.setdefault((key(method_title(name)), data, ratio), []).append(name)
     return found
 
@@ -311,25 +316,17 @@ def _recipes_for(row: Row, aims: dict[tuple[str, str, str], list[str]]) -> list[
     """Return recipes of a published row's method on its data."""
     if row.get("records"):
         return []
-    method = str(NAMED_OTHERWISE.get(row["method"], row["method"]))
+    method = usual_title(row["method"])
     ratio = f"{row['imbalance_ratio']:g}" if row["dataset"].startswith("CIFAR") else ""
     names = aims.get((key(method), row["dataset"], ratio), [])
-    backbones = re.compile(r"_resnex?t\d+")
-    network = [
-        n
-        for n in names
-        if backbone_title((backbones.search(n) or [""])[0].strip("_")) == row["backbone"]
-    ]
-    plain = [n for n in names if not backbones.search(n)]
+    network = [n for n in names if backbone_title(split_name(n).backbone) == row["backbone"]]
+    plain = [n for n in names if not split_name(n).backbone]
     return network or plain
 
 
 def _recipes_of_data(title: str) -> list[str]:
     """Return recipes to begin with on a data set."""
-    registered = {t: name for name, t in DATASETS.items()}.get(title, title)
-    return list_recipes(f"crt_mixup_plot_{registered.removesuffix('_lt')}*") or list_recipes(
-        f"*_plot_{'inat' if registered == 'inat18' else registered}"
-    )
+    return list_recipes(f"crt_mixup_plot_{DATASETS.facts(dataset_name(title)).suffix}")
 
 
 def _bars(row: Row) -> list[dict[str, Any]]:
@@ -338,10 +335,7 @@ def _bars(row: Row) -> list[dict[str, Any]]:
 
 
 def _text(row: Row, value: str) -> str:
-    number, spread = row[value], row[f"{value}_std"]
-    if number is None:
-        return ""
-    return f"{number:.2f}" if spread is None else f"{number:.2f} ± {spread:.2f}"
+    return plus_minus(row[value], row[f"{value}_std"], missing="")
 
 
 def _section(row: Row) -> tuple[str, str, str]:

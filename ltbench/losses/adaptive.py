@@ -1,4 +1,4 @@
-"""What M2m, Difficulty-Net and CC-SAM compute, apart from any training loop.
+"""Formulas of M2m, Difficulty-Net and CC-SAM, independent of any training loop.
 
 Half precision is raised to single; double precision stays.
 """
@@ -20,7 +20,7 @@ Logits = Callable[[Tensor], Tensor]
 def seed_acceptance(
     class_counts: Counts, targets: Tensor, seeds: Tensor, beta: float = 0.999
 ) -> Tensor:
-    """Return how likely an image of one class may become one of a rarer class.
+    """Return M2m's probability of accepting a seed image of one class for a rarer class.
 
     Reference: Kim et al., M2m: Imbalanced Classification via Major-to-minor Translation,
         CVPR 2020, arXiv:2004.00431, Eqn 4.
@@ -28,9 +28,9 @@ def seed_acceptance(
 
     Args:
         class_counts: training images of each class [C].
-        targets: classes wanted [T].
-        seeds: classes of the images to start from [N].
-        beta: in [0, 1); towards 1, only far larger classes are accepted.
+        targets: target classes [T].
+        seeds: classes of the seed images [N].
+        beta: in [0, 1); towards 1, only much larger classes are accepted.
 
     Returns:
         1 - beta^max(n_seed - n_target, 0), float64 [T, N].
@@ -57,7 +57,7 @@ def translate(
     steps: int = 10,
     step_size: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
-    """Move images until a trained helper sees another class in them, and the model forgets theirs.
+    """Translate images to target classes under a trained classifier, away from their own class.
 
     Reference: Kim et al., M2m: Imbalanced Classification via Major-to-minor Translation,
         CVPR 2020, arXiv:2004.00431, Eqn 1 and Algorithm 1.
@@ -65,13 +65,14 @@ def translate(
 
     Args:
         start: pixels in [0, 1] [B, ...].
-        targets: classes wanted [B].
+        targets: target classes [B].
         seeds: classes of the images [B].
-        helper: gives the logits [B, C] that shall favour ``targets``; rows independent.
-        model: gives the logits [B, C] of which those of ``seeds`` shall fall; rows independent.
-        lam: weight of the second wish, >= 0.
-        steps: steps along the normalised gradient.
-        step_size: length of a step.
+        helper: trained classifier, whose loss for ``targets`` is minimised; returns logits [B, C],
+            each row from its own image only.
+        model: model whose logits of ``seeds`` are reduced; returns logits [B, C], likewise.
+        lam: weight of the second term, >= 0.
+        steps: number of steps along the normalised gradient.
+        step_size: L2 norm of a step.
 
     Returns:
         Pixels of the same shape, and the helper's probability of ``targets`` [B].
@@ -90,18 +91,18 @@ def translate(
 
 
 def bounded_noise(uniform: Tensor, length: float) -> Tensor:
-    """Return noise in [-0.5, 0.5], each image shortened to an L2 norm of at most ``length``.
+    """Return noise in [-0.5, 0.5], with the L2 norm of each image clipped to ``length``.
 
     Args:
-        uniform: numbers in [0, 1) [B, ...].
-        length: >= 0.
+        uniform: uniform random numbers in [0, 1) [B, ...].
+        length: maximum norm, >= 0.
     """
     noise = uniform - 0.5
     return noise * (length / _lengths(noise)).clamp(max=1)
 
 
 def difficulty_weights(difficulty: Tensor) -> Tensor:
-    """Return class weights [C] in proportion to difficulties [C] > 0, of mean 1.
+    """Return class weights [C] with mean 1, proportional to difficulties [C] > 0.
 
     Reference: Sinha and Ohashi, Difficulty-Net: Learning to Predict Difficulty for Long-Tailed
         Recognition, WACV 2023, arXiv:2209.02960.
@@ -112,7 +113,7 @@ def difficulty_weights(difficulty: Tensor) -> Tensor:
 
 
 def difficulty_target(accuracy: Tensor) -> Tensor:
-    """Return what the driver loss pulls difficulties to: 1 - a_k / sum(a), or 1 where all are 0.
+    """Return the target of the driver loss: 1 - a_k / sum(a), or 1 if all are 0.
 
     Reference: as ``difficulty_weights``.
     Departures: none known.
@@ -125,7 +126,7 @@ def difficulty_target(accuracy: Tensor) -> Tensor:
 
 
 def driver_loss(difficulty: Tensor, accuracy: Tensor) -> Tensor:
-    """Return the mean squared distance of difficulties [C] from ``difficulty_target``."""
+    """Return the mean squared error of difficulties [C] against ``difficulty_target``."""
     return ((full(difficulty) - difficulty_target(accuracy)) ** 2).mean()
 
 
@@ -139,27 +140,27 @@ def class_perturbed_logits(
     scalars: int,
     bias: bool = True,
 ) -> Tensor:
-    """Return the logits that a linear classifier would give if it were perturbed for each class.
+    """Return the logits of a linear classifier under a separate perturbation for each class.
 
-    Class k's perturbation of the weight, and that of the bias, goes along the gradient g of the
-    mean loss of its anchors and is ``radii[k] * sqrt(scalars / |g|)`` long. The gradient of row
-    j is the outer product of its residual and its feature, so inner products of these are all
-    that is needed: no gradient of a class is ever formed.
+    Class k's perturbation of the weight, and that of the bias, is along the gradient g of the mean
+    loss of its anchors and has norm ``radii[k] * sqrt(scalars / |g|)``. The gradient of row j is
+    the outer product of its residual and its feature, so inner products of these suffice: class
+    gradients are never materialised.
 
     Reference: Zhou et al., Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
         Recognition, CVPR 2023, section 3.2.
-    Departures: none known from the authors' code, except that a vanishing gradient perturbs
-        nothing.
+    Departures: none known from the authors' code, except that a vanishing gradient gives no
+        perturbation.
 
     Args:
         logits: [B, C].
-        features: that they come from [B, D].
-        labels: class by which each row is perturbed [B].
-        anchors: labels [N], features [N, D] and residuals [N, C] (gradients of the losses by the
-            logits) of all rows that make the gradients; constants.
+        features: input features of the classifier [B, D].
+        labels: class of the perturbation of each row [B].
+        anchors: labels [N], features [N, D] and residuals [N, C] (gradients of the losses with
+            respect to the logits) of the rows that define the class gradients; constants.
         radii: of each class, before division by the root of the gradient's norm [C].
-        scalars: number of entries of weight and bias together.
-        bias: whether there is one to perturb.
+        scalars: total number of entries of weight and bias.
+        bias: whether the classifier has a bias to perturb.
 
     Returns:
         Logits [B, C]; gradients flow through ``logits`` and ``features``.
@@ -189,18 +190,18 @@ def class_perturbed_logits(
 
 
 def class_radii(class_counts: Counts, size: Tensor, scalars: int, noise: float) -> Tensor:
-    """Return CC-SAM's radius of each class, apart from its gradient.
+    """Return CC-SAM's radius of each class, without the factor of its gradient.
 
     Reference: Zhou et al., Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
         Recognition, CVPR 2023, section 3.2, with the constants of the authors' code.
-    Departures: a class with one image, for which the authors divide by zero, has the radius of
-        one with two.
+    Departures: a class with one image, for which the authors' code divides by zero, has the
+        radius of one with two.
 
     Args:
         class_counts: training images of each class [C].
-        size: L2 norm of the classifier's parameters, a scalar; taken as constant.
+        size: L2 norm of the classifier's parameters, a scalar; treated as constant.
         scalars: number of these parameters P.
-        noise: >= 0.
+        noise: scale of the radii, >= 0.
 
     Returns:
         noise sqrt(size) / (sqrt(2) (n_k - 1)^(1/4) P^(1/4)), [C].
@@ -213,7 +214,7 @@ def class_radii(class_counts: Counts, size: Tensor, scalars: int, noise: float) 
 
 
 def _lengths(x: Tensor) -> Tensor:
-    """Return the L2 norm of each row, above zero, in a shape that divides the rows."""
+    """Return the positive L2 norm of each row, in a shape that broadcasts over the rows."""
     norms = torch.linalg.vector_norm(x.flatten(1), dim=1).clamp(min=torch.finfo(x.dtype).tiny)
     shaped: Tensor = norms.view(-1, *(1,) * (x.dim() - 1))
     return shaped

@@ -1,6 +1,6 @@
-"""What the losses derive from the number of training images of each class.
+"""Margins, weights and offsets from the number of training images of each class.
 
-Counts come as a sequence or a tensor [C]; results are float64 tensors [C] on the device of the
+Counts are a sequence or a tensor [C]; results are float64 tensors [C] on the device of the
 counts. The row functions convert them to the precision of the logits.
 """
 
@@ -26,7 +26,7 @@ def checked_counts(class_counts: Counts) -> Tensor:
     """Return class counts as a float64 tensor [C].
 
     Raises:
-        UserError: there is no class, or a count is not a positive number.
+        UserError: there are no classes, or a count is not a positive number.
     """
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if counts.dim() != 1 or len(counts) == 0:
@@ -38,7 +38,7 @@ def checked_counts(class_counts: Counts) -> Tensor:
     if wrong:
         raise UserError(
             f"class_counts: expected positive numbers, found {counts[wrong[0]].item():g} for class "
-            f"{wrong[0]} ({len(wrong)} such class(es)); leave out classes without training images"
+            f"{wrong[0]} ({len(wrong)} such class(es)); remove classes without training images"
         )
     return counts
 
@@ -97,7 +97,7 @@ def logit_adjustment_offset(class_counts: Counts, tau: float = 1.0) -> Tensor:
 
     Reference: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021,
         arXiv:2007.07314, Eqn 9-10.
-    Departures: the floor 1e-12 is that of the public code; it shows for large tau only.
+    Departures: the floor 1e-12 is that of the public code; it matters for large tau only.
 
     Args:
         class_counts: training images of each class [C].
@@ -144,7 +144,7 @@ def label_aware_smoothing(
     shape: Smoothing = "concave",
     power: float | None = None,
 ) -> Tensor:
-    """Return how much each class's label is smoothed: most for the head, least for the tail.
+    """Return the label smoothing of each class: highest for the head, lowest for the tail.
 
     Reference: Zhong et al., Improving Calibration for Long-Tailed Recognition, CVPR 2021,
         arXiv:2104.00466 (label-aware smoothing).
@@ -154,7 +154,7 @@ def label_aware_smoothing(
         class_counts: training images of each class [C].
         head: smoothing of the largest class, in [tail, 1].
         tail: smoothing of the smallest class, in [0, 1].
-        shape: how smoothing grows from tail to head.
+        shape: growth from tail to head.
         power: exponent > 0 of the shape ``exponential``.
 
     Returns:

@@ -1,8 +1,8 @@
 """Supervised contrastive losses for long tails, one value per anchor.
 
-Features are of unit length and of any floating type; half precision is raised to single, and
-products are taken in full precision under autocast too. Labels are int64. The anchors may be some
-of the features only, which lets each rank differentiate its own anchors against those of all.
+Features have unit norm and any floating type; half precision is raised to single, and products are
+computed in full precision even under autocast. Labels are int64. The anchors may be a subset of the
+features, so that each rank can contrast its own anchors with the features of all ranks.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ def paco_rows(
 ) -> Tensor:
     """Return the parametric contrastive loss of each anchor.
 
-    An anchor is drawn to its class centre with weight ``beta`` and to each other feature of its
+    An anchor is attracted to its class centre with weight ``beta`` and to each other feature of its
     class with weight ``alpha``, against all centres and, ``gamma`` times, all other features.
 
     Reference: Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028, Eqn 4-5.
     Departures: gamma is in the authors' code only.
 
     Args:
-        scores: of the class centres, prior included [N, C].
+        scores: logits of the class centres, prior included [N, C].
         anchors: [N, d].
         labels: of the anchors [N].
-        others: features compared with, the anchors themselves among them [M, d].
+        others: features to contrast with, including the anchors themselves [M, d].
         other_labels: [M]; a negative label belongs to no class.
-        start: place of the first anchor in ``others``; the rest follow it.
+        start: index of the first anchor in ``others``; the rest follow it.
         alpha: weight of features as positives, >= 0.
         beta: weight of the centre as a positive, > 0.
         gamma: weight of features in the denominator, >= 0.
@@ -60,7 +60,7 @@ def paco_rows(
     scores = full(scores)
     similar, itself = _similarities(anchors, others, start, temperature)
     positive = (labels[:, None] == other_labels) & ~itself
-    weight = scores.new_tensor(gamma).log()  # minus infinity takes features out
+    weight = scores.new_tensor(gamma).log()  # minus infinity removes features
     spread = torch.cat([scores, similar.masked_fill(itself, -torch.inf) + weight], dim=1)
     drawn = beta * scores.gather(1, labels[:, None])[:, 0]
     drawn = drawn + alpha * (similar * positive).sum(dim=1)
@@ -79,8 +79,7 @@ def balanced_contrastive_rows(
 ) -> Tensor:
     """Return the balanced contrastive loss of each anchor.
 
-    Each class enters the denominator as the mean over its members, and every class has its
-    prototype as a member.
+    Each class enters the denominator as the mean over its members, one of which is its prototype.
 
     Reference: Zhu et al., Balanced Contrastive Learning for Long-Tailed Visual Recognition,
         CVPR 2022, arXiv:2207.09052, Eqn 5-7.
@@ -89,10 +88,10 @@ def balanced_contrastive_rows(
     Args:
         anchors: [N, d].
         labels: of the anchors [N].
-        features: of the batch, the anchors themselves among them [M, d].
+        features: of the batch, including the anchors themselves [M, d].
         feature_labels: [M].
         prototypes: one per class [C, d].
-        start: place of the first anchor in ``features``; the rest follow it.
+        start: index of the first anchor in ``features``; the rest follow it.
         temperature: > 0.
 
     Returns:
@@ -109,7 +108,7 @@ def balanced_contrastive_rows(
     similar, itself = _similarities(anchors, members, start, temperature)
     sizes = torch.bincount(member_labels, minlength=len(prototypes)).to(similar)  # [C]
     positive = (labels[:, None] == member_labels) & ~itself
-    # The anchor itself is left out of its class, so that one has a member less.
+    # The anchor itself is excluded from its class, which thus has one member less.
     log_size = torch.where(
         positive, (sizes - 1).clamp(min=1).log()[labels][:, None], sizes.log()[member_labels]
     )
@@ -120,7 +119,7 @@ def balanced_contrastive_rows(
 def _similarities(
     anchors: Tensor, others: Tensor, start: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Return scaled inner products [N, M], and where an anchor meets itself."""
+    """Return scaled inner products [N, M] and the mask of self-similarities."""
     with torch.autocast(anchors.device.type, enabled=False):
         similar = full(anchors) @ full(others).T / temperature
     itself = torch.zeros_like(similar, dtype=torch.bool)

@@ -1,7 +1,7 @@
 """Losses of networks with several branches or experts.
 
 Logits of E experts are [B, E, C] of any floating type; half precision is raised to single. Labels
-are [B], int64. What follows from class counts is float64 or bool [C].
+are [B], int64. Quantities derived from class counts are float64 or bool [C].
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ RESLT_FLOOR = 1e-7  # added to probabilities; as in ResLT's code
 
 
 def bbn_alpha(epoch: int, epochs: int) -> float:
-    """Return alpha, the share of BBN's conventional branch: 1 at first, falling as a parabola.
+    """Return alpha, the share of BBN's conventional branch, which decays quadratically from 1.
 
     Reference: Zhou et al., BBN: Bilateral-Branch Network with Cumulative Learning for Long-Tailed
         Visual Recognition, CVPR 2020, arXiv:1912.02413, Eqn 5.
-    Departures: the first epoch has alpha 1, as in the authors' code; the paper does not say from
-        where epochs count.
+    Departures: the first epoch has alpha 1, as in the authors' code; the paper does not specify
+        the first epoch's index.
 
     Args:
         epoch: counted from 1.
@@ -43,7 +43,7 @@ def bbn_alpha(epoch: int, epochs: int) -> float:
 
 
 def bbn_horizon(epochs: int) -> int:
-    """Return the number of epochs in whole hundreds, rounded up.
+    """Return the number of epochs rounded up to a multiple of 100.
 
     BBN's released code has this T_max for 90 and 180 epochs.
 
@@ -54,11 +54,11 @@ def bbn_horizon(epochs: int) -> int:
 
 
 def bbn_features(conventional: Tensor, balanced: Tensor, alpha: float) -> Tensor:
-    """Return the features [B, 2D] that BBN classifies: both branches', weighted 2a and 2(1-a).
+    """Return BBN's mixed features [B, 2D]: those of both branches, weighted 2a and 2(1-a).
 
     Reference: Zhou et al., BBN: Bilateral-Branch Network with Cumulative Learning for Long-Tailed
         Visual Recognition, CVPR 2020, arXiv:1912.02413, Eqn 1.
-    Departures: twice the paper's weights, as in the authors' code, so that they are 1 halfway.
+    Departures: twice the paper's weights, hence 1 halfway, as in the authors' code.
 
     Args:
         conventional: features of uniformly drawn images [B, D].
@@ -69,14 +69,14 @@ def bbn_features(conventional: Tensor, balanced: Tensor, alpha: float) -> Tensor
 
 
 def rarest_classes(class_counts: Counts, number: int) -> Tensor:
-    """Return which classes are the ``number`` rarest ones [C]; of equals, lower indices first.
+    """Return the mask of the ``number`` rarest classes [C]; ties go to lower indices.
 
     Args:
         class_counts: training images of each class [C].
         number: in [0, C].
 
     Raises:
-        ValueError: there are fewer classes.
+        ValueError: ``number`` is out of range.
         UserError: a count is not positive.
     """
     counts = checked_counts(class_counts)
@@ -113,7 +113,7 @@ def reslt_rows(
 ) -> Tensor:
     """Return ResLT's loss of each image; their mean over images is the loss of the batch.
 
-    A row is ``beta`` times the independent losses of the branches that know the image's class,
+    A row is ``beta`` times the independent losses of the branches that cover the image's class,
     over the mean number of such branches per image, plus ``1 - beta`` times the fused loss.
 
     Reference: Cui et al., ResLT: Residual Learning for Long-Tailed Recognition, TPAMI 2022,
@@ -122,14 +122,14 @@ def reslt_rows(
         iNaturalist, and that of the independent ones, 1e-7, in their code for ImageNet-LT.
 
     Args:
-        logits: of the branches for all, medium and tail, and tail classes [B, E, C]; the last may
-            be missing, then the last two.
+        logits: of the branches for all, medium and tail, and tail classes [B, E, C]; the last one
+            or two may be absent.
         labels: [B].
         medium_and_tail: whether a class belongs to the second branch, bool [C].
         tail: whether it belongs to the third, bool [C].
         beta: share of the independent losses, in [0, 1].
-        contributions: branch losses per image, ``1 + (#M + #T) / B``; those of a larger batch
-            when this is a piece of it. Counted in ``labels`` by default.
+        contributions: branch losses per image, ``1 + (#M + #T) / B``, of the whole batch if this is
+            a part of it. Counted in ``labels`` by default.
         fused_floor: added to the fused probabilities, >= 0.
 
     Returns:
@@ -178,7 +178,7 @@ def reslt_normalised_logits(features: Tensor, weight: Tensor, gamma: float) -> T
 
 
 def ride_temperatures(class_counts: Counts, factor: float) -> Tensor:
-    """Return the temperature of each class in RIDE's diversity: 1 for the largest, less for rarer.
+    """Return RIDE's diversity temperature of each class: 1 for the largest, lower for rarer ones.
 
     Reference: Wang et al., Long-Tailed Recognition by Routing Diverse Distribution-Aware Experts,
         ICLR 2021, arXiv:2010.01809, section 3.
@@ -203,12 +203,12 @@ def ride_temperatures(class_counts: Counts, factor: float) -> Tensor:
 
 
 def diversity_rows(logits: Tensor, temperatures: Tensor) -> Tensor:
-    """Return how far the experts are from their mean: Tbar^2 sum_e KL(mean || e) of each row.
+    """Return the diversity of experts, Tbar^2 sum_e KL(mean || e) of each row.
 
     Reference: Wang et al., Long-Tailed Recognition by Routing Diverse Distribution-Aware Experts,
         ICLR 2021, arXiv:2010.01809, Eqn 3.
-    Departures: against the mean of the experts, which is a constant for the gradient, as in the
-        authors' code, where the paper has the other experts.
+    Departures: relative to the detached mean of the experts, as in the authors' code, instead of
+        the other experts, as in the paper.
 
     Args:
         logits: of the experts [B, E, C].
@@ -247,12 +247,12 @@ def expert_ldam_rows(
 def sade_inverse_prior(class_counts: Counts) -> Tensor:
     """Return the prior with ranks reversed: the k-th largest class has the k-th smallest share.
 
-    Of classes of equal size the lower label counts as the smaller one.
+    Among classes of equal size the lower label counts as the smaller one.
 
     Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
         Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249.
-    Departures: none known. The authors' sort need not be stable, so that their code leaves the
-        order of equal classes open.
+    Departures: none known. The authors' sort need not be stable, so the order of equal
+        classes is undefined in their code.
 
     Args:
         class_counts: training images of each class [C].
@@ -269,7 +269,7 @@ def sade_inverse_prior(class_counts: Counts) -> Tensor:
 
 
 def sade_offsets(class_counts: Counts, tau: float = 2.0) -> Tensor:
-    """Return what SADE adds to the logits of its three experts: 0, o, and o - tau * o_reversed.
+    """Return SADE's logit offsets of its three experts: 0, o, and o - tau * o_reversed.
 
     Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
         Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249, Eqns 2-4.
@@ -313,11 +313,11 @@ def sade_rows(logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
 
 
 def sade_test_time_similarity(first: Tensor, second: Tensor, raw_weights: Tensor) -> Tensor:
-    """Return how alike the weighted experts judge two views: mean cosine of their probabilities.
+    """Return the mean cosine similarity of the weighted experts' probabilities on two views.
 
     Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
         Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249, Eqn 5.
-    Departures: cosine for the paper's inner product, as in the authors' code.
+    Departures: cosine instead of the paper's inner product, as in the authors' code.
 
     Args:
         first: the experts' logits on one view of the images [B, E, C].
@@ -343,13 +343,13 @@ def sade_expert_weights(
     batch_size: int = 128,
     least: float = 0.05,
 ) -> Tensor:
-    """Learn the weights of experts from unlabelled images, so that two views are judged alike.
+    """Learn expert weights on unlabelled images, by the similarity of predictions on two views.
 
     Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
         Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249, section 5.
-    Departures: images come in the given order, not shuffled, and views are drawn once, by the
-        caller. It ends after an epoch in which a weight fell below ``least``; the authors round
-        to two decimals before that comparison.
+    Departures: images are not shuffled, and views are drawn once, by the caller. Learning ends
+        after an epoch in which a weight falls below ``least``; the authors round to two decimals
+        before that comparison.
 
     Args:
         first: the experts' logits on one view of the images [N, E, C].
@@ -362,7 +362,7 @@ def sade_expert_weights(
         least: weight at which learning ends.
 
     Returns:
-        Weights [E], positive and of sum 1; equal ones where there are no images.
+        Weights [E], positive with sum 1; equal ones without images.
     """
     first, second = full(first).detach(), full(second).detach()
     experts = first.shape[1]

@@ -1,7 +1,7 @@
 """Losses that reweight, rescale or perturb logits by class, and LADE's regulariser.
 
 Logits are [B, C] of any floating type; half precision is raised to single. Labels are [B], int64.
-What follows from class counts is float64 [C].
+Quantities derived from class counts are float64 [C].
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def focal_rows(logits: Tensor, labels: Tensor, gamma: float = 2.0, detach: bool 
 
     Reference: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, arXiv:1708.02002,
         Eqn 4.
-    Departures: p is that of a softmax over classes, where the paper has one sigmoid per class.
+    Departures: p is from a softmax over classes, instead of one sigmoid per class.
 
     Args:
         logits: [B, C].
         labels: [B].
-        gamma: focus, >= 0; 0 is cross-entropy.
-        detach: whether the factor is a constant for the gradient.
+        gamma: focusing parameter, >= 0; 0 is cross-entropy.
+        detach: whether the factor is detached from the gradient.
 
     Returns:
         Losses [B].
@@ -46,7 +46,7 @@ def focal_rows(logits: Tensor, labels: Tensor, gamma: float = 2.0, detach: bool 
 
 
 def vs_scale(class_counts: Counts, gamma: float) -> Tensor:
-    """Return (n_k / n_max)^gamma, what the VS loss multiplies logits by.
+    """Return (n_k / n_max)^gamma, the factor of logits in the VS loss.
 
     Reference: Kini et al., Label-Imbalanced and Group-Sensitive Classification under
         Overparameterization, NeurIPS 2021, arXiv:2103.01550.
@@ -54,7 +54,7 @@ def vs_scale(class_counts: Counts, gamma: float) -> Tensor:
 
     Args:
         class_counts: training images of each class [C].
-        gamma: >= 0; 0 leaves logits as they are.
+        gamma: exponent, >= 0; 0 is no scaling.
 
     Returns:
         Factors [C] in (0, 1], 1 for the largest class.
@@ -70,7 +70,7 @@ def vs_scale(class_counts: Counts, gamma: float) -> Tensor:
 
 
 def vs_offset(class_counts: Counts, tau: float) -> Tensor:
-    """Return tau log pi_k, what the VS loss adds to logits; pi is the training prior.
+    """Return tau log pi_k, the offset of logits in the VS loss; pi is the training prior.
 
     Reference: Kini et al., Label-Imbalanced and Group-Sensitive Classification under
         Overparameterization, NeurIPS 2021, arXiv:2103.01550.
@@ -78,7 +78,7 @@ def vs_offset(class_counts: Counts, tau: float) -> Tensor:
 
     Args:
         class_counts: training images of each class [C].
-        tau: >= 0; 0 adds nothing.
+        tau: strength of the prior, >= 0; 0 is no offset.
 
     Returns:
         Offsets [C], at most 0.
@@ -120,8 +120,8 @@ def lade_regulariser(
 
     Reference: Hong et al., Disentangling Label Distribution for Long-Tailed Visual Recognition,
         CVPR 2021, arXiv:2012.00321 (regularised Donsker-Varadhan bound).
-    Departures: a class without images in the batch has no first term but keeps its second, and
-        counts and priors have small floors, as in the authors' code.
+    Departures: a class without images in the batch has the second term only, and counts and
+        priors have small floors, as in the authors' code.
 
     Args:
         logits: of the whole batch [B, C]; without rows the result is 0.
@@ -154,7 +154,7 @@ def lade_regulariser(
 
 
 def cloud_sizes(class_counts: Counts) -> Tensor:
-    """Return d_k in [0, 1], how far GCL's noise reaches: log(n_max / n_k), scaled to at most 1.
+    """Return GCL's cloud sizes d_k: log(n_max / n_k), scaled to a maximum of 1.
 
     Reference: Li et al., Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment,
         CVPR 2022, arXiv:2305.11733.
@@ -182,7 +182,7 @@ def gcl_rows(
     margin: float = 0.0,
     focus: float = 0.0,
 ) -> Tensor:
-    """Return the cross-entropy of cosines that noise lowers for every class.
+    """Return the cross-entropy of each row after noise lowers the cosine of every class.
 
     Reference: Li et al., Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment,
         CVPR 2022, arXiv:2305.11733.
@@ -191,10 +191,10 @@ def gcl_rows(
     Args:
         logits: scale times cosine [B, C].
         labels: [B].
-        noise: what each cosine is lowered by [B, C], >= 0: eta |e_ik| d_k.
+        noise: subtracted from each cosine [B, C], >= 0: eta |e_ik| d_k.
         scale: that of the logits, > 0.
         margin: lowers the label's cosine further, >= 0.
-        focus: exponent of the constant factor (1 - p), >= 0; 0 leaves it out.
+        focus: exponent of the detached factor (1 - p), >= 0; 0 is no factor.
 
     Returns:
         Losses [B].
@@ -222,7 +222,7 @@ def disalign_logits(
 
     Reference: Zhang et al., Distribution Alignment: A Unified Framework for Long-Tail Visual
         Recognition, CVPR 2021, arXiv:2103.16370.
-    Departures: none known; both published forms are here.
+    Departures: none known; both published forms are available.
 
     Args:
         logits: z [B, C].
@@ -253,7 +253,7 @@ def generalised_weights(class_counts: Counts, rho: float = 1.2) -> Tensor:
 
     Args:
         class_counts: training images of each class [C].
-        rho: >= 0; 0 gives equal weights, 1 inverse counts.
+        rho: exponent, >= 0; 0 gives equal weights, 1 inverse counts.
 
     Returns:
         Weights [C].

@@ -1,4 +1,4 @@
-"""Losses as modules: class statistics are computed once and follow the module's device."""
+"""Losses as modules, with class statistics as buffers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Reduction = Literal["mean", "none"]
 
 
 class RowLoss(nn.Module):
-    """A loss with one value per row, averaged or not.
+    """Base class of losses with one value per row.
 
     Args:
         reduction: ``mean`` over rows, or ``none`` for the rows [B] themselves.
@@ -101,7 +101,7 @@ class LDAMLoss(RowLoss):
     Reference: Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin
         Loss, NeurIPS 2019, arXiv:1906.07413, section 3.2.
     Departures: takes logits that carry the scale already, e.g. those of
-        ``ltbench.heads.CosineHead``; deferred weights are the caller's.
+        ``ltbench.models.heads.CosineHead``; deferred weights are the caller's.
 
     Args:
         class_counts: training images of each class [C].

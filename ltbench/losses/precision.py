@@ -5,5 +5,5 @@ from torch import Tensor
 
 
 def full(x: Tensor) -> Tensor:
-    """Return a tensor of half precision in single precision, any other as it is."""
+    """Convert a half-precision tensor to single precision; return others unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

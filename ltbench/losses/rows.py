@@ -147,12 +147,12 @@ def variability_collapse(
     num_classes: int,
     divisor: Literal["all", "present", "official"] = "all",
 ) -> tuple[Tensor, Tensor]:
-    """Return PLOT's variability-collapse loss: how much losses differ inside a class.
+    """Return PLOT's variability-collapse loss: the spread of losses within classes.
 
     Reference: Zhou et al., Pareto Deep Long-Tailed Recognition: A Conflict-Averse Solution,
         ICLR 2024, Eqn 2.
-    Departures: the paper does not say which standard deviation; it is the unbiased one, 0 for a
-        class with one row. ``official`` is the mean over classes with two rows or more, as
+    Departures: the paper does not specify the standard deviation; here it is the unbiased one, 0
+        for a class with one row. ``official`` is the mean over classes with two rows or more, as
         released, but 0 where the release divides by zero.
 
     Args:
@@ -174,7 +174,7 @@ def variability_collapse(
     squares = zeros.index_add(0, labels, (rows - means[labels]) ** 2)
     spread = squares > 0
     variance = torch.where(spread, squares, 1.0) / (counts - 1).clamp(min=1)
-    std = torch.where(spread & (counts > 1), variance.sqrt(), 0.0)  # no infinite slope at zero
+    std = torch.where(spread & (counts > 1), variance.sqrt(), 0.0)  # finite slope at zero
     if divisor == "all":
         terms = counts.new_tensor(float(num_classes))
     elif divisor == "present":

@@ -1,7 +1,7 @@
-"""Rare-class sample generation: head variation moved to tail feature maps, and its losses.
+"""Rare-class sample generation: transfer of head variation to tail feature maps, and its losses.
 
-Maps are [B, D, H, W] of any floating type; half precision is raised to single. They are taken as
-they come, so a caller who wants no gradient in the network detaches them.
+Maps are [B, D, H, W] of any floating type; half precision is raised to single. They are not
+detached; to stop gradients into the network, detach them first.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from ltbench.losses.rows import cross_entropy_rows
 
 VectorOrder = Literal["memory", "channels"]
 
-PAIR_WIDTH = 256  # channels inside the pair classifier, as in the authors' code
+PAIR_WIDTH = 256  # hidden channels of the pair classifier, as in the authors' code
 
 
 def head_classes(class_counts: Counts, share: float = 0.2) -> Tensor:
-    """Return which classes are head classes: the most frequent ``int(share * C)``, one at least.
+    """Return the mask of head classes: the ``int(share * C)`` most frequent, at least one.
 
     Reference: Wang et al., RSG: A Simple but Effective Module for Learning Imbalanced Datasets,
         CVPR 2021, arXiv:2106.09859; the share is in the released code only.
-    Departures: found from the counts, where the release takes the first labels on CIFAR; of
-        equally frequent classes the lower index comes first.
+    Departures: selected by count, where the release takes the first labels on CIFAR; ties go to
+        the lower index.
 
     Args:
         class_counts: training images of each class [C].
-        share: of the classes, in (0, 1).
+        share: share of head classes, in (0, 1).
 
     Returns:
         Booleans [C].
@@ -49,9 +49,9 @@ def head_classes(class_counts: Counts, share: float = 0.2) -> Tensor:
 
 
 def head_tail_pairs(is_head: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return which head image gives its variation to which tail image of a batch.
+    """Return pairs of head and tail images of a batch, for the transfer of variation.
 
-    The larger group is cut into segments of the size of the smaller one; in each segment the two
+    The larger group is split into segments of the size of the smaller one; in each segment the two
     are paired by position, so members of the smaller group recur.
 
     Reference: Wang et al., RSG, CVPR 2021, arXiv:2106.09859; the pairing is that of the released
@@ -59,11 +59,11 @@ def head_tail_pairs(is_head: Tensor, strength: float = 1.0) -> tuple[Tensor, Ten
     Departures: none known.
 
     Args:
-        is_head: whether an image is of a head class [B].
-        strength: share of the larger group that is used, in (0, 1]; one segment at least.
+        is_head: mask of images of head classes [B].
+        strength: share of the larger group that is used, in (0, 1]; at least one segment.
 
     Returns:
-        Positions of head and tail images [P] each; none where a group is empty.
+        Indices of head and tail images [P] each; none if a group is empty.
 
     Raises:
         ValueError: ``strength`` is out of range.
@@ -79,7 +79,7 @@ def head_tail_pairs(is_head: Tensor, strength: float = 1.0) -> tuple[Tensor, Ten
 
 
 def center_rows(maps: Tensor, shares: Tensor, centers: Tensor) -> Tensor:
-    """Return the squared distance of each map from its class's centers, by its shares in them.
+    """Return the squared distance of each map from its class's centers, weighted by its shares.
 
     A center is one vector for all positions, so the distance is the spread of the map about its
     own mean plus that of the mean from the center, and no tensor is larger than the maps.
@@ -105,18 +105,18 @@ def center_rows(maps: Tensor, shares: Tensor, centers: Tensor) -> Tensor:
 def variation_rows(
     variation: Tensor, moved: Tensor, tails: Tensor, order: VectorOrder = "memory"
 ) -> Tensor:
-    """Return how much a moved variation differs in length from the head's, and in direction.
+    """Return the maximised vector loss: difference of a moved variation in norm and direction.
 
     Reference: Wang et al., RSG, CVPR 2021, arXiv:2106.09859 (maximised vector loss).
     Departures: the paper compares vectors of channels, one for each position; the released code
-        takes D consecutive numbers in memory, positions of a channel, and the published figures
-        come from it, so this is the default.
+        takes D consecutive values in memory, i.e. positions of a channel; this is the default,
+        since the published figures come from it.
 
     Args:
-        variation: head maps less their center [P, D, H, W].
+        variation: head maps minus their center [P, D, H, W].
         moved: the same after the transformation [P, D, H, W].
-        tails: tail maps less their center [P, D, H, W].
-        order: what a vector of D numbers is.
+        tails: tail maps minus their center [P, D, H, W].
+        order: ``memory`` or ``channels``, the definition of a vector of D values.
 
     Returns:
         Losses [P], summed over vectors.
@@ -140,14 +140,14 @@ def variation_rows(
 
 
 class PairClassifier(nn.Module):
-    """Says whether two maps are of one class: logits of "different" and "same".
+    """Classifier of pairs of maps: logits of "different class" and "same class".
 
     Reference: Wang et al., RSG, CVPR 2021, arXiv:2106.09859 (contrastive module).
     Departures: none known.
 
     Args:
-        channels: D of each map.
-        width: channels inside.
+        channels: channels D of each map.
+        width: hidden channels.
     """
 
     def __init__(self, channels: int, width: int = PAIR_WIDTH) -> None:
@@ -166,7 +166,7 @@ class PairClassifier(nn.Module):
 
 
 class VariationTransfer(nn.Module):
-    """Centers of each class, and the transformation that carries a variation to another class.
+    """Centers of each class, and the transformation of a variation to another class.
 
     Reference: Wang et al., RSG: A Simple but Effective Module for Learning Imbalanced Datasets,
         CVPR 2021, arXiv:2106.09859.
@@ -185,7 +185,7 @@ class VariationTransfer(nn.Module):
         self.centers = nn.Parameter(torch.zeros(num_classes, centers, channels))
         self.transform = _convolution(channels, channels, 3)
 
-    # index_select, because indexing by a tensor adds gradients up in any order, not bit for bit.
+    # index_select, since the backward pass of indexing by a tensor is not deterministic.
 
     def shares(self, maps: Tensor, labels: Tensor) -> Tensor:
         """Return the share of each center of its class in a map [B, K]."""
@@ -198,26 +198,26 @@ class VariationTransfer(nn.Module):
         return center_rows(maps, self.shares(maps, labels), self.centers.index_select(0, labels))
 
     def variation(self, maps: Tensor, labels: Tensor) -> Tensor:
-        """Return maps less the center they share in most, without gradient [B, D, H, W]."""
+        """Return maps minus the center with the largest share, detached [B, D, H, W]."""
         with torch.no_grad():
             nearest = self.shares(maps, labels).argmax(dim=1)
             return maps - self.centers[labels, nearest].to(maps)[:, :, None, None]
 
 
 def same_class_loss(pairs: PairClassifier, maps: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean loss of telling pairs of one class: the batch's halves against each other.
+    """Return the mean loss of the pair classifier on the two halves of a batch.
 
     Reference: Wang et al., RSG, CVPR 2021, arXiv:2106.09859 (center estimation with sample
         contrast).
-    Departures: of an odd number of maps the last has no partner.
+    Departures: the last of an odd number of maps is not used.
 
     Args:
-        pairs: the classifier that is trained.
+        pairs: the classifier.
         maps: [B, D, H, W].
         labels: [B].
 
     Returns:
-        Scalar, 0 for less than two maps.
+        Scalar, 0 for fewer than two maps.
     """
     half = len(maps) // 2
     same = (labels[:half] == labels[half : 2 * half]).long()

@@ -13,11 +13,11 @@ class BalancedSoftmax(Method):
     """
 
     def setup(self, previous: Method | None) -> None:
-        """Make the loss from the class counts."""
+        """Create the loss from the class counts."""
         self.criterion = BalancedSoftmaxLoss(self.info.class_counts, "none")
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image; the logits for prediction carry no prior."""
+        """Return one loss row per image; logits for prediction are not adjusted by the prior."""
         logits = self.predict(batch.views[0])
         rows = self.criterion(logits, batch.labels)
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ltbench import schema
-from ltbench.backbones.base import Backbone
-from ltbench.backbones.branches import Branches
+from ltbench.config import schema
 from ltbench.data.base import DatasetInfo
-from ltbench.heads import LinearHead
+from ltbench.models.backbone import Backbone
+from ltbench.models.branches import Branches
+from ltbench.models.heads import LinearHead
 from ltbench.seeding import derive
 
 
@@ -20,13 +20,13 @@ class Batch:
     """One (micro-)batch of this rank.
 
     Args:
-        views: augmented views of the same images, each [B, 3, H, W].
+        views: augmented views of the images, each [B, 3, H, W].
         labels: class of each image [B].
         index: position of each image in the training split [B].
         partner: second label of a mixed image [B], or ``None``.
-        lam: share of the first label in a mixed image, in [0, 1].
-        streams: further batches of the same step, by the name a method gave their stream.
-        extra: what ``prepare`` adds for ``loss``, e.g. noise that all passes share.
+        lam: weight of the first label in a mixed image, in [0, 1].
+        streams: additional batches of the same step, by the name of their stream.
+        extra: tensors that ``prepare`` passes to ``loss``, e.g. noise shared by all passes.
     """
 
     views: tuple[Tensor, ...]
@@ -38,18 +38,18 @@ class Batch:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def unmixed(self) -> Batch:
-        """Return the same images with the first label only (the released PLOT's second pass)."""
+        """Return the batch with the first labels only (second pass of the released PLOT)."""
         return replace(self, partner=None, lam=1.0)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A second source of images that a method sees beside the stage's own, one batch per step.
+    """Additional stream of images of a method, one batch per step.
 
     Args:
-        sampler: name of the sampler that orders it, with its default options.
-        split: where its images come from; ``val`` is the training split where there is no
-            validation split.
+        sampler: name of its sampler, with default options.
+        split: split of its images; ``val`` falls back to the training split if the data set has
+            no validation split.
     """
 
     sampler: str
@@ -58,7 +58,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: plain numbers, from which all of a method's randomness derives."""
+    """Position in training; all random numbers of a method derive from it."""
 
     seed: int
     stage: int
@@ -69,25 +69,25 @@ class Progress:
     lr: float = 0.0  # base learning rate of this epoch
 
     def generator(self, purpose: str) -> torch.Generator:
-        """Return a CPU generator that is the same on every rank for this step and purpose."""
+        """Return the CPU generator of this step and purpose, the same on every rank."""
         counters = (self.stage, self.epoch, self.step, self.micro)
         return torch.Generator().manual_seed(derive(self.seed, purpose, *counters))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A loss as contributions, each with the class it belongs to.
+    """Unreduced loss: one term per row, each attributed to a class.
 
-    The scalar that training minimises is ``sum(weight * rows) / D + shared``, where D is the sum
-    of weights or the number of images, taken over all ranks and micro-batches of the step.
+    Training minimises ``sum(weight * rows) / D + shared``, where D is the sum of weights or the
+    number of images, over all ranks and micro-batches of the step.
 
     Args:
-        rows: loss of each contribution [N]; N may exceed the batch size.
-        labels: class of each contribution [N].
-        weight: weight of each contribution [N]; ``None`` is 1.
+        rows: loss terms [N]; N may exceed the batch size.
+        labels: class of each term [N].
+        weight: weight of each term [N]; ``None`` is 1.
         divide: ``"images"`` for a mean over images, ``"weight"`` for a weighted mean.
-        images: number of images B that the rows come from.
-        shared: scalar that belongs to no class, or ``None``.
+        images: number of images B that the rows were computed from.
+        shared: scalar term that belongs to no class, or ``None``.
         logits: logits of the images [B, C], for the training curves only.
     """
 
@@ -104,28 +104,28 @@ Kind = Literal["loss", "sampler", "two-stage", "architecture", "contrastive", "m
 
 
 class Method(nn.Module):
-    """Turns a batch into loss rows and images into logits.
+    """Base class of all methods: loss rows of a batch, logits of images.
 
-    A method knows nothing of epochs to loop over, devices, ranks or data sets. What it must
-    remember from step to step is a parameter or a persistent buffer, so that one ``state_dict``
-    is all of it; what follows from class counts is a buffer that is not saved.
+    A method does not deal with training loops, devices, ranks or data sets. State that persists
+    between steps is held in parameters or persistent buffers, so that ``state_dict`` is complete;
+    tensors derived from class counts are non-persistent buffers.
 
     Args:
-        config: the method's own options.
+        config: options of the method.
         backbone: feature extractor, shared with the previous stage.
         info: class counts and names of the training data.
-        previous: the method of the stage before, or ``None`` in the first stage.
+        previous: the method of the previous stage, or ``None`` in the first stage.
     """
 
     class Config(schema.Config):
         """Options of the method."""
 
-    kind: ClassVar[Kind] = "loss"  # how the literature would file it
-    views: ClassVar[int] = 1  # augmented views a batch must carry
-    streams: ClassVar[Mapping[str, Stream]] = {}  # further batches a step needs, by name
-    trains: ClassVar[bool] = True  # False: post-hoc, `make_head` does all
-    freeze: ClassVar[tuple[str, ...]] = ()  # parts that are not trained, e.g. ("backbone",)
-    frozen_bn: ClassVar[Literal["train", "eval"]] = "train"  # mode of normalisation in frozen parts
+    kind: ClassVar[Kind] = "loss"  # category in the literature
+    views: ClassVar[int] = 1  # augmented views per image
+    streams: ClassVar[Mapping[str, Stream]] = {}  # additional streams, by name
+    trains: ClassVar[bool] = True  # False: post-hoc, `make_head` does everything
+    freeze: ClassVar[tuple[str, ...]] = ()  # frozen parts, e.g. ("backbone",)
+    frozen_bn: ClassVar[Literal["train", "eval"]] = "train"  # mode of BN in frozen parts
 
     def __init__(
         self,
@@ -142,19 +142,19 @@ class Method(nn.Module):
         self.setup(previous)
 
     def make_head(self, previous: Method | None) -> nn.Module:
-        """Return the classifier: that of the previous stage, or a new linear one."""
+        """Return the classifier of the previous stage, or a new linear one."""
         if previous is not None:
             return previous.head
         return LinearHead(self.backbone.num_features, self.info.num_classes)
 
     def setup(self, previous: Method | None) -> None:
-        """Make what else the method needs: losses from class counts, buffers, helpers."""
+        """Create losses, buffers and further modules of the method."""
 
     def on_epoch(self, at: Progress) -> None:
-        """Look back on the epoch before, once, when an epoch begins: class accuracies."""
+        """Update state at the start of an epoch, e.g. class accuracies of the previous one."""
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
-        """Change the batch once per step, before any pass: mixing, synthesis, a meta step."""
+        """Transform the batch once per step, before any pass: mixing, synthesis, a meta step."""
         return batch
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
@@ -162,7 +162,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_step(self, batches: Sequence[Batch], at: Progress) -> None:
-        """Follow the step that was made on prepared micro-batches: queues, prototypes."""
+        """Update state after a step on prepared micro-batches, e.g. queues or prototypes."""
 
     def predict(self, images: Tensor) -> Tensor:
         """Return logits [B, C] for images [B, 3, H, W]."""
@@ -174,10 +174,10 @@ class Method(nn.Module):
         return self.predict(images)
 
     def known_as(self) -> Iterator[tuple[tuple[str, ...], nn.Parameter]]:
-        """Yield every parameter with the names that mean it: its own first.
+        """Yield every parameter with the names that refer to it, its own name first.
 
-        In a network with several branches a parameter of a further branch is also known by the
-        name of the backbone's that stands in its place, so that a name reaches all branches.
+        In a network with several branches, a parameter of an additional branch also has the name
+        of its counterpart in the backbone, so that one name refers to all branches.
         """
         originals = {
             f"{prefix}.{own}": f"backbone.{name}"
@@ -202,5 +202,10 @@ class Method(nn.Module):
         return [p for names, p in self.known_as() if inside.intersection(names)]
 
     def export(self) -> nn.Module:
-        """Return the plain module that is published: the same logits, no method around it."""
+        """Return a plain module with the same logits as ``predict``, for publication."""
         return nn.Sequential(self.backbone, self.head)
+
+
+def begins(name: str, prefix: str) -> bool:
+    """Return whether a dotted name begins with a dotted prefix, e.g. `head.bias` with `head`."""
+    return f"{name}.".startswith(f"{prefix}.")

@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ltbench import schema
-from ltbench.backbones.branches import Branches
-from ltbench.heads import LinearHead
+from ltbench.config import schema
 from ltbench.losses.experts import bbn_alpha, bbn_features, bbn_horizon
 from ltbench.losses.rows import cross_entropy_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows, Stream
+from ltbench.models.branches import Branches
+from ltbench.models.heads import LinearHead
 
 
 class BBN(Method):
@@ -23,7 +23,7 @@ class BBN(Method):
         classified weight 1 instead of 1/2, as in the authors' code. A pair of images is two rows,
         each term of the loss with its own image's class. In the first epoch the second branch
         has weight 0, as in the authors' code. For 90 and 180 epochs their code has a T_max of
-        100 and 200: ``horizon: hundreds``. A classifier of the stage before is replaced.
+        100 and 200: ``horizon: hundreds``. A classifier of the previous stage is replaced.
     """
 
     kind: ClassVar[Kind] = "architecture"
@@ -32,12 +32,12 @@ class BBN(Method):
     class Config(schema.Config):
         """Options of BBN."""
 
-        revision: ClassVar[int] = 1  # names of parts meant the first branch alone before
+        revision: ClassVar[int] = 1  # part names used to refer to the first branch only
 
         branch_at: str = "block"
-        """What each branch has for itself: the last residual `block`, or all from a stage on."""
+        """Start of the separate branches: the last residual `block`, or the name of a stage."""
         horizon: Literal["stage", "hundreds"] = "stage"
-        """T_max of the schedule: the stage's epochs, or these rounded up to whole hundreds."""
+        """T_max of the schedule: the epochs of the stage, or these rounded up to hundreds."""
 
     config: Config
 
@@ -46,12 +46,12 @@ class BBN(Method):
         return LinearHead(2 * self.backbone.num_features, self.info.num_classes)
 
     def setup(self, previous: Method | None) -> None:
-        """Make the second branch."""
+        """Create the second branch."""
         at, trained = self.config.branch_at, previous is not None
         self.branches = Branches(self.backbone, 2, at, trained=trained)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return two rows per pair: one of each image's class."""
+        """Return two loss rows per pair, one for the class of each image."""
         other = batch.streams["reversed"]
         horizon = at.epochs if self.config.horizon == "stage" else bbn_horizon(at.epochs)
         alpha = bbn_alpha(at.epoch + 1, horizon)
@@ -71,7 +71,7 @@ class BBN(Method):
         )
 
     def predict(self, images: Tensor) -> Tensor:
-        """Return logits [B, C] from both branches on the same images, with equal weights."""
+        """Return logits [B, C] of both branches on the same images, equally weighted."""
         logits: Tensor = self.head(self.branches(images).flatten(1))
         return logits
 

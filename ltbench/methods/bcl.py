@@ -7,28 +7,29 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltbench import dist, schema
-from ltbench.backbones.batchnorm import SyncBatchNorm2d
-from ltbench.heads import CosineHead
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.losses import logit_adjusted_rows, logit_adjustment_offset
 from ltbench.losses.contrastive import balanced_contrastive_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import continued_cosine
+from ltbench.models.batchnorm import SyncBatchNorm2d
+from ltbench.models.heads import CosineHead
 
 
 class BCL(Method):
     """Logit adjustment on a cosine classifier, with class-balanced contrast of two more views.
 
-    The first view is classified; the second and third are contrasted with each other and with a
-    prototype of every class, made of the classifier's weights.
+    The first view is classified; the second and third are contrasted with each other and with
+    class prototypes, which are projections of the classifier's weights.
 
     Reference: Zhu et al., Balanced Contrastive Learning for Long-Tailed Visual Recognition,
         CVPR 2022, arXiv:2207.09052, Eqn 5-8.
     Departures: contrast and the projection's normalisation are over the images of all ranks.
-        Layers before a normalisation have no bias, which would cancel, and the prototypes'
-        normalisation keeps no running statistics, which nothing uses. A row of the contrast is
-        of its anchor's class. With gradient accumulation each micro-batch is contrasted within
-        itself. A cosine classifier of the stage before is continued, any other is replaced.
+        Layers before a normalisation have no bias, which would cancel, and the normalisation of
+        the prototypes has no running statistics, which would be unused. A contrastive row has the
+        class of its anchor. With gradient accumulation each micro-batch is contrasted within
+        itself. A cosine classifier of the previous stage is kept, any other is replaced.
     """
 
     kind: ClassVar[Kind] = "contrastive"
@@ -42,31 +43,31 @@ class BCL(Method):
         mu: float = Field(0.35, ge=0)
         """Weight of the contrastive loss."""
         temperature: float = Field(0.07, gt=0)
-        """Divides the inner products of features."""
+        """Temperature of the contrastive loss."""
         dim: int = Field(1024, ge=1)
-        """Numbers of a projected feature."""
+        """Dimension of projected features."""
         scale: float = Field(30.0, gt=0)
-        """s: logits are s times the cosine."""
+        """Scale s of the cosine classifier: logits are s times the cosine."""
 
     config: Config
     offset: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make both projections, and the prior from the class counts."""
+        """Create both projections and the log prior."""
         width, dim = self.backbone.num_features, self.config.dim
         self.projection = projection(width, dim, SyncBatchNorm2d(width))
-        norm = nn.BatchNorm1d(width, track_running_stats=False)  # over classes, alike on all ranks
+        norm = nn.BatchNorm1d(width, track_running_stats=False)  # over classes: same on all ranks
         self.prototypes = projection(width, dim, norm)
         offset = logit_adjustment_offset(self.info.class_counts)
         self.register_buffer("offset", offset, persistent=False)
 
     def make_head(self, previous: Method | None) -> nn.Module:
-        """Return the previous classifier if it is the same kind of cosine, else a new one."""
+        """Return the previous classifier if it is a cosine with this scale, else a new one."""
         features, classes = self.backbone.num_features, self.info.num_classes
         return continued_cosine(previous, features, classes, self.config.scale)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image for its class, and one per contrasted view."""
+        """Return one classification row per image and one contrastive row per anchor view."""
         config, labels, count = self.config, batch.labels, len(batch.labels)
         assert isinstance(self.head, CosineHead)
         features = self.backbone(torch.cat(batch.views))  # [3B, D]
@@ -76,10 +77,10 @@ class BCL(Method):
         contrast = balanced_contrastive_rows(
             anchors,
             anchor_labels,
-            dist.gather_with_gradient(anchors),
-            dist.gather(anchor_labels),
+            ranks.all_gather_with_gradient(anchors),
+            ranks.all_gather(anchor_labels),
             unit(self.prototypes(self.head.weight.T)),
-            start=dist.offset(anchors),
+            start=ranks.offset(anchors),
             temperature=config.temperature,
         )
         rows = torch.cat([logit_adjusted_rows(logits, labels, self.offset).to(contrast), contrast])
@@ -95,12 +96,12 @@ class BCL(Method):
 
 
 def projection(width: int, dim: int, norm: nn.Module) -> nn.Sequential:
-    """Return a perceptron from features [B, width] to [B, dim], normalised in between."""
+    """Return an MLP with one normalised hidden layer: features [B, width] to [B, dim]."""
     return nn.Sequential(
         nn.Linear(width, width, bias=False), norm, nn.ReLU(), nn.Linear(width, dim)
     )
 
 
 def unit(x: Tensor) -> Tensor:
-    """Return rows of unit length, at least in single precision."""
+    """Return L2-normalised rows, in single precision or higher."""
     return F.normalize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=1)

@@ -4,12 +4,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltbench import dist
-from ltbench.heads import LinearHead
+from ltbench.distributed import ranks
 from ltbench.losses import cross_entropy_rows, mixup_rows
 from ltbench.losses.adaptive import class_perturbed_logits, class_radii
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.methods.mixup import Mixup
+from ltbench.models.heads import LinearHead
 
 
 class CCSAM(Mixup):
@@ -20,20 +20,20 @@ class CCSAM(Mixup):
     Reference: Zhou et al., Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed
         Recognition, CVPR 2023, section 3.2; the radius is that of the authors' code.
     Departures: as in the code, only the classifier is perturbed, and the perturbed loss takes the
-        first label of a mixed image alone. A class with one training image, for which the code
-        divides by zero, has the radius of one with two; a gradient of zero perturbs nothing.
+        first label of a mixed image only. A class with one training image, for which the code
+        divides by zero, has the radius of a class with two; a zero gradient perturbs nothing.
         Gradients are means over the global batch (each micro-batch with gradient accumulation).
-        A mixed image is one row of its first label's class. A classifier of the stage before
-        that is not linear is replaced.
+        A mixed image is one row with the class of its first label. A classifier of the previous
+        stage that is not linear is replaced.
     """
 
     class Config(Mixup.Config):
         """Options of CC-SAM, stage 1."""
 
         alpha: float = Field(1.0, ge=0)
-        """Lambda ~ Beta(alpha, alpha) of mixup; 0 mixes nothing."""
+        """Lambda of mixup ~ Beta(alpha, alpha); 0 disables mixup."""
         flat: float = Field(0.5, ge=0, le=1)
-        """Share of the loss under the perturbed classifier."""
+        """Weight of the loss under the perturbed classifier."""
         noise: float = Field(1e-6, ge=0)
         """Scale of the perturbations."""
 
@@ -51,7 +51,7 @@ class CCSAM(Mixup):
         return super().prepare(batch, at) if self.config.alpha > 0 else batch
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image: (1 - flat) of its loss plus flat of its perturbed loss."""
+        """Return one loss row per image: ``flat`` weights the perturbed loss against the plain."""
         features = self.backbone(batch.views[0])
         logits = self.head(features)
         if batch.partner is None:
@@ -64,7 +64,7 @@ class CCSAM(Mixup):
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())
 
     def perturbed(self, features: Tensor, logits: Tensor, batch: Batch) -> Tensor:
-        """Return each row's logits [B, C] under the classifier perturbed for its class."""
+        """Return the logits [B, C] of each row under the classifier perturbed for its class."""
         known = features.detach(), logits.detach()
         inputs, outputs = (x.float() if x.dtype.itemsize < 4 else x for x in known)
         residuals = outputs.softmax(dim=1) - batch.lam * one_hot(batch.labels, outputs)
@@ -77,7 +77,11 @@ class CCSAM(Mixup):
             logits,
             features,
             batch.labels,
-            anchors=(dist.gather(batch.labels), dist.gather(inputs), dist.gather(residuals)),
+            anchors=(
+                ranks.all_gather(batch.labels),
+                ranks.all_gather(inputs),
+                ranks.all_gather(residuals),
+            ),
             radii=class_radii(self.info.class_counts, size, scalars, self.config.noise),
             scalars=scalars,
             bias=self.head.bias is not None,
@@ -85,5 +89,5 @@ class CCSAM(Mixup):
 
 
 def one_hot(labels: Tensor, like: Tensor) -> Tensor:
-    """Return labels [B] as rows of zeros and a one, of the shape and type of ``like`` [B, C]."""
+    """Return one-hot labels with the shape and dtype of ``like`` [B, C]."""
     return F.one_hot(labels, like.shape[1]).to(like)

@@ -13,7 +13,7 @@ class CE(Method):
     """
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image."""
+        """Return one loss row per image."""
         logits = self.predict(batch.views[0])
         rows = cross_entropy_rows(logits, batch.labels)
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())

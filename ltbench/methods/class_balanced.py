@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.losses import effective_number_weights
 from ltbench.losses.logits import focal_rows
 from ltbench.methods.base import Batch, Method, Progress, Rows
@@ -29,24 +29,24 @@ class ClassBalanced(Method):
         """Options of the class-balanced loss."""
 
         beta: float = Field(0.9999, ge=0, lt=1)
-        """Of the effective numbers; 0 gives equal weights."""
+        """Beta of the effective number; 0 gives equal weights."""
         gamma: float = Field(0.0, ge=0)
-        """Focus of the focal loss; 0 is cross-entropy."""
+        """Focusing parameter of the focal loss; 0 is cross-entropy."""
         reweight_from: int | None = Field(0, ge=0, json_schema_extra=schema.EPOCHS)
         """First epoch of the stage, counted from 0, with class weights; null is never."""
         divide: Literal["images", "weight"] = "images"
-        """What the weighted losses are divided by: number of images, or sum of weights."""
+        """Divisor of the weighted losses: the number of images, or the sum of weights."""
 
     config: Config
     class_weights: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make the class weights from the class counts."""
+        """Create the class weights from the class counts."""
         weights = effective_number_weights(self.info.class_counts, self.config.beta)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image, weighted by class once re-weighting has begun."""
+        """Return one loss row per image, weighted by class from ``reweight_from`` on."""
         logits = self.predict(batch.views[0])
         rows = focal_rows(logits, batch.labels, self.config.gamma)
         start = self.config.reweight_from

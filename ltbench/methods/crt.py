@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from ltbench.heads import LinearHead
 from ltbench.methods.base import Kind, Method
 from ltbench.methods.ce import CE
 from ltbench.methods.previous import require_previous
+from ltbench.models.heads import LinearHead
 
 
 class CRT(CE):
@@ -18,8 +18,8 @@ class CRT(CE):
     Reference: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition,
         ICLR 2020, arXiv:1910.09217, section 4.
     Departures: none known. As in the authors' code, normalisation layers of the frozen backbone
-        stay in training mode, so their running statistics drift to the balanced distribution;
-        a stage's ``frozen_bn: eval`` keeps them.
+        stay in training mode, so their running statistics drift towards the balanced
+        distribution; ``frozen_bn: eval`` of the stage keeps them fixed.
     """
 
     kind: ClassVar[Kind] = "two-stage"

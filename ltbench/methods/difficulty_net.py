@@ -11,31 +11,32 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from ltbench import dist, schema
-from ltbench.backbones.batchnorm import frozen_statistics
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.adaptive import difficulty_weights, driver_loss
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows, Stream
 from ltbench.methods.inner import InnerAdam, evaluating
+from ltbench.models.batchnorm import frozen_statistics
 
 make_dual: Any = forward_ad.make_dual  # untyped in torch
 unpack_dual: Any = forward_ad.unpack_dual
 
 
 class DifficultyNet(Method):
-    """Cross-entropy with class weights that a small network makes of the classes' accuracies.
+    """Cross-entropy with class weights predicted by a small network from class accuracies.
 
-    Before each step the network learns from a balanced meta batch: the weights should lower its
-    loss after a step, and stay near what the accuracies suggest (the driver loss).
+    Before each step the network is trained on a balanced meta batch: the weights should lower the
+    meta loss after a step and stay near the difficulties given by the accuracies (driver loss).
 
     Reference: Sinha and Ohashi, Difficulty-Net: Learning to Predict Difficulty for Long-Tailed
         Recognition, WACV 2023, arXiv:2209.02960.
     Departures: in the authors' code no gradient of the meta loss reaches the network, which is
         `meta_gradient: false`; the default is the paper's. Meta images are those of the
-        validation split where there is one, else class-aware draws of the training images, where
-        the authors hold out balanced images. Accuracies are counted on an epoch's meta batches.
-        The gradient through the virtual step is exact, by one forward-mode pass. With gradient
-        accumulation each micro-batch makes a meta step of its own.
+        validation split if there is one, else class-aware draws of the training images, where
+        the authors hold out balanced images. Accuracies are those on the meta batches of an
+        epoch. The gradient through the virtual step is exact, by one forward-mode pass. With
+        gradient accumulation each micro-batch has its own meta step.
     """
 
     kind: ClassVar[Kind] = "meta"
@@ -46,17 +47,17 @@ class DifficultyNet(Method):
         """Options of Difficulty-Net."""
 
         hidden: int = Field(128, ge=1)
-        """Width of the network's hidden layers."""
+        """Width of the hidden layers."""
         layers: int = Field(2, ge=1)
-        """Hidden layers."""
+        """Number of hidden layers."""
         lam: float = Field(0.3, ge=0)
         """Weight of the driver loss."""
         lr: float = Field(1e-5, gt=0)
-        """Learning rate of the network, under Adam."""
+        """Learning rate of the network (Adam)."""
         weight_decay: float = Field(1e-4, ge=0)
         """Weight decay of the network."""
         meta_gradient: bool = True
-        """Whether the loss after a virtual step trains the network, or the driver loss alone."""
+        """Train the network on the meta loss too; false: on the driver loss only."""
 
     config: Config
     accuracy: Tensor
@@ -64,7 +65,7 @@ class DifficultyNet(Method):
     seen: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make the network, its optimizer's state, and the counts of accuracies."""
+        """Create the network, its optimizer state and the accuracy counters."""
         cfg, classes = self.config, self.info.num_classes
         widths = [classes, *[cfg.hidden] * cfg.layers]
         hidden = [
@@ -78,9 +79,9 @@ class DifficultyNet(Method):
 
     @torch.no_grad()
     def on_epoch(self, at: Progress) -> None:
-        """Take over the accuracies of the epoch before; in the first they are zero.
+        """Update the class accuracies from the previous epoch; they start at zero.
 
-        A class without meta images keeps the accuracy it had.
+        A class without meta images keeps its previous accuracy.
         """
         found = self.right / self.seen.clamp(min=1)
         self.accuracy.copy_(torch.where(self.seen > 0, found.to(self.accuracy), self.accuracy))
@@ -88,7 +89,7 @@ class DifficultyNet(Method):
         self.seen.zero_()
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
-        """Let the network learn from the meta batch, and weigh the classes anew."""
+        """Train the network on the meta batch and compute new class weights."""
         self.count(batch.streams["meta"])
         with torch.enable_grad():
             names = [name for name, _ in self.net.named_parameters()]
@@ -107,7 +108,7 @@ class DifficultyNet(Method):
         return replace(batch, extra={**batch.extra, "class_weights": weights})
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image, weighted by class."""
+        """Return one loss row per image, weighted by class."""
         logits = self.predict(batch.views[0])
         rows = cross_entropy_rows(logits, batch.labels)
         weight = batch.extra["class_weights"].to(rows)[batch.labels]
@@ -115,30 +116,31 @@ class DifficultyNet(Method):
 
     @torch.no_grad()
     def count(self, meta: Batch) -> None:
-        """Count which meta images of all ranks the model gets right."""
+        """Count correctly classified meta images of all ranks, by class."""
         with evaluating(self):
             hits = (self.predict(meta.views[0]).argmax(dim=1) == meta.labels).long()
         found = torch.stack([self.right.new_zeros(len(self.right)) for _ in range(2)])
         found[0].index_add_(0, meta.labels, hits)
         found[1].index_add_(0, meta.labels, torch.ones_like(hits))
-        dist.sum_(found)
+        ranks.all_reduce_(found)
         self.right += found[0]
         self.seen += found[1]
 
     def meta_slopes(self, batch: Batch, weights: Tensor, lr: float) -> Tensor:
-        """Return how the meta loss after a virtual step changes with each class's weight [C].
+        """Return the derivative of the meta loss after a virtual step by the class weights [C].
 
-        The virtual step is theta - lr * sum_k w_k G_k, with G_k the gradient of class k's share
-        of the batch loss, so that the slope is -lr <G_k, gradient of the meta loss after it>.
+        The virtual step is theta - lr * sum_k w_k G_k, where G_k is the gradient of class k's part
+        of the batch loss; the derivative is -lr <G_k, gradient of the meta loss after the step>.
 
         Args:
-            batch: the global batch's part of this rank, with its meta batch.
-            weights: of each class [C].
-            lr: of the virtual step.
+            batch: this rank's part of the global batch, with its meta batch.
+            weights: class weights [C].
+            lr: learning rate of the virtual step.
         """
         images, labels = batch.views[0], batch.labels
         meta = batch.streams["meta"]
-        sizes = dist.sum_(torch.tensor([len(labels), len(meta.labels)], device=labels.device))
+        sizes = torch.tensor([len(labels), len(meta.labels)], device=labels.device)
+        ranks.all_reduce_(sizes)
         trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
         with frozen_statistics(self):
             rows = cross_entropy_rows(self.predict(images), labels)
@@ -158,13 +160,13 @@ class DifficultyNet(Method):
                 logits = functional_call(self, dual, (images,))
                 slope = unpack_dual(cross_entropy_rows(logits, labels)).tangent
         slopes = weights.new_zeros(len(weights)).index_add(0, labels, slope.to(weights))
-        return dist.sum_(-lr * slopes / sizes[0])
+        return ranks.all_reduce_(-lr * slopes / sizes[0])
 
 
 def _filled(parameters: Mapping[str, Tensor], loss: Tensor) -> list[Tensor]:
-    """Return the gradient of a loss that is summed over ranks."""
+    """Return the gradients of a loss, summed over ranks; zero for unused parameters."""
     wanted = list(parameters.values())
     found = torch.autograd.grad(loss, wanted, allow_unused=True)
     filled = [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)]
-    dist.sum_each(filled)
+    ranks.all_reduce_each_(filled)
     return filled

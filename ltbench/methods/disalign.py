@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.logits import disalign_logits, generalised_weights
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
@@ -16,16 +16,16 @@ Form = Literal["paper", "code"]
 
 
 class CalibratedHead(nn.Module):
-    """A classifier whose logits are scaled and shifted by class, as far as a confidence says.
+    """Classifier with per-class scale and shift of the logits, weighted by a confidence score.
 
     Reference: Zhang et al., Distribution Alignment: A Unified Framework for Long-Tail Visual
         Recognition, CVPR 2021, arXiv:2103.16370.
-    Departures: the confidence unit starts with weights 0.1, as in the authors' code.
+    Departures: the weights of the confidence unit are initialised to 0.1, as in the authors' code.
 
     Args:
-        head: the classifier to calibrate; whether it is frozen is the method's choice.
-        num_features: features D.
-        num_classes: classes C.
+        head: the classifier to calibrate; freezing it is up to the method.
+        num_features: number of features D.
+        num_classes: number of classes C.
         form: see ``ltbench.losses.logits.disalign_logits``.
     """
 
@@ -49,15 +49,15 @@ class CalibratedHead(nn.Module):
 class DisAlign(Method):
     """A trained model's logits calibrated by class and confidence, under a re-weighted loss.
 
-    Scale, bias and confidence unit are all that is trained.
+    Only scale, bias and confidence unit are trained.
 
     Reference: Zhang et al., Distribution Alignment: A Unified Framework for Long-Tail Visual
         Recognition, CVPR 2021, arXiv:2103.16370.
     Departures: the default form, (1 + c a) z + c b, is that of the released classification code,
-        which the published ImageNet-LT accuracies come from; the paper's c (a z + b) + (1 - c) z
-        is `form: paper`. Its weights, of which the code takes the weighted mean, are not
-        clipped. As in that code normalisation of the frozen backbone stays in training mode;
-        ``frozen_bn: eval`` keeps the statistics of the stage before.
+        which produced the published ImageNet-LT accuracies; the paper's c (a z + b) + (1 - c) z
+        is `form: paper`. As in that code, the loss is a weighted mean with weights that are not
+        clipped, and normalisation of the frozen backbone stays in training mode;
+        ``frozen_bn: eval`` keeps the statistics of the previous stage.
     """
 
     kind: ClassVar[Kind] = "two-stage"
@@ -69,24 +69,24 @@ class DisAlign(Method):
         rho: float = Field(1.2, ge=0)
         """Class weights are pi_k^(-rho), scaled to sum to C; 0 gives equal weights."""
         form: Form = "code"
-        """How the calibrated logits are blended with the given ones."""
+        """Combination of calibrated and original logits."""
 
     config: Config
     class_weights: Tensor
 
     def make_head(self, previous: Method | None) -> nn.Module:
-        """Return the previous classifier under the calibration."""
+        """Return the previous classifier, calibrated."""
         head = require_previous("disalign", previous).head
         features, classes = self.backbone.num_features, self.info.num_classes
         return CalibratedHead(head, features, classes, self.config.form)
 
     def setup(self, previous: Method | None) -> None:
-        """Make the class weights from the class counts."""
+        """Create the class weights from the class counts."""
         weights = generalised_weights(self.info.class_counts, self.config.rho)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image, weighted by class."""
+        """Return one loss row per image, weighted by class."""
         logits = self.predict(batch.views[0])
         rows = cross_entropy_rows(logits, batch.labels)
         return Rows(

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.losses.logits import focal_rows
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
 class Focal(Method):
-    """Cross-entropy that counts less the more probable the label already is.
+    """Cross-entropy down-weighted for images whose label is already probable.
 
     Reference: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, arXiv:1708.02002,
         Eqn 4.
@@ -21,12 +21,12 @@ class Focal(Method):
         """Options of focal loss."""
 
         gamma: float = Field(2.0, ge=0)
-        """Exponent of (1 - p); 0 is cross-entropy."""
+        """Exponent of the factor (1 - p); 0 is cross-entropy."""
 
     config: Config
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image."""
+        """Return one loss row per image."""
         logits = self.predict(batch.views[0])
         rows = focal_rows(logits, batch.labels, self.config.gamma)
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())

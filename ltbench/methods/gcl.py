@@ -7,49 +7,50 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench import dist, schema
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.errors import UserError
-from ltbench.heads import CosineHead
 from ltbench.losses.logits import cloud_sizes, gcl_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.mixup import Mixup
 from ltbench.methods.previous import require_previous
+from ltbench.models.heads import CosineHead
 
-SPREAD = 1 / 3  # standard deviation of the noise, which is cut at 1
+SPREAD = 1 / 3  # standard deviation of the noise, which is clipped at 1
 
 
 class GCL(Mixup):
-    """Cosine classifier whose logits one-sided Gaussian noise lowers, most for rare classes.
+    """Cosine classifier with one-sided Gaussian noise on its logits, largest for rare classes.
 
     Reference: Li et al., Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment,
         CVPR 2022, arXiv:2305.11733.
     Departures: the scale belongs to the classifier, not to the loss, so that confidences are
         those of the trained model. Noise is drawn once per step, so that all passes of an update
-        (SAM, PLOT) see the same; each label of a mixed image has its own draw, as in the authors'
-        code. A mixed image is one row of its first label's class. Losses on held-out images have
-        no noise, unlike the authors'. A cosine classifier of the stage before is continued, any
-        other is replaced.
+        (SAM, PLOT) share it; each label of a mixed image has its own draw, as in the authors'
+        code. A mixed image is one row with the class of its first label. Losses on held-out
+        images have no noise, unlike the authors'. A cosine classifier of the previous stage is
+        kept, any other is replaced.
     """
 
     class Config(Mixup.Config):
         """Options of GCL."""
 
         alpha: float = Field(1.0, ge=0)
-        """Of mixup: lambda ~ Beta(alpha, alpha); 0 mixes nothing."""
+        """Lambda of mixup ~ Beta(alpha, alpha); 0 disables mixup."""
         scale: float = Field(30.0, gt=0)
-        """s: logits are s times the cosine."""
+        """Scale s of the cosine classifier: logits are s times the cosine."""
         noise: float = Field(0.5, ge=0)
         """Largest noise of the rarest class, in units of the cosine."""
         margin: float = Field(0.0, ge=0)
-        """Taken from the label's cosine."""
+        """Margin subtracted from the cosine of the label."""
         focus: float = Field(0.0, ge=0)
-        """Exponent of the constant factor (1 - p) of each loss; 0 leaves it out."""
+        """Exponent of the focal factor (1 - p), held constant in the gradient; 0 omits it."""
 
     config: Config
     sizes: Tensor
 
     def make_head(self, previous: Method | None) -> nn.Module:
-        """Return a cosine classifier that goes on from a previous one, under its own scale."""
+        """Return a cosine classifier with this scale, and the previous weights if it was one."""
         features, classes = self.backbone.num_features, self.info.num_classes
         head = CosineHead(features, classes, self.config.scale)
         before = None if previous is None else previous.head
@@ -58,20 +59,20 @@ class GCL(Mixup):
                 raise UserError(
                     f"GCL continues a cosine classifier of {features} features and {classes} "
                     f"classes, found one of {' and '.join(map(str, before.weight.shape))}; use the "
-                    "backbone and the data of the stage before"
+                    "backbone and the data of the previous stage"
                 )
             head.weight = before.weight
         return head
 
     def setup(self, previous: Method | None) -> None:
-        """Make the reach of each class's noise from the class counts."""
+        """Create the noise amplitudes of the classes from the class counts."""
         self.register_buffer("sizes", cloud_sizes(self.info.class_counts), persistent=False)
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
-        """Mix the batch and draw the noise of both labels, the same on every rank."""
+        """Mix the batch and draw the noise of both labels; all ranks use the same generator."""
         if self.config.alpha > 0:
             batch = super().prepare(batch, at)
-        start, images = dist.offset(batch.labels), len(dist.gather(batch.labels))
+        start, images = ranks.offset(batch.labels), len(ranks.all_gather(batch.labels))
         shape = (2, images, self.info.num_classes)
         drawn = SPREAD * torch.randn(shape, generator=at.generator("gcl"))
         own = drawn.abs().clamp(max=1)[:, start : start + len(batch.labels)]
@@ -79,7 +80,7 @@ class GCL(Mixup):
         return replace(batch, extra={**batch.extra, "noise": first, "partner_noise": second})
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image, labelled by its first label."""
+        """Return one loss row per image, with the class of its first label."""
         logits = self.predict(batch.views[0])
         rows = self._rows(logits, batch.labels, batch.extra["noise"])
         if batch.partner is not None:
@@ -94,17 +95,16 @@ class GCL(Mixup):
 
 
 class GCLStage2(GCL):
-    """Stage 2 of GCL: the cosine classifier goes on, with a margin and focus on hard images.
+    """Stage 2 of GCL: cosine classifier trained further, with a margin and a focal factor.
 
     Meant for the `effective` or `class_aware` sampler after a `gcl` stage.
 
     Reference: Li et al., Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment,
         CVPR 2022, arXiv:2305.11733; the margin and the focal factor are in the authors' code.
-    Departures: as for `gcl`. The weights of a previous cosine classifier go on under this
-        stage's own scale; a classifier of another kind, e.g. that of a `ce` stage, is replaced
+    Departures: as for `gcl`. The weights of a previous cosine classifier are kept, with the
+        scale of this stage; a classifier of another kind, e.g. that of a `ce` stage, is replaced
         by a new cosine one. Images and labels are mixed, as in the authors' code for CIFAR; their
-        code for Places-LT mixes the labels and then feeds the images as they were, which is
-        `mix: labels`.
+        code for Places-LT mixes the labels but feeds the unmixed images, which is `mix: labels`.
     """
 
     kind: ClassVar[Kind] = "two-stage"
@@ -117,22 +117,21 @@ class GCLStage2(GCL):
         mix: Literal["images_and_labels", "labels"] = Field(
             "images_and_labels", json_schema_extra=schema.ADDED
         )
-        """What mixup mixes; with `labels` the images stay as they are and the two labels of each
-        have their shares all the same."""
+        """Targets of mixup; with `labels` the images are not mixed, but the labels are."""
         scale: float = Field(20.0, gt=0)
-        """s: logits are s times the cosine."""
+        """Scale s of the cosine classifier: logits are s times the cosine."""
         margin: float = Field(0.1, ge=0)
-        """Taken from the label's cosine."""
+        """Margin subtracted from the cosine of the label."""
         focus: float = Field(1.0, ge=0)
-        """Exponent of the constant factor (1 - p) of each loss; 0 leaves it out."""
+        """Exponent of the focal factor (1 - p), held constant in the gradient; 0 omits it."""
 
     config: Config
 
     def make_head(self, previous: Method | None) -> nn.Module:
-        """Return the previous cosine classifier under this stage's scale, or a new one."""
+        """Return the previous cosine classifier with the scale of this stage, or a new one."""
         return super().make_head(require_previous("gcl_stage2", previous))
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
-        """Mix the batch, or its labels only, and draw the noise, the same on every rank."""
+        """Mix the batch, or its labels only, and draw the noise of both labels."""
         mixed = super().prepare(batch, at)
         return replace(mixed, views=batch.views) if self.config.mix == "labels" else mixed

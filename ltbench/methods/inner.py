@@ -1,4 +1,4 @@
-"""What methods need that look at, or train, something of their own before a step."""
+"""Inner optimisation and evaluation inside a method's step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim.adam import adam
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Inside, modules are in evaluation mode; afterwards each part is in the mode it had."""
+    """Context manager that puts modules in evaluation mode and restores their modes on exit."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         for part, _ in modes:
@@ -27,9 +27,9 @@ class InnerAdam(nn.Module):
     """Adam for parameters that a method trains itself, with its state in the method's state dict.
 
     Args:
-        parameters: what will be trained; given again to each step, in the same order.
+        parameters: the parameters to train; pass them to each step in the same order.
         lr: learning rate.
-        weight_decay: added to the gradient, times the parameter.
+        weight_decay: L2 penalty, added to the gradient.
     """
 
     steps: Tensor
@@ -44,7 +44,7 @@ class InnerAdam(nn.Module):
 
     @torch.no_grad()
     def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Change parameters in place."""
+        """Update the parameters in place."""
         steps = [self.steps.clone() for _ in parameters]
         adam(
             list(parameters),

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from ltbench import dist, schema
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.losses import log_prior, logit_adjusted_rows
 from ltbench.losses.logits import lade_regulariser
 from ltbench.methods.base import Batch, Method, Progress, Rows
@@ -14,18 +15,18 @@ class LADE(Method):
 
     Reference: Hong et al., Disentangling Label Distribution for Long-Tailed Visual Recognition,
         CVPR 2021, arXiv:2012.00321.
-    Departures: the regulariser's means go over the images of all ranks (of one micro-batch with
-        gradient accumulation). It couples the images of a batch and belongs to no class, so an
-        update that works by class takes it as a part that all share. Defaults are the authors'
-        for CIFAR-100-LT; their configuration files and commands disagree elsewhere. Prediction
-        is for a uniform test prior.
+    Departures: the regulariser's means are over the images of all ranks (of one micro-batch with
+        gradient accumulation). It couples the images of a batch and belongs to no class, so
+        class-wise updates treat it as a shared term. Defaults are the authors' for CIFAR-100-LT;
+        their configuration files and commands disagree elsewhere. Predictions assume a uniform
+        test prior.
     """
 
     class Config(schema.Config):
         """Options of LADE."""
 
         alpha: float = Field(0.1, ge=0)
-        """Weight of the regulariser; 0 leaves prior-adjusted cross-entropy."""
+        """Weight of the regulariser; 0 is prior-adjusted cross-entropy."""
         lam: float = Field(0.01, ge=0)
         """Weight of the squared term inside the regulariser."""
 
@@ -33,17 +34,17 @@ class LADE(Method):
     offset: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make the log prior from the class counts."""
+        """Create the log prior from the class counts."""
         self.register_buffer("offset", log_prior(self.info.class_counts), persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image, and the regulariser of the global batch."""
+        """Return one loss row per image, and the regulariser of the global batch."""
         logits = self.predict(batch.views[0])
         rows = logit_adjusted_rows(logits, batch.labels, self.offset)
         shared = None
         if self.config.alpha > 0:
-            everyone = dist.gather_with_gradient(logits)
-            labels = dist.gather(batch.labels)
+            everyone = ranks.all_gather_with_gradient(logits)
+            labels = ranks.all_gather(batch.labels)
             bound = lade_regulariser(everyone, labels, self.info.class_counts, self.config.lam)
             shared = self.config.alpha * bound
         return Rows(rows, batch.labels, images=len(rows), shared=shared, logits=logits.detach())

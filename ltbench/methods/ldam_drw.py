@@ -3,7 +3,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.losses import LDAMLoss, effective_number_weights
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.methods.previous import continued_cosine
@@ -17,7 +17,7 @@ class LDAMDRW(Method):
     Departures: the deferred weights are those of effective numbers, as in the authors' code,
         where the paper's algorithm has 1/n_k. The scale belongs to the classifier, not to the
         loss, so that confidences are those of the trained model. A cosine classifier of the
-        stage before is continued, any other is replaced.
+        previous stage with the same scale is kept, any other is replaced.
     """
 
     class Config(schema.Config):
@@ -26,9 +26,9 @@ class LDAMDRW(Method):
         max_margin: float = Field(0.5, ge=0)
         """Margin of the rarest class, in units of the cosine."""
         scale: float = Field(30.0, gt=0)
-        """s: logits are s times the cosine."""
+        """Scale s of the cosine classifier: logits are s times the cosine."""
         beta: float = Field(0.9999, ge=0, lt=1)
-        """Of the effective numbers; 0 gives equal weights."""
+        """Beta of the effective number; 0 gives equal weights."""
         reweight_from: int | None = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
         """First epoch of the stage, counted from 0, with class weights; null is never."""
 
@@ -36,19 +36,19 @@ class LDAMDRW(Method):
     class_weights: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make the loss and the class weights from the class counts."""
+        """Create the loss and the class weights from the class counts."""
         cfg, counts = self.config, self.info.class_counts
         self.criterion = LDAMLoss(counts, cfg.max_margin, cfg.scale, "none")
         weights = effective_number_weights(counts, cfg.beta)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def make_head(self, previous: Method | None) -> nn.Module:
-        """Return the previous classifier if it is the same kind of cosine, else a new one."""
+        """Return the previous classifier if it is a cosine with this scale, else a new one."""
         features, classes = self.backbone.num_features, self.info.num_classes
         return continued_cosine(previous, features, classes, self.config.scale)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image, weighted by class in the deferred phase."""
+        """Return one loss row per image, weighted by class in the deferred phase."""
         logits = self.predict(batch.views[0])
         rows = self.criterion(logits, batch.labels)
         start = self.config.reweight_from

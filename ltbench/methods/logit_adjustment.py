@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ltbench import schema
-from ltbench.heads import ShiftedHead
+from ltbench.config import schema
 from ltbench.losses import LogitAdjustedLoss, logit_adjustment_offset
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
+from ltbench.models.heads import ShiftedHead
 
 
 class LogitAdjustment(Method):
@@ -18,7 +18,7 @@ class LogitAdjustment(Method):
 
     Reference: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021,
         arXiv:2007.07314, Eqn 10.
-    Departures: the prior has the public code's floor, log(pi^tau + 1e-12).
+    Departures: the prior has the floor of the public code, log(pi^tau + 1e-12).
     """
 
     class Config(schema.Config):
@@ -30,11 +30,11 @@ class LogitAdjustment(Method):
     config: Config
 
     def setup(self, previous: Method | None) -> None:
-        """Make the loss from the class counts."""
+        """Create the loss from the class counts."""
         self.criterion = LogitAdjustedLoss(self.info.class_counts, self.config.tau, "none")
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image; the logits for prediction carry no prior."""
+        """Return one loss row per image; logits for prediction are not adjusted by the prior."""
         logits = self.predict(batch.views[0])
         rows = self.criterion(logits, batch.labels)
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())
@@ -45,7 +45,7 @@ class LogitAdjustmentPosthoc(Method):
 
     Reference: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021,
         arXiv:2007.07314, Eqn 9.
-    Departures: the prior has the public code's floor, log(pi^tau + 1e-12).
+    Departures: the prior has the floor of the public code, log(pi^tau + 1e-12).
     """
 
     kind: ClassVar[Kind] = "post-hoc"
@@ -55,12 +55,12 @@ class LogitAdjustmentPosthoc(Method):
         """Options of post-hoc logit adjustment."""
 
         tau: float = Field(1.0, ge=0)
-        """Strength of the prior; 0 leaves the model as it is."""
+        """Strength of the prior; 0 leaves the model unchanged."""
 
     config: Config
 
     def make_head(self, previous: Method | None) -> nn.Module:
-        """Return the previous classifier with the prior taken off its logits."""
+        """Return the previous classifier with the log prior subtracted from its logits."""
         head = require_previous("logit_adjustment_posthoc", previous).head
         offset = -logit_adjustment_offset(self.info.class_counts, self.config.tau)
         return ShiftedHead(head, offset.to(torch.get_default_dtype()))

@@ -7,31 +7,32 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench import dist, schema
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.errors import UserError
-from ltbench.heads import LinearHead
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.adaptive import bounded_noise, seed_acceptance, translate
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.inner import evaluating
 from ltbench.methods.previous import require_previous
+from ltbench.models.heads import LinearHead
 
 
 class M2m(Method):
-    """Images of frequent classes, moved until a trained helper sees a rarer class in them.
+    """Images of frequent classes, changed until a trained helper sees a rarer class in them.
 
-    A stage with ``start: fresh``; the trained method of the stage before is the helper. Meant
-    for the sampler `deferred`, whose ``start`` is ``generate_from`` here.
+    Needs a stage with ``start: fresh``; the trained method of the previous stage is the helper.
+    Meant for the sampler `deferred`, with its ``start`` equal to ``generate_from``.
 
     Reference: Kim et al., M2m: Imbalanced Classification via Major-to-minor Translation,
         CVPR 2020, arXiv:2004.00431, Algorithm 1.
-    Departures: the noise that a search starts from is shortened for each image; the authors'
-        code shortens each channel over the whole batch. Images that their Bernoulli draw rejects
-        are not searched for. Seeds come from the global batch (from each micro-batch with
-        gradient accumulation). A generated image is a row of the class it was made for. The
-        authors' ResNet-32 has new channels after the old ones: it is ours with other numbers of
-        channels (`renumber_appended`), but begins with convolutions scaled by their outputs,
-        ours by their inputs, and with a classifier's bias of 0.
+    Departures: the initial noise is clipped in norm for each image; the authors' code clips each
+        channel over the whole batch. Images that the Bernoulli draw rejects are not generated.
+        Seeds come from the global batch (from each micro-batch with gradient accumulation). A
+        generated image is a row of its target class. The shortcuts of the authors' ResNet-32
+        append new channels after the old ones: up to a permutation of channels it is ours
+        (`renumber_appended`), but its convolutions are initialised by fan-out, ours by fan-in,
+        and the bias of its classifier starts at 0.
     """
 
     kind: ClassVar[Kind] = "sampler"
@@ -44,17 +45,17 @@ class M2m(Method):
         generate_from: int = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
         """First epoch of the stage, counted from 0, with generated images."""
         beta: float = Field(0.999, ge=0, lt=1)
-        """Nearer to 1, only seeds of far more frequent classes are accepted."""
+        """Acceptance parameter; near 1, only seeds of much more frequent classes are accepted."""
         lam: float = Field(0.5, ge=0)
-        """Weight of lowering the seed class's logit in the trained model."""
+        """Weight of the seed class's logit in the trained model, which is minimised."""
         gamma: float = Field(0.9, ge=0, le=1)
-        """Least confidence of the helper in the class wanted."""
+        """Smallest confidence of the helper in the target class."""
         steps: int = Field(10, ge=1)
-        """Gradient steps of a search."""
+        """Gradient steps of the translation."""
         step_size: float = Field(0.1, gt=0)
         """Length of a step, with pixels in [0, 1]."""
         noise: float = Field(0.5, ge=0)
-        """Largest L2 norm of the noise that a search starts from."""
+        """Largest L2 norm of the initial noise."""
 
     config: Config
     counts: Tensor
@@ -66,16 +67,16 @@ class M2m(Method):
         return LinearHead(self.backbone.num_features, self.info.num_classes)
 
     def setup(self, previous: Method | None) -> None:
-        """Keep the method of the stage before as helper.
+        """Keep the method of the previous stage as helper.
 
         Raises:
-            UserError: there is none, or it shares its backbone with this one.
+            UserError: there is none, or it shares its backbone with this method.
         """
         self.helper = require_previous("m2m", previous)
         if self.helper.backbone is self.backbone:
             raise UserError(
-                "method `m2m` needs a helper that is not trained on, found its backbone shared "
-                "with the stage before; set `start: fresh` in the stage of `m2m`"
+                "method `m2m` needs a helper with a separate backbone, found one shared with the "
+                "previous stage; set `start: fresh` in the stage of `m2m`"
             )
         info = self.info
         for name, values in {"mean": info.mean, "std": info.std}.items():
@@ -91,18 +92,18 @@ class M2m(Method):
         return self
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
-        """Replace images by generated ones of the same label; every rank draws the same."""
+        """Replace images by generated ones of the same label; all ranks draw the same."""
         if at.epoch < self.config.generate_from:
             return batch
         generator = at.generator("m2m")
-        labels = dist.gather(batch.labels)
+        labels = ranks.all_gather(batch.labels)
         places, seeds = self.draw(labels.cpu(), generator)
         if not len(places):  # on every rank
             return batch
         images = batch.views[0]
         uniform = torch.rand((len(places), *images.shape[1:]), generator=generator)
-        everyone = dist.gather(images)
-        first = dist.offset(batch.labels)
+        everyone = ranks.all_gather(images)
+        first = ranks.offset(batch.labels)
         own = (places >= first) & (places < first + len(images))
         if not own.any():
             return batch
@@ -116,11 +117,11 @@ class M2m(Method):
         return replace(batch, views=(changed, *batch.views[1:]))
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return which places of a batch to fill anew, and the place of each one's seed image.
+        """Return the positions of images to generate in a batch, and of their seed images.
 
         Args:
-            labels: of the global batch [B], on the CPU.
-            generator: of all draws.
+            labels: labels of the global batch [B], on the CPU.
+            generator: random generator of all draws.
         """
         counts = self.counts.cpu()
         kept, lucky = torch.rand((2, len(labels)), generator=generator, dtype=torch.float64)
@@ -137,11 +138,11 @@ class M2m(Method):
     def generate(
         self, images: Tensor, targets: Tensor, seeds: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return images moved from class ``seeds`` to ``targets``, and the helper's confidence.
+        """Return images translated from ``seeds`` to ``targets``, and the helper's confidences.
 
         Args:
-            images: normalised [B, 3, H, W].
-            targets: classes wanted [B].
+            images: normalised seed images [B, 3, H, W].
+            targets: target classes [B].
             seeds: classes of the images [B].
             uniform: numbers in [0, 1) of the shape of ``images``, for the noise.
         """
@@ -162,7 +163,7 @@ class M2m(Method):
         return (pixels - mean) / std, confidence
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image."""
+        """Return one loss row per image."""
         logits = self.predict(batch.views[0])
         rows = cross_entropy_rows(logits, batch.labels)
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())

@@ -5,25 +5,25 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 from torch import nn
 
-from ltbench import schema
-from ltbench.heads import ScaledHead
+from ltbench.config import schema
 from ltbench.losses import LabelAwareSmoothingLoss
 from ltbench.losses.class_counts import Smoothing
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
+from ltbench.models.heads import ScaledHead
 
 
 class MiSLAS(Method):
-    """Stage 2 of MiSLAS: the classifier goes on under learnable scales and smoothed labels.
+    """Stage 2 of MiSLAS: classifier trained further with learnable scales and label smoothing.
 
     Meant for the class-aware sampler after a `mixup` stage, without mixup of its own.
 
     Reference: Zhong et al., Improving Calibration for Long-Tailed Recognition, CVPR 2021,
         arXiv:2104.00466 (label-aware smoothing, learnable weight scaling, shift learning on BN).
     Departures: smoothed mass goes to all classes, the label included, as in the authors' code;
-        the paper leaves the label out. Shift learning is ``frozen_bn: train``, the default here;
-        the authors' CIFAR-10 settings need ``frozen_bn: eval``. The classifier's own, smaller
-        learning rate is ``optim.lr_factors: {head.head: ...}`` of the stage.
+        the paper excludes the label. Shift learning is ``frozen_bn: train``, the default here;
+        the authors' CIFAR-10 settings need ``frozen_bn: eval``. The smaller learning rate of the
+        classifier is ``optim.lr_factors: {head.head: ...}`` of the stage.
     """
 
     kind: ClassVar[Kind] = "two-stage"
@@ -37,7 +37,7 @@ class MiSLAS(Method):
         smooth_tail: float = Field(0.0, ge=0, le=1)
         """Label smoothing of the smallest class, at most `smooth_head`."""
         shape: Smoothing = "concave"
-        """How smoothing grows with class counts between the two."""
+        """Shape of the smoothing between the two, as a function of class counts."""
         power: float | None = Field(None, gt=0)
         """Exponent of shape `exponential`; null for the other shapes."""
 
@@ -52,7 +52,7 @@ class MiSLAS(Method):
     config: Config
 
     def setup(self, previous: Method | None) -> None:
-        """Make the loss from the class counts."""
+        """Create the loss from the class counts."""
         config = self.config
         self.criterion = LabelAwareSmoothingLoss(
             self.info.class_counts,
@@ -64,11 +64,11 @@ class MiSLAS(Method):
         )
 
     def make_head(self, previous: Method | None) -> nn.Module:
-        """Return the previous classifier, which is trained on, under learnable scales."""
+        """Return the previous classifier, which stays trainable, with learnable scales."""
         return ScaledHead(require_previous("mislas", previous).head, self.info.num_classes)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image."""
+        """Return one loss row per image."""
         logits = self.predict(batch.views[0])
         rows = self.criterion(logits, batch.labels)
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())

@@ -7,36 +7,38 @@ from pydantic import Field
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ltbench import dist, schema
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.losses import cross_entropy_rows, mixup_rows
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
 class Mixup(Method):
-    """Cross-entropy on convex combinations of image pairs, with the labels mixed alike.
+    """Cross-entropy on convex combinations of image pairs and their labels.
 
     Reference: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018,
         arXiv:1710.09412, Eqn 1; for long tails: Zhong et al., CVPR 2021, arXiv:2104.00466.
     Departures: none known in the loss. One lambda and one permutation per batch, as in the
-        authors' code. Both come from one generator, lambda by inverting Beta's distribution
-        function, so that runs repeat; the permutation is of the global batch, so that ranks mix
-        as one process does. A mixed image is one row of its first label's class (PLOT's paper
-        leaves that open). With gradient accumulation each micro-batch mixes within itself.
+        authors' code. Both come from one generator, lambda by inverting the Beta distribution
+        function, so that runs are reproducible; the permutation is of the global batch, so that
+        the number of ranks does not matter. A mixed image is one row with the class of its first
+        label (PLOT's paper leaves that open). With gradient accumulation each micro-batch is
+        mixed within itself.
     """
 
     class Config(schema.Config):
         """Options of mixup."""
 
         alpha: float = Field(1.0, gt=0)
-        """Lambda ~ Beta(alpha, alpha): 1 is uniform, smaller values mix less."""
+        """Lambda ~ Beta(alpha, alpha); 1 is uniform, smaller values mix less."""
 
     config: Config
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
-        """Mix the batch with a permutation of itself; every rank draws the same."""
+        """Mix the batch with a permutation of itself; all ranks draw the same."""
         alpha, generator = self.config.alpha, at.generator("mixup")
         uniform = torch.rand((), generator=generator, dtype=torch.float64)
-        images = len(dist.gather(batch.labels))
+        images = len(ranks.all_gather(batch.labels))
         return mix(
             batch,
             lam=float(betaincinv(alpha, alpha, uniform.item())),
@@ -44,7 +46,7 @@ class Mixup(Method):
         )
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image, labelled by its first label; plain where nothing is mixed."""
+        """Return one loss row per image, with the class of its first label."""
         logits = self.predict(batch.views[0])
         if batch.partner is None:
             rows = cross_entropy_rows(logits, batch.labels)
@@ -54,14 +56,14 @@ class Mixup(Method):
 
 
 def mix(batch: Batch, lam: float, permutation: Tensor) -> Batch:
-    """Return ``lam`` of each image plus ``1 - lam`` of its partner's.
+    """Return ``lam`` times each image plus ``1 - lam`` times its partner.
 
     Args:
         batch: images of this rank.
-        lam: share of the first image, in [0, 1].
+        lam: weight of the first image, in [0, 1].
         permutation: partner of each image of the global batch, ranks in order.
     """
-    start = dist.offset(batch.labels)
+    start = ranks.offset(batch.labels)
     partners = permutation[start : start + len(batch.labels)].to(batch.labels.device)
-    views = tuple(lam * view + (1 - lam) * dist.gather(view)[partners] for view in batch.views)
-    return replace(batch, views=views, partner=dist.gather(batch.labels)[partners], lam=lam)
+    views = tuple(lam * view + (1 - lam) * ranks.all_gather(view)[partners] for view in batch.views)
+    return replace(batch, views=views, partner=ranks.all_gather(batch.labels)[partners], lam=lam)

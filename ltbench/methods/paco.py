@@ -10,34 +10,36 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltbench import dist, schema
-from ltbench.backbones.batchnorm import SyncBatchNorm2d
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.losses import log_prior
 from ltbench.losses.contrastive import paco_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.bcl import projection
+from ltbench.models.batchnorm import SyncBatchNorm2d
 
 
 class PaCo(Method):
     """Supervised contrast with a queue of momentum features, and the classes' centres among them.
 
     The centres are the linear classifier on pooled features, with the log of the training prior;
-    predictions carry no prior. The first view gives the anchors, the second the keys. The momentum
-    encoder follows the weights alone: its batch normalisation trains along, on the keys' images,
-    and so has running statistics of its own.
+    predictions have no prior. The first view gives the anchors, the second the keys. The momentum
+    encoder averages the weights only: its batch normalisation runs in training mode on the images
+    of the keys, with its own running statistics.
 
     Reference: Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028, Eqn 4-5;
         the momentum encoder and queue are those of He et al., Momentum Contrast for Unsupervised
         Visual Representation Learning, CVPR 2020, arXiv:1911.05722.
     Departures: the queue starts with unit vectors that belong to no class, where the authors'
         code has random labels and normalises along the other axis. It may have any length, and
-        holds what came last. The projection is normalised over the images of all ranks, where
-        the authors normalise on each and shuffle the keys between them; for the backbone take
-        `batchnorm: sync` on several. An anchor is contrasted with the anchors and keys of all
-        ranks, where the authors' sees those of its own GPU and the queue. The projection's first
-        layer has no bias, which its normalisation would cancel. An anchor's row is of its own
-        class. With gradient accumulation each micro-batch is contrasted with itself and the
-        queue, which moves on once per step. A recipe that sets `freeze` names `twin` too.
+        holds the latest keys. The projection is normalised over the images of all ranks, where
+        the authors normalise per rank and shuffle the keys between ranks; for the backbone use
+        `batchnorm: sync` on several ranks. An anchor is contrasted with the anchors and keys of
+        all ranks, where the authors' code uses those of its own GPU and the queue. The first
+        layer of the projection has no bias, which its normalisation would cancel. A row has the
+        class of its anchor. With gradient accumulation each micro-batch is contrasted with itself
+        and the queue, which is updated once per step. A recipe that sets `freeze` must include
+        `twin`.
     """
 
     kind: ClassVar[Kind] = "contrastive"
@@ -47,25 +49,25 @@ class PaCo(Method):
     class Config(schema.Config):
         """Options of PaCo."""
 
-        revision: ClassVar[int] = 1  # the projection had no normalisation before
+        revision: ClassVar[int] = 1  # the projection used to have no normalisation
 
         queue: int = Field(8192, ge=1)
-        """Keys of earlier steps that are kept."""
+        """Length of the queue of keys."""
         dim: int = Field(128, ge=1)
-        """Numbers of a projected feature."""
+        """Dimension of projected features."""
         temperature: float = Field(0.2, gt=0)
-        """Divides the inner products of features."""
+        """Temperature of the contrastive loss."""
         alpha: float = Field(0.05, ge=0)
-        """Weight of each other feature of an anchor's class as a positive."""
+        """Weight of each positive feature (of the anchor's class)."""
         beta: float = Field(1.0, gt=0)
-        """Weight of its class's centre as a positive."""
+        """Weight of the positive centre (of the anchor's class)."""
         gamma: float = Field(1.0, ge=0)
-        """Weight of features beside centres in the denominator."""
+        """Weight of features, relative to centres, in the denominator."""
         momentum: float = Field(0.999, ge=0, le=1)
-        """Share of its weights that the momentum encoder keeps in a step."""
+        """Momentum of the encoder's moving average."""
         projection_init: Literal["kaiming_normal", "pytorch"] = "pytorch"
-        """Initial weights of the projection's last layer: those of the CIFAR codes of the field, or
-        `nn.Linear`'s own."""
+        """Initial weights of the projection's last layer: as in the public CIFAR codes, or the
+        default of `nn.Linear`."""
 
     config: Config
     offset: Tensor
@@ -74,7 +76,7 @@ class PaCo(Method):
     queue_next: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make the projection, the momentum encoder as a copy, and a queue of no class."""
+        """Create the projection, the momentum encoder and an unlabelled queue."""
         size, dim, width = self.config.queue, self.config.dim, self.backbone.num_features
         self.projection = projection(width, dim, SyncBatchNorm2d(width))
         if self.config.projection_init == "kaiming_normal":
@@ -84,21 +86,21 @@ class PaCo(Method):
         self.register_buffer("offset", log_prior(self.info.class_counts), persistent=False)
         self.register_buffer("queue", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("queue_labels", torch.full((size,), -1))
-        self.register_buffer("queue_next", torch.tensor(0))  # where the next key goes
+        self.register_buffer("queue_next", torch.tensor(0))  # position of the next key
 
     @torch.no_grad()
     def prepare(self, batch: Batch, at: Progress) -> Batch:
-        """Move the momentum encoder, once per step, and make the global batch's keys."""
+        """Update the momentum encoder once per step and compute the keys of the global batch."""
         if at.micro == 0:
             for mine, own in self._pairs():
                 mine.lerp_(own.to(mine), 1 - self.config.momentum)
         features = self.twin["projection"](self.twin["backbone"](batch.views[1]))
-        keys = dist.gather(F.normalize(features, dim=1))
-        extra = {**batch.extra, "keys": keys, "key_labels": dist.gather(batch.labels)}
+        keys = ranks.all_gather(F.normalize(features, dim=1))
+        extra = {**batch.extra, "keys": keys, "key_labels": ranks.all_gather(batch.labels)}
         return replace(batch, extra=extra)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per anchor, against the anchors and keys of all ranks and the queue."""
+        """Return one row per anchor; contrasts are anchors and keys of all ranks and the queue."""
         config, keys, labels = self.config, batch.extra["keys"], batch.extra["key_labels"]
         features = self.backbone(batch.views[0])
         logits = self.head(features)
@@ -107,9 +109,9 @@ class PaCo(Method):
             logits.to(keys) + self.offset.to(keys),
             anchors,
             batch.labels,
-            torch.cat([dist.gather_with_gradient(anchors), keys, self.queue]),
+            torch.cat([ranks.all_gather_with_gradient(anchors), keys, self.queue]),
             torch.cat([labels, labels, self.queue_labels]),
-            start=dist.offset(anchors),
+            start=ranks.offset(anchors),
             alpha=config.alpha,
             beta=config.beta,
             gamma=config.gamma,
@@ -119,7 +121,7 @@ class PaCo(Method):
 
     @torch.no_grad()
     def after_step(self, batches: Sequence[Batch], at: Progress) -> None:
-        """Put the step's keys in the place of the oldest."""
+        """Replace the oldest keys of the queue by those of the step."""
         size = self.config.queue
         keys = torch.cat([batch.extra["keys"] for batch in batches])
         labels = torch.cat([batch.extra["key_labels"] for batch in batches])

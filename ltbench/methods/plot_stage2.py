@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench import dist, schema
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.losses import cross_entropy_rows, plot_class_weights
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
@@ -15,17 +16,17 @@ from ltbench.methods.previous import require_previous
 class PlotStage2(Method):
     """Stage 2 of the released PLOT: features pushed against their class, weighted for the tail.
 
-    The classifier goes on from stage 1 on frozen features. The loss moves, over the stage's
-    epochs, from cross-entropy to class-weighted cross-entropy on features shifted in the
-    direction that raises their own class's loss. Meant for the class-aware sampler.
+    The classifier of stage 1 is trained further on frozen features. Over the epochs of the stage,
+    the loss moves from cross-entropy to class-weighted cross-entropy on features shifted in the
+    direction that increases the loss of their own class. Meant for the class-aware sampler.
 
     Reference: the released code of Zhou et al., Pareto Deep Long-Tailed Recognition: A
         Conflict-Averse Solution, ICLR 2024; after Zhou et al., Class-Conditional
         Sharpness-Aware Minimization for Deep Long-Tailed Recognition, CVPR 2023 (stage 2).
-    Departures: the paper describes its stage 2 as that of cRT; this is what the code runs.
+    Departures: the paper describes stage 2 as that of cRT; this is the released code's.
         Gradients are normalised per class of the global batch (of each micro-batch with
-        gradient accumulation); a class whose gradient is zero is not shifted. The release
-        starts from the best epoch on the test set, ltbench from the last.
+        gradient accumulation); a class with zero gradient is not shifted. The release starts
+        from the best epoch on the test set, ltbench from the last epoch.
     """
 
     kind: ClassVar[Kind] = "two-stage"
@@ -37,21 +38,21 @@ class PlotStage2(Method):
         div: float = Field(2.0, gt=0)
         """Divisor of the class weights log(n_max / n_k + 0.01) / div."""
         adver_reg: float = Field(1.0, ge=0)
-        """Length of a class's feature shift, in units of its weight."""
+        """Length of the feature shift of a class, in units of its weight."""
         up_limit: float = Field(1.0, ge=0, le=1)
-        """Largest share of the shifted loss, reached by a linear ramp over the epochs."""
+        """Largest weight of the shifted loss, reached by a linear ramp over the epochs."""
 
     config: Config
     omega: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make the class weights from the class counts."""
+        """Create the class weights from the class counts."""
         require_previous("plot_stage2", previous)
         omega = plot_class_weights(self.info.class_counts, self.config.div)
         self.register_buffer("omega", omega, persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image: (1 - A) of its loss plus A of its weighted, shifted loss."""
+        """Return one loss row per image, a mean of plain and shifted loss weighted by the ramp."""
         features = self.backbone(batch.views[0])
         logits = self.head(features)
         directions = class_directions(self.head, features, batch.labels, self.info.num_classes)
@@ -65,18 +66,18 @@ class PlotStage2(Method):
 
 
 def class_directions(head: nn.Module, features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Return the gradient of each class's loss at its features, each class of unit norm.
+    """Return the gradient of the loss by the features, normalised per class.
 
-    The norm is that of all rows of a class in the global batch, so the number of rows cancels.
+    The norm is over all rows of a class in the global batch, so that the number of rows cancels.
 
     Args:
-        head: classifier that treats rows one by one.
-        features: [B, D].
-        labels: [B].
-        num_classes: C.
+        head: classifier that treats rows independently.
+        features: features [B, D].
+        labels: class of each row [B].
+        num_classes: number of classes C.
 
     Returns:
-        Constant rows [B, D], at least in single precision.
+        Detached rows [B, D], in single precision or higher.
     """
     with torch.enable_grad():
         leaf = features.detach().requires_grad_()
@@ -84,5 +85,5 @@ def class_directions(head: nn.Module, features: Tensor, labels: Tensor, num_clas
         (gradient,) = torch.autograd.grad(loss, leaf)
     gradient = gradient.to(loss.dtype)
     squares = gradient.new_zeros(num_classes).index_add(0, labels, (gradient**2).sum(dim=1))
-    norms = dist.sum_(squares).sqrt()[labels]  # [B]
+    norms = ranks.all_reduce_(squares).sqrt()[labels]  # [B]
     return gradient / norms.clamp(min=torch.finfo(norms.dtype).tiny)[:, None]

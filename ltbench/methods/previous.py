@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from ltbench.errors import UserError
-from ltbench.heads import CosineHead
 from ltbench.methods.base import Method
+from ltbench.models.heads import CosineHead
 
 
 def continued_cosine(
     previous: Method | None, num_features: int, num_classes: int, scale: float
 ) -> CosineHead:
-    """Return the previous classifier if it is a cosine of that scale, else a new one."""
+    """Return the previous classifier if it is a cosine with this scale, else a new one."""
     head = None if previous is None else previous.head
     if isinstance(head, CosineHead) and head.scale == scale:
         return head
@@ -16,14 +16,14 @@ def continued_cosine(
 
 
 def require_previous(name: str, previous: Method | None) -> Method:
-    """Return the method of the stage before, which method ``name`` cannot do without.
+    """Return the method of the previous stage, required by method ``name``.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no previous stage.
     """
     if previous is None:
         raise UserError(
-            f"method `{name}` continues a trained model, found it in the first stage; "
+            f"method `{name}` continues a trained model, but is in the first stage; "
             "put a stage before it, e.g. `ce`"
         )
     return previous

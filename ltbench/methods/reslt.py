@@ -6,25 +6,26 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ltbench import dist, schema
-from ltbench.backbones.residual import Block, ResLTHead, ResLTNetwork, branch_features
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.losses.experts import RESLT_FLOOR, rarest_classes, reslt_rows
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+from ltbench.models.residual import Block, ResLTHead, ResLTNetwork, branch_features
 
 
 class ResLT(Method):
     """Residual branches for all, for medium and tail, and for tail classes; their logits add up.
 
-    A branch for no class is left out, as in the authors' code for iNaturalist.
+    A branch without classes is omitted, as in the authors' code for iNaturalist.
 
     Reference: Cui et al., ResLT: Residual Learning for Long-Tailed Recognition, TPAMI 2022,
         arXiv:2101.10633.
     Departures: evaluation runs the branches before pooling, as training does, unless
         ``eval_after_pooling`` is set; the authors' large models run them after it. Groups are
-        numbers of rarest classes, so labels need no order. An image is one row; the number of
-        branch losses they are divided by is that of the global batch (of each micro-batch with
-        gradient accumulation). A classifier of the stage before is replaced.
+        given as numbers of rarest classes, so labels need not be sorted. An image is one row; the
+        divisor of the branch losses is their number in the global batch (in each micro-batch with
+        gradient accumulation). A classifier of the previous stage is replaced.
     """
 
     kind: ClassVar[Kind] = "architecture"
@@ -33,20 +34,20 @@ class ResLT(Method):
         """Options of ResLT."""
 
         medium_and_tail: int | None = Field(None, ge=0)
-        """Rarest classes that the second branch learns; null is 65 % of the classes."""
+        """Number of rarest classes of the second branch; null is 65 % of the classes."""
         tail: int | None = Field(None, ge=0)
-        """Rarest classes that the third branch learns, at most `medium_and_tail`; null is 30 % of
+        """Number of rarest classes of the third branch, at most `medium_and_tail`; null is 30 % of
         the classes."""
         beta: float = Field(0.995, ge=0, le=1)
-        """Share of the branches' own losses; the rest is that of their sum."""
+        """Weight of the branch losses; 1 - beta is the weight of the fused loss."""
         block: Block = "bn"
-        """What a branch is: a batch normalisation (CIFAR), or a third of a 1x1 convolution."""
+        """Type of a branch: a batch normalisation (CIFAR), or a third of a 1x1 convolution."""
         gamma: float | None = Field(None, ge=0)
         """Evaluate with weights w / |w|^gamma and no bias; null evaluates as trained."""
         eval_after_pooling: bool = False
         """Evaluate the branches on pooled features."""
         fused_floor: bool = Field(False, json_schema_extra=schema.ADDED)
-        """Add 1e-7 to the probabilities of the fused loss, as to those of the branches' own."""
+        """Add 1e-7 to the probabilities of the fused loss, as in the branch losses."""
 
         @model_validator(mode="after")
         def _nested(self) -> ResLT.Config:
@@ -56,7 +57,7 @@ class ResLT(Method):
             return self
 
         def group_sizes(self, num_classes: int) -> tuple[int, int]:
-            """Return how many rarest classes the second and third branch learn."""
+            """Return the numbers of rarest classes of the second and third branch."""
             medium, tail = self.medium_and_tail, self.tail
             if medium is None:
                 medium = max(round(0.65 * num_classes), tail or 0)
@@ -74,7 +75,7 @@ class ResLT(Method):
         return ResLTHead(self.backbone.num_features, classes, self.config.block, branches)
 
     def setup(self, previous: Method | None) -> None:
-        """Find the groups of classes.
+        """Create the masks of the class groups.
 
         Raises:
             UserError: a group is larger than the number of classes.
@@ -91,12 +92,12 @@ class ResLT(Method):
             self.register_buffer(name, members, persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image."""
+        """Return one loss row per image."""
         labels = batch.labels
         logits = self.head(branch_features(self.backbone, self.head, batch.views[0]))
         learners = (1 + self.medium_and_tail.double() + self.tail)[labels]  # [B]
         totals = torch.stack([learners.sum(), learners.new_tensor(len(labels))])
-        losses, images = dist.sum_(totals).unbind()
+        losses, images = ranks.all_reduce_(totals).unbind()
         rows = reslt_rows(
             logits,
             labels,
@@ -109,8 +110,8 @@ class ResLT(Method):
         return Rows(rows, labels, images=len(rows), logits=logits.detach().sum(dim=1))
 
     def predict(self, images: Tensor) -> Tensor:
-        """Return the branches' summed logits [B, C]."""
-        logits: Tensor = self.export()(images)  # a shell around the method's own modules
+        """Return the summed logits of the branches [B, C]."""
+        logits: Tensor = self.export()(images)  # wraps the method's own modules
         return logits
 
     def export(self) -> nn.Module:

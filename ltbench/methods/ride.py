@@ -6,29 +6,30 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench import dist, schema
-from ltbench.backbones.branches import Branches, ExpertHead, ExpertMean
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.losses import effective_number_weights, ldam_margins
 from ltbench.losses.experts import diversity_rows, expert_ldam_rows, ride_temperatures
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
+from ltbench.models.branches import Branches, ExpertHead, ExpertMean
 
 
 class Experts(Method):
-    """Experts with a common trunk, own later stages and own cosine classifiers."""
+    """Base of methods with experts: a shared trunk, separate later stages and cosine heads."""
 
     kind: ClassVar[Kind] = "architecture"
 
     class Config(schema.Config):
         """Options of all methods with experts."""
 
-        revision: ClassVar[int] = 1  # names of parts meant the first expert alone before
+        revision: ClassVar[int] = 1  # part names used to refer to the first expert only
 
         experts: int = Field(3, ge=2)
-        """E: how many."""
+        """Number of experts E."""
         branch_at: str = "layer2"
-        """First stage that each expert has for itself, e.g. layer3 of a ResNet-50."""
+        """First stage with separate weights per expert, e.g. layer3 of a ResNet-50."""
         scale: float = Field(30.0, gt=0)
-        """s: an expert's logits are s times the cosine."""
+        """Scale s of the cosine classifiers: logits are s times the cosine."""
 
     config: Config
 
@@ -38,7 +39,7 @@ class Experts(Method):
         return ExpertHead(cfg.experts, self.backbone.num_features, self.info.num_classes, cfg.scale)
 
     def setup(self, previous: Method | None) -> None:
-        """Make the stages of the further experts."""
+        """Create the stages of the additional experts."""
         cfg, trained = self.config, previous is not None
         self.branches = Branches(self.backbone, cfg.experts, cfg.branch_at, trained=trained)
 
@@ -63,11 +64,10 @@ class RIDE(Experts):
         ICLR 2021, arXiv:2010.01809, Eqns 2-4.
     Departures: the first stage of training only, without the routing of images to fewer experts
         and without distillation. Experts have the backbone's width; the recipes narrow it as the
-        authors do. Experts are compared with their mean, and there are class temperatures only
-        from ``reweight_from`` on, as in the authors' code. An image is one row: the losses of
-        all experts, as the weighted mean's share of it, and their diversity. With gradient
-        accumulation the weighted mean is that of each micro-batch. A classifier of the stage
-        before is replaced.
+        authors do. Experts are compared with their mean, and class temperatures apply only from
+        ``reweight_from`` on, as in the authors' code. An image is one row: its part of the
+        weighted mean of all experts' losses, and their diversity. With gradient accumulation the
+        weighted mean is that of each micro-batch. A classifier of the previous stage is replaced.
     """
 
     class Config(Experts.Config):
@@ -76,11 +76,11 @@ class RIDE(Experts):
         max_margin: float = Field(0.5, ge=0)
         """Margin of the rarest class, in units of the cosine."""
         diversity: float = -0.2
-        """kappa: weight of the experts' divergence from their mean; negative pushes them apart."""
+        """Weight kappa of the experts' divergence from their mean; negative pushes them apart."""
         temperature_factor: float = Field(0.05, ge=0, le=1)
-        """r: how much lower the temperatures of rarer classes are; 0 makes them equal."""
+        """Factor r that lowers the temperatures of rarer classes; 0 makes them equal."""
         beta: float = Field(0.9999, ge=0, lt=1)
-        """Of the effective numbers; 0 gives equal weights."""
+        """Beta of the effective number; 0 gives equal weights."""
         reweight_from: int | None = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
         """First epoch of the stage, counted from 0, with class weights and temperatures; null is
         never."""
@@ -91,7 +91,7 @@ class RIDE(Experts):
     temperatures: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make the experts, and margins, weights and temperatures from the class counts."""
+        """Create the experts, and margins, weights and temperatures from the class counts."""
         super().setup(previous)
         cfg, counts = self.config, self.info.class_counts
         for name, values in (
@@ -115,13 +115,13 @@ class RIDE(Experts):
 
 
 def mean_share(class_weights: Tensor, labels: Tensor) -> Tensor:
-    """Return what makes a weighted mean of a plain one: each row's weight over the mean weight.
+    """Return row weights divided by their mean: a plain mean with them is a weighted mean.
 
     Args:
-        class_weights: [C].
-        labels: of this rank's rows [B]; the mean goes over all ranks.
+        class_weights: class weights [C].
+        labels: class of each row of this rank [B]; the mean is over all ranks.
     """
     weights = class_weights[labels]
     sums = torch.stack([weights.sum(), weights.new_tensor(float(len(labels)))])
-    total, images = dist.sum_(sums).unbind()
+    total, images = ranks.all_reduce_(sums).unbind()
     return weights * (images / total)

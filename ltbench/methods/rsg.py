@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
-from ltbench import dist, schema
-from ltbench.backbones.base import Backbone
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.rsg import (
@@ -22,46 +22,48 @@ from ltbench.losses.rsg import (
 )
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.ldam_drw import LDAMDRW
+from ltbench.models.backbone import Backbone
 
-PROBE = 32  # side of the image that shows how many channels enter the last stage
+PROBE = 32  # side of the image that probes the input channels of the last stage
 
 
 class RSG(LDAMDRW):
-    """LDAM-DRW with further tail samples: tail maps that got the variation of head samples.
+    """LDAM-DRW with generated tail samples: feature maps of the tail plus variation of the head.
 
-    The maps are those that enter the backbone's last stage. A generated sample is one row of its
-    tail image's class.
+    The maps are the input of the backbone's last stage. A generated sample is one row with the
+    class of its tail image.
 
     Reference: Wang et al., RSG: A Simple but Effective Module for Learning Imbalanced Datasets,
         CVPR 2021, arXiv:2106.09859.
     Departures: maps are paired within the global batch, where the release pairs on each device;
-        the generated ones are shared out evenly over ranks. Head classes follow the counts. What
-        a vector of the variation loss is follows the release (`vectors`). Once samples are
-        generated the pair classifier has no gradient and stays as it is. In the release it stays
-        too, but not under PyTorch before 2.0: there momentum and weight decay went on acting on it.
+        the generated ones are distributed evenly over ranks. Head classes are chosen by class
+        counts. The vectors of the variation loss are those of the release (`vectors`). Once
+        samples are generated, the pair classifier has no gradient and does not change. The same
+        holds for the release, except with PyTorch before 2.0, where momentum and weight decay
+        kept acting on it.
     """
 
     kind: ClassVar[Kind] = "architecture"
 
     class Config(LDAMDRW.Config):
-        """Options of RSG beside those of LDAM-DRW."""
+        """Options of RSG in addition to those of LDAM-DRW."""
 
-        revision: ClassVar[int] = 1  # weight decay acted on what was not used yet before
+        revision: ClassVar[int] = 1  # weight decay used to act on unused parameters
 
         generate_from: int = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
-        """First epoch of the stage, counted from 0, with generated samples; before it the pair
-        classifier is trained."""
+        """First epoch of the stage, counted from 0, with generated samples; the pair classifier is
+        trained before it."""
         centers: int = Field(15, ge=1)
-        """Centers of each class."""
+        """Centers per class."""
         strength: float = Field(1.0, gt=0, le=1)
-        """Share of the larger of the head and tail groups of a batch that is paired."""
+        """Fraction of the larger of the head and tail groups of a batch that is paired."""
         head_share: float = Field(0.2, gt=0, lt=1)
-        """Share of the classes, the most frequent ones, that give their variation."""
+        """Fraction of the classes, the most frequent ones, whose variation is transferred."""
         vectors: VectorOrder = "memory"
-        """What the variation loss compares: numbers that follow in memory, as released, or the
-        channels of each position, as in the paper."""
+        """Vectors of the variation loss: consecutive numbers in memory, as released, or the
+        channels at each position, as in the paper."""
         center_weight: float = Field(0.1, ge=0)
-        """Weight of the center loss, the pair classifier's included."""
+        """Weight of the center loss and of the pair classifier's loss."""
         variation_weight: float = Field(0.01, ge=0)
         """Weight of the variation loss."""
 
@@ -69,7 +71,7 @@ class RSG(LDAMDRW):
     is_head: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make the loss, the class weights, the centers and the pair classifier."""
+        """Create the loss, the class weights, the centers and the pair classifier."""
         super().setup(previous)
         cfg, counts = self.config, self.info.class_counts
         channels = entering_channels(self.backbone)
@@ -78,10 +80,10 @@ class RSG(LDAMDRW):
         self.register_buffer("is_head", head_classes(counts, cfg.head_share), persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image and one per generated sample of this rank's share."""
+        """Return one row per image and one per generated sample of this rank."""
         cfg, last = self.config, len(self.backbone.stages) - 1
         maps = self.backbone.run(batch.views[0], 0, last)
-        seen, classes = dist.gather(maps.detach()), dist.gather(batch.labels)
+        seen, classes = ranks.all_gather(maps.detach()), ranks.all_gather(batch.labels)
         shared = self.transfer.center_rows(seen, classes).mean()
         if at.epoch < cfg.generate_from:
             shared = cfg.center_weight * (shared + same_class_loss(self.pairs, seen, classes))
@@ -89,7 +91,7 @@ class RSG(LDAMDRW):
         else:
             new, tails, loss = self.generate(seen, classes)
             shared = cfg.center_weight * shared + cfg.variation_weight * loss
-            own = torch.tensor_split(torch.arange(len(new)), dist.world())[dist.rank()]
+            own = torch.tensor_split(torch.arange(len(new)), ranks.world())[ranks.rank()]
             maps = torch.cat([maps, new[own].to(maps)])
             labels = torch.cat([batch.labels, tails[own]])
         logits = self.head(self.backbone.run(maps, last))
@@ -107,13 +109,13 @@ class RSG(LDAMDRW):
         )
 
     def generate(self, maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return new tail maps [P, D, H, W], their classes [P] and the variation loss.
+        """Return generated tail maps [P, D, H, W], their classes [P] and the variation loss.
 
-        A batch without head or without tail classes uses nothing: P is 0.
+        P is 0 for a batch without head or without tail classes.
 
         Args:
-            maps: constant maps of the global batch [B, D, H, W].
-            labels: [B].
+            maps: detached maps of the global batch [B, D, H, W].
+            labels: class of each image [B].
         """
         heads, tails = head_tail_pairs(self.is_head[labels], self.config.strength)
         if not len(heads):
@@ -123,17 +125,17 @@ class RSG(LDAMDRW):
         own = self.transfer.variation(maps[tails], labels[tails])
         frozen = {name: p.detach() for name, p in self.pairs.named_parameters()}
         logits = functional_call(self.pairs, frozen, (maps[heads], moved.to(maps)))
-        rows = cross_entropy_rows(logits, torch.zeros_like(heads))  # to be told apart
+        rows = cross_entropy_rows(logits, torch.zeros_like(heads))  # target: different classes
         rows = rows + variation_rows(variation, moved, own, self.config.vectors)
         return maps[tails] + moved, labels[tails], rows.mean()
 
 
 @torch.no_grad()
 def entering_channels(backbone: Backbone) -> int:
-    """Return how many channels the maps that enter the last stage have.
+    """Return the number of input channels of the last stage.
 
     Raises:
-        UserError: the backbone has no last stage of its own that maps enter.
+        UserError: the backbone has no separate last stage on feature maps.
     """
     training = [module for module in backbone.modules() if module.training]
     weight = next(backbone.parameters())

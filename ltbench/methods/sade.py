@@ -11,21 +11,21 @@ from ltbench.methods.ride import Experts
 
 
 class SADE(Experts):
-    """Three experts, trained for test sets with a long tail, with equal and with reversed shares.
+    """Three experts, trained for long-tailed, uniform and inversely long-tailed test priors.
 
     Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
         Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249, Eqns 2-4.
-    Departures: experts count equally, as for the published results on balanced test sets;
-        weights learnt on unlabelled test images are ``sade_expert_weights`` of
+    Departures: experts are averaged with equal weights, as for the published results on balanced
+        test sets; weights learnt on unlabelled test images are ``sade_expert_weights`` of
         ``ltbench.losses.experts``, outside a run. Experts have the backbone's width; the recipes
-        narrow it as the authors do. A classifier of the stage before is replaced.
+        narrow it as the authors do. A classifier of the previous stage is replaced.
     """
 
     class Config(Experts.Config):
         """Options of SADE."""
 
         experts: Literal[3] = 3
-        """There are three."""
+        """Number of experts, always three."""
         tau: float = Field(2.0, ge=0)
         """Strength of the reversed prior in the third expert: 2, or 1 on Places-LT and
         iNaturalist."""
@@ -34,13 +34,13 @@ class SADE(Experts):
     offsets: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make the experts, and what is added to their logits in training."""
+        """Create the experts and the training offsets of their logits."""
         super().setup(previous)
         offsets = sade_offsets(self.info.class_counts, self.config.tau)
         self.register_buffer("offsets", offsets, persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image: the losses of the three experts."""
+        """Return one row per image: the summed losses of the three experts."""
         logits = self.expert_logits(batch.views[0])
         rows = sade_rows(logits, batch.labels, self.offsets)
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach().mean(dim=1))

@@ -5,11 +5,11 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.errors import UserError
-from ltbench.heads import NormalizedHead
 from ltbench.methods.base import Kind, Method
 from ltbench.methods.previous import require_previous
+from ltbench.models.heads import NormalizedHead
 
 
 class TauNorm(Method):
@@ -17,8 +17,8 @@ class TauNorm(Method):
 
     Reference: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition,
         ICLR 2020, arXiv:1910.09217, section 4.
-    Departures: tau is an option, never searched here; the authors' script sweeps it on any
-        split it is given. The bias is dropped, as in their code.
+    Departures: tau is an option and is not searched; the authors' script sweeps it on a given
+        split. The bias is dropped, as in their code.
     """
 
     kind: ClassVar[Kind] = "post-hoc"
@@ -28,16 +28,16 @@ class TauNorm(Method):
         """Options of tau-normalisation."""
 
         tau: float = Field(1.0, ge=0)
-        """0 keeps the norms, 1 removes them."""
+        """Exponent of the norms: 0 keeps them, 1 removes them."""
 
     config: Config
 
     def make_head(self, previous: Method | None) -> nn.Module:
-        """Return the previous linear classifier with its norms taken out."""
+        """Return the previous linear classifier with normalised weights."""
         head = require_previous("tau_norm", previous).head
         if not isinstance(head, nn.Linear):
             raise UserError(
-                "method `tau_norm` needs a linear classifier from the stage before, found "
+                "method `tau_norm` needs a linear classifier from the previous stage, found "
                 f"{type(head).__name__}; put it after e.g. `ce`, `mixup` or `crt`"
             )
         return NormalizedHead(head.weight, self.config.tau)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.losses.logits import vs_offset, vs_rows, vs_scale
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
@@ -13,7 +13,7 @@ class VS(Method):
 
     Reference: Kini et al., Label-Imbalanced and Group-Sensitive Classification under
         Overparameterization, NeurIPS 2021, arXiv:2103.01550.
-    Departures: without the paper's class weights omega, which its general form allows. The
+    Departures: the optional class weights omega of the paper's general form are omitted. The
         defaults are those of the authors' code; the best values depend on the data set.
     """
 
@@ -23,20 +23,20 @@ class VS(Method):
         gamma: float = Field(0.3, ge=0)
         """Exponent of the factors (n_k / n_max)^gamma; 0 is logit adjustment."""
         tau: float = Field(1.0, ge=0)
-        """Strength of the prior that is added; 0 leaves only the factors."""
+        """Strength of the added log prior; 0 leaves only the factors."""
 
     config: Config
     scale: Tensor
     offset: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Make factors and offsets from the class counts."""
+        """Create factors and offsets from the class counts."""
         counts, config = self.info.class_counts, self.config
         self.register_buffer("scale", vs_scale(counts, config.gamma), persistent=False)
         self.register_buffer("offset", vs_offset(counts, config.tau), persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
-        """Return one row per image; the logits for prediction are the bare ones."""
+        """Return one loss row per image; logits for prediction are unscaled and unshifted."""
         logits = self.predict(batch.views[0])
         rows = vs_rows(logits, batch.labels, self.scale, self.offset)
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())

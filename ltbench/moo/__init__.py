@@ -21,6 +21,7 @@ from typing import Literal
 from numpy.typing import ArrayLike
 from pydantic import ValidationError
 
+from ltbench.config.registry import Registry
 from ltbench.errors import UserError
 from ltbench.moo.base import Solution, Solver
 from ltbench.moo.cagrad import CAGrad
@@ -29,10 +30,23 @@ from ltbench.moo.epo import EPO
 from ltbench.moo.mgda import MGDA
 from ltbench.moo.pcgrad import PCGrad
 
-# The modules above are loaded before the functions below take their names, and importing one
-# again does not rebind it: `ltbench.moo.cagrad` is the function.
+# The modules above are loaded before the functions below take their names, and importing a module
+# again does not rebind its name: `ltbench.moo.cagrad` is the function.
 
 __all__ = ["Similarity", "Solution", "Solver", "cagrad", "epo", "mgda", "pcgrad", "similarity"]
+
+SOLVERS: Registry[type[Solver]] = Registry(
+    "solver",
+    {
+        "mean": "ltbench.moo.mean:Mean",
+        "cagrad": "ltbench.moo.cagrad:CAGrad",
+        "mgda": "ltbench.moo.mgda:MGDA",
+        "pcgrad": "ltbench.moo.pcgrad:PCGrad",
+        "epo": "ltbench.moo.epo:EPO",
+        "slsqp": "ltbench.moo.slsqp:SLSQP",
+        "torchjd": "ltbench.moo.torchjd:TorchJD",
+    },
+)
 
 
 def cagrad(

@@ -1,4 +1,4 @@
-"""What every solver does to its input before solving."""
+"""Checks and scaling of the input of all solvers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_gram(gram: ArrayLike) -> Vector:
 
 
 def scaled_gram(gram: ArrayLike) -> Vector:
-    """Return the checked Gram matrix divided by its mean diagonal; zero where all gradients are."""
+    """Return the checked Gram matrix divided by its mean diagonal; zeros if all gradients are."""
     matrix = check_gram(gram)
     peak = matrix.diagonal().max()
     if peak <= 0:
@@ -67,7 +67,7 @@ def check_losses(losses: ArrayLike | None, size: int, who: str) -> Vector:
     """Return the losses [K] as non-negative float64.
 
     Raises:
-        UserError: they are missing, of wrong length, negative or not finite.
+        UserError: they are missing, have the wrong length, or are negative or not finite.
     """
     if losses is None:
         raise UserError(f"{who} needs the loss of each objective, found none; pass `losses` [K]")
@@ -86,12 +86,12 @@ def length(gram: Vector, weights: Vector) -> float:
 
 
 def is_rounding(gram: Vector, weights: Vector, square: float) -> bool:
-    """Tell whether ``square = w^T G w`` is no larger than the rounding error of its own sum."""
+    """Return True if ``square = w^T G w`` is within the rounding error of its own sum."""
     return square <= 8 * EPS * float(weights @ np.abs(gram) @ weights)
 
 
 def factor(rescale: str, size: int, c: float = 0.0) -> float:
-    """Return what the direction is multiplied by under a ``rescale`` option."""
+    """Return the factor of the direction for a ``rescale`` option."""
     return {"none": 1.0, "sum": float(size), "official": size / (1 + c**2)}[rescale]
 
 

@@ -1,4 +1,4 @@
-"""The one convex problem behind MGDA and CAGrad, minimised over the simplex."""
+"""Convex minimisation over the simplex, for MGDA and CAGrad."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def minimise(
     """Minimise ``w^T G w``, or ``w^T l + s sqrt(w^T G w)`` where ``l`` is given, over the simplex.
 
     The problem is rewritten for gradients of unit length (``z_k = |g_k| w_k``), which makes it
-    indifferent to how much class gradients differ in length. Block principal pivoting solves the
-    optimality conditions in a few Cholesky factorisations; where it cycles, a primal active-set
-    method in the manner of Wolfe's minimum-norm point, whose value never rises, takes over.
+    insensitive to differences in their lengths. Block principal pivoting solves the optimality
+    conditions in a few Cholesky factorisations; if it cycles, a primal active-set method like
+    Wolfe's minimum-norm point, whose value never increases, takes over.
 
     Reference: Wolfe, Finding the nearest point in a polytope, Mathematical Programming 1976;
         Júdice and Pires, A block principal pivoting algorithm for large-scale strictly monotone
         linear complementarity problems, Computers & Operations Research 1994.
     Departures: both are extended from the squared norm to a linear term plus a norm: the minimiser
-        on an affine hull stays a closed form in one factorisation.
+        on an affine hull keeps a closed form from one factorisation.
 
     Args:
         gram: symmetric G [K, K] with positive diagonal; negative eigenvalues are clipped.
@@ -68,7 +68,7 @@ class _IndefiniteError(Exception):
 
 @dataclass
 class _Point:
-    """Minimiser over the affine hull of a support, or a direction along which F falls for ever."""
+    """Minimiser over the affine hull of a support, or a direction in which F is unbounded below."""
 
     z: Vector  # [|S|]
     u: Vector  # [|S|]
@@ -92,7 +92,7 @@ class _Problem:
         return float(self.linear @ z) + self.slope * float(np.sqrt(square))
 
     def affine(self, support: Index) -> _Point:
-        """Solve on the affine hull: z = z0 + (r/s) p, with z0 its point of least norm."""
+        """Minimise over the affine hull: z = z0 + (r/s) p, with z0 its minimum-norm point."""
         gram, norm = self.gram[np.ix_(support, support)], np.linalg.norm(self.a[support])
         q = self.a[support] / norm
         rhs = np.stack([q] if self.linear is None else [q, self.linear[support]], axis=1)
@@ -107,7 +107,7 @@ class _Problem:
         room = 1 - fall / self.slope**2
         if room <= 4 * EPS:
             return _Point(p, p * (self.slope / np.sqrt(fall)), np.nan, bounded=False)
-        if square <= 8 * EPS * float(np.abs(z0).sum()) ** 2:  # the hull holds the origin: a kink
+        if square <= 8 * EPS * float(np.abs(z0).sum()) ** 2:  # the hull contains the origin: a kink
             return _Point(z0, p, self._level(support, gram, p))
         ratio = np.sqrt(square / room) / self.slope  # r / s
         z = z0 + ratio * p
@@ -121,7 +121,7 @@ class _Problem:
         return float(a @ (self.linear[support] + gram @ u) / (a @ a))
 
     def violation(self, support: Index, point: _Point) -> tuple[Vector, float]:
-        """Return ``l + G u - level a`` [K] and how much of it is rounding."""
+        """Return ``l + G u - level a`` [K] and its rounding error."""
         steep = self.gram[:, support] @ point.u
         spread = float(np.abs(point.u).sum())
         if self.linear is None:
@@ -133,7 +133,7 @@ class _Problem:
 
 
 def _cholesky_solve(matrix: Vector, rhs: Vector) -> Vector:
-    """Solve with a positive semidefinite matrix, as far as it has an inverse."""
+    """Solve a positive semidefinite system, with a small ridge where it is singular."""
     from scipy.linalg.lapack import dposv, dpotrs
 
     ridge = 1e-12  # large enough to share weight evenly among equal gradients
@@ -141,7 +141,7 @@ def _cholesky_solve(matrix: Vector, rhs: Vector) -> Vector:
         lifted = matrix + ridge * np.eye(len(matrix))
         root, x, info = dposv(lifted, rhs, lower=1)
         if info == 0:
-            correction, _ = dpotrs(root, rhs - matrix @ x, lower=1)  # takes the ridge back
+            correction, _ = dpotrs(root, rhs - matrix @ x, lower=1)  # undoes the ridge
             return np.asarray(x + correction)
         if ridge > 1e-9:
             raise _IndefiniteError
@@ -149,7 +149,7 @@ def _cholesky_solve(matrix: Vector, rhs: Vector) -> Vector:
 
 
 def _pivot(problem: _Problem) -> tuple[Vector, Vector, bool]:
-    """Flip every violated index at once; give up when the number of violations stops falling."""
+    """Block principal pivoting: flip all violated indices; stop when violations stop decreasing."""
     size = len(problem.a)
     inside = np.ones(size, dtype=bool)
     fewest, patience = size + 1, 6
@@ -182,7 +182,7 @@ def _pivot(problem: _Problem) -> tuple[Vector, Vector, bool]:
 
 
 def _descend(problem: _Problem, z: Vector) -> tuple[Vector, Vector, bool]:
-    """Primal active set: add the worst index, move to the affine minimiser, drop what turns 0."""
+    """Primal active set: add the worst index, move to the affine minimiser, drop zero entries."""
     size = len(z)
     inside = z > 0
     least, idle = np.inf, 0
@@ -218,7 +218,7 @@ def _descend(problem: _Problem, z: Vector) -> tuple[Vector, Vector, bool]:
 
 
 def _leave_kink(problem: _Problem, z: Vector, u: Vector) -> tuple[Vector, Vector]:
-    """Decide where F has no gradient, g_z = 0, whether a better point exists, and go there.
+    """Move from a kink of F (g_z = 0) to a better point, or certify that there is none.
 
     Minimise ``l^T v + |g_v|^2 / 2`` over v >= 0. There ``F(v) = |g_v| (s - |g_v|)``: either
     ``|g_v| <= s`` and v certifies that F cannot be negative, or v is a point with F(v) < 0.

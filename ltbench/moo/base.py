@@ -5,21 +5,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ltbench import schema
+from ltbench.config import schema
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What a solver decided for K objectives with gradients g_k.
+    """Solution of a solver for K objectives with gradients g_k.
 
     Args:
         coefficients: v [K]; the update direction is ``sum_k v_k g_k``.
-        weights: w [K], the point of the simplex the solver found; ``coefficients`` for solvers
-            that have none.
-        gap: certified duality gap relative to the problem's scale; 0 where the solution is in
-            closed form, NaN where the solver gives no certificate.
+        weights: w [K], the solver's point of the simplex; ``coefficients`` for solvers without
+            one.
+        gap: certified duality gap relative to the problem's scale; 0 for a closed-form solution,
+            NaN for solvers without a certificate.
     """
 
     coefficients: Vector
@@ -28,7 +28,7 @@ class Solution:
 
 
 class Solver:
-    """Turns the Gram matrix of class gradients into the coefficients of one direction."""
+    """Base class of solvers: from the Gram matrix of gradients to coefficients of a direction."""
 
     class Config(schema.Config):
         """Options of the solver."""
@@ -48,7 +48,7 @@ class Solver:
 
         Args:
             gram: inner products of the class gradients [K, K], symmetric.
-            losses: value of each objective [K]; used by EPO only.
+            losses: value of each objective [K]; used by EPO and by MGDA with a loss normalisation.
             preference: non-negative importance of each objective [K], any scale; ``None`` is equal.
             seed: for solvers with a random order (PCGrad).
         """

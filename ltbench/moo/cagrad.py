@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.moo._gram import check_preference, factor, is_rounding, length, scaled_gram
 from ltbench.moo._simplex import minimise
 from ltbench.moo.base import Solution, Solver, Vector
@@ -24,8 +24,8 @@ class CAGrad(Solver):
     Departures: the paper has no preference (b is equal); the released PLOT code puts its class
         weights in b, which here is `preference` and, as there, leaves g_0 an equal average. The
         released codes add 1e-8 under their roots, which is not negligible for small gradients,
-        and solve with SciPy's SLSQP, which then returns its start point; this one is exact at any
-        scale (see `slsqp` for the released call).
+        and solve with SciPy's SLSQP, which then returns its start point; this solver is exact at
+        any scale (see `slsqp` for the released call).
     """
 
     class Config(schema.Config):
@@ -70,15 +70,15 @@ class CAGrad(Solver):
 def certified_gap(
     matrix: Vector, linear: Vector, slope: float, weights: Vector, witness: Vector | None = None
 ) -> float:
-    """Return how far ``weights`` can be from the minimum of CAGrad's F, in units of c^2 |g_0|^2.
+    """Return the duality gap of ``weights`` for CAGrad's F, in units of c^2 |g_0|^2.
 
     Args:
         matrix: Gram matrix G [K, K].
         linear: G b [K].
         slope: c |g_0|, positive.
         weights: point of the simplex [K].
-        witness: u [K] with ``|g_u| <= slope``: ``min_k (G b + G u)_k`` is a lower bound of F;
-            the weights themselves give one too.
+        witness: u [K] with ``|g_u| <= slope``, for which ``min_k (G b + G u)_k`` is a lower bound
+            of F; the weights give one too.
     """
     square = float(weights @ matrix @ weights)
     bounds = []
@@ -96,7 +96,7 @@ def certified_gap(
 
 
 def _minimiser(matrix: Vector, linear: Vector, slope: float) -> tuple[Vector, Vector]:
-    """Minimise F; a zero gradient has F = 0 and wins exactly where the others cannot go below."""
+    """Minimise F; a zero gradient has F = 0 and is optimal unless the others attain F < 0."""
     zero = matrix.diagonal() <= 0
     if not zero.any():
         return minimise(matrix, linear, slope)

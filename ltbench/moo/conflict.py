@@ -11,14 +11,14 @@ from ltbench.moo.base import Vector
 
 @dataclass(frozen=True)
 class Similarity:
-    """How far the class gradients of one step agree.
+    """Pairwise similarity of the gradients of one step.
 
     Args:
         cosine: cosine of each pair [K, K]; 0 where a gradient is zero.
         cosine_with_mean: cosine of each gradient with their average g_0 [K].
         pairs: conflicting pairs i < j, with a negative cosine [*, 2].
         dominated: number of pairs (i, j) with |g_i| < |g_j| and ``cos(g_0, g_i) < 0``: the average
-            step raises the loss of i for the sake of longer gradients.
+            step raises the loss of i in favour of longer gradients.
     """
 
     cosine: Vector
@@ -41,13 +41,23 @@ def measure(gram: ArrayLike) -> Similarity:
     Args:
         gram: inner products of the class gradients [K, K].
     """
-    matrix = scaled_gram(gram)
-    square = matrix.diagonal().clip(0)
-    length = np.sqrt(square)
-    inverse = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)
-    cosine = (matrix * inverse) * inverse[:, None]
-    mean = float(np.sqrt(max(float(matrix.mean()), 0.0)))
-    with_mean = matrix.mean(axis=1) * inverse / mean if mean > 0 else np.zeros_like(length)
+    return compare(np.pad(scaled_gram(gram), (0, 1)))
+
+
+def compare(products: Vector) -> Similarity:
+    """Compute the similarity of gradients, with an average that includes further gradients.
+
+    Args:
+        products: inner products of K gradients and, in the last row, of the sum of all others
+            [K + 1, K + 1]; zeros where there are no others.
+    """
+    gram, with_sum = products[:-1, :-1], products.sum(axis=1)[:-1]
+    square = gram.diagonal().clip(0)
+    norm = np.sqrt(square)
+    inverse = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
+    cosine = (gram * inverse) * inverse[:, None]
+    total = float(np.sqrt(max(float(products.sum()), 0.0)))
+    with_mean = with_sum * inverse / total if total > 0 else np.zeros_like(norm)
     longer = (square[:, None] < square).sum(axis=1)
     return Similarity(
         cosine=cosine.clip(-1, 1),

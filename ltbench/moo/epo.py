@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.moo._gram import EPS, Rescale, check_losses, check_preference, factor, scaled_gram
 from ltbench.moo.base import Solution, Solver, Vector
 
@@ -27,7 +27,7 @@ class EPO(Solver):
         """Options of EPO.
 
         Args:
-            eps: non-uniformity above which balance is sought before descent.
+            eps: non-uniformity above which balance has priority over descent.
             relaxed: drop the bound that keeps descent from undoing the balance.
             rescale: ``sum`` multiplies the direction by K, as in the authors' experiments.
         """
@@ -74,14 +74,14 @@ class EPO(Solver):
 
 
 def non_uniformity(losses: Vector, preference: Vector) -> tuple[float, Vector]:
-    """Return how unevenly ``r_k L_k`` is spread, and the adjustment a [K] that evens it out.
+    """Return the non-uniformity of ``r_k L_k`` and the adjustment a [K] that reduces it.
 
     Args:
         losses: non-negative L [K].
         preference: non-negative r [K].
 
     Returns:
-        The divergence of the shares from equal ones (0 when equal), and
+        The KL divergence of the shares from equal ones (0 if equal), and
         ``a_k = r_k (log(K q_k) - divergence)`` with q the shares.
     """
     weighted = preference * losses
@@ -92,7 +92,7 @@ def non_uniformity(losses: Vector, preference: Vector) -> tuple[float, Vector]:
 
 
 def _linprog(gain: Vector, rows: Vector, bound: Vector, fallback: Vector) -> tuple[Vector, float]:
-    """Maximise ``gain . alpha`` over the simplex with ``rows alpha >= bound``; dual gap second."""
+    """Maximise ``gain . alpha`` over the simplex with ``rows alpha >= bound``; add the dual gap."""
     from scipy.optimize import linprog
 
     kept = np.isfinite(bound)

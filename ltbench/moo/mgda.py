@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.moo._gram import EPS, Rescale, check_losses, factor, scaled_gram
 from ltbench.moo._simplex import minimise
 from ltbench.moo.base import Solution, Solver, Vector
@@ -18,18 +18,18 @@ class MGDA(Solver):
         C. R. Acad. Sci. Paris 2012; Sener and Koltun, Multi-Task Learning as Multi-Objective
         Optimization, NeurIPS 2018, arXiv:1810.04650, Eqn. 3.
     Departures: the public solvers clamp the weights of two tasks to 0.001 and 0.999, fail with one
-        task and may not terminate; this one is exact. With a normalisation the public codes apply
+        task and may not terminate; this one is exact. With a normalisation, the public codes apply
         the weights to the raw gradients, which is no longer a common descent direction; here the
-        normalisation stays in the coefficients, scaled to sum 1 so that the step follows the
-        gradients' own size.
+        normalisation is part of the coefficients, scaled to sum to 1 so that the step keeps the
+        scale of the gradients.
     """
 
     class Config(schema.Config):
         """Options of MGDA.
 
         Args:
-            normalization: what each gradient is divided by before solving: nothing, its length
-                (``l2``), its loss (``loss``) or both (``loss+``).
+            normalization: divisor of each gradient before solving: none, its L2 norm (``l2``), its
+                loss (``loss``) or both (``loss+``).
             rescale: ``sum`` multiplies the direction by K.
         """
 
@@ -67,7 +67,7 @@ class MGDA(Solver):
         if self.config.normalization.startswith("loss"):
             values = check_losses(losses, len(matrix), "MGDA with a loss normalisation")
             peak = values.max()
-            if peak > 0:  # a loss of 0 would divide by 0
+            if peak > 0:  # avoids division by a loss of 0
                 divisor = (values / peak).clip(EPS)
         if self.config.normalization in ("l2", "loss+"):
             divisor = divisor * np.sqrt(matrix.diagonal().clip(0))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.moo._gram import Rescale, factor, scaled_gram
 from ltbench.moo.base import Solution, Solver, Vector
 
@@ -14,8 +14,8 @@ class PCGrad(Solver):
     Reference: Yu, Kumar, Gupta, Levine, Hausman and Finn, Gradient Surgery for Multi-Task Learning,
         NeurIPS 2020, arXiv:2001.06782, Algorithm 1.
     Departures: the paper sums the projected gradients, many codes average them; here the average,
-        and the sum with ``rescale: sum``. Everything happens on the Gram matrix; the orders depend
-        on ``seed`` alone.
+        and the sum with ``rescale: sum``. All is computed on the Gram matrix; the orders depend on
+        ``seed`` only.
     """
 
     class Config(schema.Config):
@@ -58,11 +58,11 @@ def project(gram: ArrayLike, orders: ArrayLike) -> Vector:
 
     Args:
         gram: inner products of the gradients [K, K].
-        orders: the tasks in the order in which each task meets them [K, K], or one order for all
-            [K].
+        orders: order in which each task is projected against the others [K, K], or one order for
+            all [K].
 
     Returns:
-        Coefficients [K, K]: row i says how the projected gradient i is made of the g_k.
+        Coefficients [K, K]: row i holds those of the projected gradient i over the g_k.
     """
     matrix = scaled_gram(gram)
     size = len(matrix)

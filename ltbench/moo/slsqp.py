@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.moo._gram import check_gram, check_preference, factor, scaled_gram
 from ltbench.moo.base import Solution, Solver
 from ltbench.moo.cagrad import certified_gap
@@ -17,13 +17,13 @@ _GUARD = 1e-8
 class SLSQP(Solver):
     """CAGrad solved as the released PLOT code does, for replication only; prefer `cagrad`.
 
-    SciPy's ``minimize`` with its default tolerance, guards of 1e-8 under the roots, started at the
+    SciPy's ``minimize`` with its default tolerance and 1e-8 added under the roots, started at the
     preference. On small gradients it returns that start point, as the reported ``gap`` shows.
 
     Reference: Zhou et al., PLOT, released training code, CAGrad step; Liu et al., Conflict-Averse
         Gradient Descent for Multi-task Learning, NeurIPS 2021, arXiv:2110.14048.
-    Departures: a start point instead of an exception where the optimiser returns NaN; none else
-        known. Alone among the solvers it depends on the scale of the gradients, on purpose.
+    Departures: returns the start point, instead of an exception, if the optimiser returns NaN; none
+        else known. It is the only solver that depends on the scale of the gradients, on purpose.
     """
 
     class Config(schema.Config):

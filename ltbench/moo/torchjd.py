@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field
 
-from ltbench import schema
+from ltbench.config import schema
 from ltbench.errors import UserError, did_you_mean
 from ltbench.moo._gram import Rescale, check_preference, factor, scaled_gram
 from ltbench.moo.base import Solution, Solver
@@ -19,9 +19,9 @@ class TorchJD(Solver):
 
     Reference: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization,
         arXiv:2406.16232, and the papers named in torchjd's documentation of each weighting.
-    Departures: the weighting sees the Gram matrix divided by its mean diagonal, in float64, so that
-        small gradients do not fall under its epsilons; its random numbers come from ``seed``. What
-        a stateful weighting remembers between steps is not saved in checkpoints.
+    Departures: the weighting gets the Gram matrix divided by its mean diagonal, in float64, so that
+        small gradients are not lost to its epsilons; its random numbers come from ``seed``. The
+        state of a stateful weighting is not saved in checkpoints.
     """
 
     class Config(schema.Config):
@@ -67,7 +67,7 @@ class TorchJD(Solver):
         preference: ArrayLike | None = None,
         seed: int = 0,
     ) -> Solution:
-        """Solve for one step; ``preference`` reaches weightings with a ``pref_vector``.
+        """Solve for one step; ``preference`` is used by weightings with a ``pref_vector``.
 
         Raises:
             UserError: the weighting cannot handle this matrix.
@@ -90,7 +90,7 @@ class TorchJD(Solver):
                 found = self._weighting(torch.from_numpy(matrix)).detach().numpy()
             except (ValueError, ImportError) as error:
                 raise UserError(
-                    f"torchjd weighting `{self.config.weighting}` refused {size} objectives; "
+                    f"torchjd weighting `{self.config.weighting}` rejected {size} objectives; "
                     f"use another weighting or fix its options: {' '.join(str(error).split())}"
                 ) from error
         if not np.isfinite(found).all():
@@ -115,7 +115,7 @@ def _aggregation() -> ModuleType:
 
 
 def _known(module: ModuleType) -> dict[str, Any]:
-    """Return torchjd's weightings by short name; those that wrap another weighting are left out."""
+    """Return torchjd's weightings by short name, except those that wrap another weighting."""
     found = {}
     for name in module.__all__:
         part = getattr(module, name)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ltbench import dist, schema
+from ltbench.config import schema
+from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.gradients import Gradient, added, held
 from ltbench.methods.base import Batch, Method, Progress, Rows
@@ -20,12 +21,12 @@ Log = dict[str, Any]  # numbers or scalar tensors of one step
 
 @dataclass
 class StepRun:
-    """What an update works with: the loss of a batch, the trained parameters, the optimizer.
+    """Context of an update: the loss of a batch, the trained parameters, the optimizer.
 
     Args:
         method: the method being trained.
         optimizer: over the trained parameters.
-        autocast: makes the context that forward passes run under.
+        autocast: returns the context manager of forward passes.
     """
 
     method: Method
@@ -45,7 +46,7 @@ class StepRun:
                 backbone, or several of them.
 
         Raises:
-            UserError: a name is unknown, or nothing of it is trained.
+            UserError: a name is unknown, or none of its parameters is trained.
         """
         wanted: set[int] = set()
         for name in [names] if isinstance(names, str) else names:
@@ -59,7 +60,7 @@ class StepRun:
             wanted |= {id(p) for p in found}
         chosen = [p for p in self.parameters if id(p) in wanted]
         if not chosen:
-            raise UserError(f"nothing of `{names}` is trained in this stage; choose another part")
+            raise UserError(f"no parameter of `{names}` is trained in this stage; use another part")
         return chosen
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
@@ -68,7 +69,7 @@ class StepRun:
             return self.method.loss(batch, at)
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to ``None``."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(
@@ -79,18 +80,18 @@ class StepRun:
         parameters: list[nn.Parameter] | None = None,
         retain_graph: bool = False,
     ) -> tuple[Tensor, list[Rows]]:
-        """Leave in ``.grad`` the gradient of the step's scalar loss over all ranks.
+        """Compute the gradient of the loss over all micro-batches and ranks, into ``.grad``.
 
-        It stays ``None`` for a parameter that the loss reaches on no rank in no micro-batch.
+        It is ``None`` for a parameter on which the loss depends in no micro-batch of any rank.
 
         Args:
             batches: micro-batches of this rank.
-            at: where training stands.
-            parameters: what gets a gradient; by default all that is trained.
-            retain_graph: whether another backward pass may follow.
+            at: progress of training.
+            parameters: differentiated with respect to these; by default all trained ones.
+            retain_graph: keep the graph for another backward pass.
 
         Returns:
-            The loss, and the rows of each micro-batch without their graphs.
+            The loss, and the detached rows of each micro-batch.
         """
         sums = torch.zeros(4, dtype=torch.float64, device=batches[0].labels.device)
         extra: Gradient | None = None
@@ -110,11 +111,11 @@ class StepRun:
             shared = out.shared.detach() if out.shared is not None else total.new_zeros(())
             sums += torch.stack([total.detach(), weight, shared, shared.new_ones(())]).double()
             kept.append(detached(out))
-        dist.sum_(sums)
+        ranks.all_reduce_(sums)
         terms = [[p.grad for p in parameters]]
         if extra is not None:  # on no rank, or on all of them
             terms.append(extra)
-        summed = dist.GradientSum(chain(*terms), parameters * len(terms)).wait()
+        summed = ranks.GradientSum(chain(*terms), parameters * len(terms)).wait()
         gradient, shares = summed[: len(parameters)], summed[len(parameters) :]
         if there := held(gradient):
             torch._foreach_div_(there, sums[1].to(there[0].dtype))
@@ -137,11 +138,11 @@ class Update:
 
     @classmethod
     def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
-        """Return what makes this update impossible for a stage, one line each."""
+        """Return the problems that rule this update out for a stage, one line each."""
         return []
 
     def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
-        """Do one optimizer step on prepared micro-batches and return what to log."""
+        """Do one optimizer step on prepared micro-batches and return values to log."""
         raise NotImplementedError
 
 
@@ -155,7 +156,7 @@ def weighted_sum(out: Rows) -> tuple[Tensor, Tensor]:
 
 
 def detached(out: Rows) -> Rows:
-    """Return rows without their graph, for the training curves."""
+    """Return rows detached from their graph, for the training curves."""
     logits = None if out.logits is None else out.logits.detach()
     return replace(out, rows=out.rows.detach(), shared=None, logits=logits)
 

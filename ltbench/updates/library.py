@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ltbench import validation
+from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
 from ltbench.errors import UserError
 from ltbench.methods.base import Batch, Method, Progress, Rows
@@ -16,10 +16,10 @@ from ltbench.updates.plot import Plot
 
 
 class PlotStep:
-    """One PLOT step for anybody's model and training loop.
+    """PLOT step for any model and training loop.
 
-    The closure is called twice per step, for the climb and at the climbed weights, and with
-    ``class_gradients="certified"`` once more a round. Example::
+    The closure is called twice per step, at the weights and at the perturbed weights, and with
+    ``class_gradients="certified"`` once more per round. Example::
 
         step = PlotStep(model, optimizer, class_counts=counts, part=model.layer4, epochs=50)
         for epoch in range(200):
@@ -34,7 +34,7 @@ class PlotStep:
         class_counts: training images of each class [C].
         part: module or parameters under multi-objective control; by default all of the model.
         seed: for random solver orders and class sampling.
-        options: those of ``ltbench.updates.plot.Plot.Config``, e.g. ``solver="mgda"``.
+        options: options of ``ltbench.updates.plot.Plot.Config``, e.g. ``solver="mgda"``.
 
     Raises:
         UserError: an option is unknown or out of range.
@@ -50,7 +50,7 @@ class PlotStep:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        if options.get("mode", "paper") == "paper":  # there it is the same, only slower
+        if options.get("mode", "paper") == "paper":  # same result here, only slower
             options.setdefault("from_features", False)
         self.update = Plot(validation.build_options("UPDATES", "plot", options))
         if self.update.config.from_features:
@@ -69,9 +69,9 @@ class PlotStep:
         """Do one step.
 
         Args:
-            rows: returns the loss of each image [B], with its graph, at the present weights.
+            rows: returns the loss of each image [B], with its graph, at the current weights.
             labels: class of each image [B].
-            epoch: 0-based; from ``epochs`` on the step is an ordinary one.
+            epoch: 0-based; from epoch ``epochs`` on the step is an ordinary one.
 
         Returns:
             The loss of the batch and, while active, ``objectives`` (their number), ``conflicts``
@@ -86,7 +86,7 @@ class PlotStep:
 
 
 class _Closure(nn.Module):
-    """Stands where a method would: the loss is what the user's closure returns."""
+    """Stand-in for a method whose loss is the user's closure."""
 
     def __init__(self, model: nn.Module, class_counts: tuple[int, ...]) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class _Closure(nn.Module):
 
 
 class _PartRun(StepRun):
-    """A step whose part is given as parameters, not by name."""
+    """Context of an update whose part is given as parameters, not by name."""
 
     def __init__(
         self, method: Method, optimizer: Optimizer, part_parameters: list[nn.Parameter]

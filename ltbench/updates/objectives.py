@@ -1,4 +1,4 @@
-"""The loss of a step seen as one objective per class."""
+"""Per-class objectives of the loss of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ltbench import dist
+from ltbench.distributed import ranks
 from ltbench.methods.base import Rows
 
 Divisor = Literal["all", "present", "official"]
@@ -17,11 +17,12 @@ Divisor = Literal["all", "present", "official"]
 
 @dataclass
 class ClassObjectives:
-    """What every rank must know of the global batch before it differentiates.
+    """Per-class statistics of the global batch, from which the weight of each row follows.
 
     The gradient of class k's objective is a weighted sum of the rows' gradients with fixed
     weights (`cotangents`), the spread of losses included: d std / d l_i = (l_i - mean) /
-    ((n - 1) std). So one vector-Jacobian product per class, or one for any mixture of classes.
+    ((n - 1) std). It therefore takes one vector-Jacobian product per class, or one for any mixture
+    of classes.
     """
 
     divisor: Tensor  # D of the loss, scalar
@@ -45,7 +46,7 @@ class ClassObjectives:
         collapse_divisor: Divisor,
         collapse_in_class_gradients: bool,
     ) -> ClassObjectives:
-        """Sum over micro-batches and ranks what classes share; ``outs`` are the rows of each."""
+        """Compute the statistics over micro-batches and ranks; ``outs`` are the rows of each."""
         device = outs[0].rows.device
         table = torch.zeros((num_classes + 1, 3), dtype=torch.float64, device=device)
         for out in outs:
@@ -54,14 +55,14 @@ class ClassObjectives:
                 0, out.labels, torch.stack([torch.ones_like(rows), rows, weight], dim=1)
             )
             table[num_classes, 0] += out.images if out.divide == "images" else weight.sum()
-        dist.sum_(table)
+        ranks.all_reduce_(table)
         counts, sums, weights = table[:num_classes].unbind(dim=1)
         means = sums / counts.clamp(min=1)
         squares = torch.zeros(num_classes, dtype=torch.float64, device=device)
-        for out in outs:  # second pass over numbers, not over the network: stable variance
+        for out in outs:  # two-pass variance, for numerical stability
             away = out.rows.detach().double() - means[out.labels]
             squares.index_add_(0, out.labels, away**2)
-        dist.sum_(squares)
+        ranks.all_reduce_(squares)
         std = (squares / (counts - 1).clamp(min=1)).sqrt()
         return cls(
             divisor=table[num_classes, 0],
@@ -81,7 +82,7 @@ class ClassObjectives:
         ordinary = weight / self.divisor
         spread = self._collapse(out)
         whole = (ordinary + spread).to(out.rows.dtype)
-        if self.summed_by_ordinary:
+        if self.additive:
             return whole, whole
         own = ordinary if self.scale == "batch_fraction" else weight / self.weight_sums[out.labels]
         if self.collapse_in_class_gradients:
@@ -89,8 +90,8 @@ class ClassObjectives:
         return own.to(out.rows.dtype), whole
 
     @property
-    def summed_by_ordinary(self) -> bool:
-        """Whether the objectives of all classes add up to the ordinary loss."""
+    def additive(self) -> bool:
+        """True if the objectives of all classes add up to the ordinary loss."""
         spread = self.collapse_in_class_gradients or self.collapse_weight == 0
         return spread and self.scale == "batch_fraction"
 

@@ -1,4 +1,4 @@
-"""From the losses of a step to the direction that a multi-objective solver picks."""
+"""Multi-objective direction of one step, from its losses by a solver."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ltbench import dist
-from ltbench.backbones.batchnorm import frozen_statistics
 from ltbench.class_gradients.certified import certify
 from ltbench.class_gradients.engine import Engine, Loss, Pass
 from ltbench.class_gradients.gram import with_exact_sum
+from ltbench.distributed import ranks
 from ltbench.gradients import Gradient, added, each
+from ltbench.models.batchnorm import frozen_statistics
 from ltbench.moo.base import Solution, Solver, Vector
 from ltbench.updates.objectives import ClassObjectives
 
@@ -24,18 +24,18 @@ Index = NDArray[np.intp]
 
 @dataclass
 class Task:
-    """One step's objectives and how they are to be weighed.
+    """Multi-objective problem of one step.
 
     Args:
-        engine: of the class gradients.
+        engine: computes class gradients.
         passes: the micro-batches of this rank.
-        objectives: what classes share over all ranks.
-        chosen: classes that may be objectives [K]; those absent from the batch are none.
+        objectives: statistics of the classes over all ranks.
+        chosen: classes that may be objectives [K]; those absent from the batch are not.
         rest: trained parameters outside the part.
-        solver: weighs the objectives.
+        solver: multi-objective solver.
         preference: importance of each class [C], or ``None`` for equal.
         seed: for solvers with a random order.
-        shared: whether a part of the loss belongs to no row.
+        shared: whether the loss has a term that belongs to no row.
     """
 
     engine: Engine
@@ -49,12 +49,12 @@ class Task:
     shared: bool
 
     @property
-    def together(self) -> bool:
-        """Whether the objectives and what is left out add up to the ordinary loss."""
-        return self.objectives.summed_by_ordinary and not self.shared
+    def additive(self) -> bool:
+        """True if the objectives and the rows of no objective add up to the ordinary loss."""
+        return self.objectives.additive and not self.shared
 
     def solve(self, gram: Vector, losses: Vector, classes: Vector) -> Solution:
-        """Let the solver weigh the objectives of some classes."""
+        """Solve for the objectives of some classes."""
         return self.solver.solve(
             gram, losses=losses, preference=self.preference_of(classes), seed=self.seed
         )
@@ -66,7 +66,7 @@ class Task:
         return np.asarray(self.preference.double().numpy()[classes.astype(np.int64)])
 
     def numbers(self, *more: Tensor) -> tuple[Vector, ...]:
-        """Copy mean loss, count and number of the chosen classes, and more, in one transfer."""
+        """Copy mean loss, count and index of the chosen classes, and ``more``, in one transfer."""
         own = (self.objectives.means, self.objectives.counts)
         tensors = [*(t[self.chosen] for t in own), self.chosen, *more]
         flat = torch.cat([t.double().reshape(-1) for t in tensors]).cpu().numpy()
@@ -75,13 +75,13 @@ class Task:
 
 
 @dataclass
-class Found:
-    """Gradients to step along, and what is known of the objectives.
+class Direction:
+    """Gradients for the optimizer, and the objectives behind them.
 
     Args:
-        ordinary: gradient of the loss by the parameters outside the part.
+        ordinary: gradient of the loss with respect to the parameters outside the part.
         direction: the solver's direction in the part.
-        classes: those that are objectives [K].
+        classes: classes that are objectives [K].
         weights: point of the simplex that the solver found [K].
         gram: inner products of the objectives [K, K].
         gap: duality gap of the solver's weights, see `Solution` and `certify`.
@@ -95,7 +95,7 @@ class Found:
     gap: float
 
 
-def exact(task: Task) -> Found:
+def exact(task: Task) -> Direction:
     """Solve with exact class gradients; one backward pass per class."""
     engine, passes = task.engine, task.passes
     losses, counts, classes, gram = task.numbers(engine.exact(passes, len(task.chosen)))
@@ -103,32 +103,32 @@ def exact(task: Task) -> Found:
     gram = gram[np.ix_(present, present)]
     solution = task.solve(gram, losses[present], classes[present])
     ordinary = engine.gradient(passes, _ordinary, task.rest) if task.rest else []
-    direction = _mixed(task, _spread(solution, present, len(counts)))
-    return Found(ordinary, direction, classes[present], solution.weights, gram, solution.gap)
+    direction = _mixture(task, _scatter(solution, present, len(counts)))
+    return Direction(ordinary, direction, classes[present], solution.weights, gram, solution.gap)
 
 
-def fast(task: Task) -> Found:
+def fast(task: Task) -> Direction:
     """Solve with approximate class gradients; the direction is exact for the solver's weights."""
-    summing, look = _survey(task, task.rest)
-    losses, counts, classes, products = task.numbers(look)
+    summing, table = _approximate(task, task.rest)
+    losses, counts, classes, products = task.numbers(table)
     present = np.flatnonzero(counts > 0)
     gram = _gram_of(present, products)
     solution = task.solve(gram, losses[present], classes[present])
-    direction = _mixed(task, _spread(solution, present, len(counts)))
-    ordinary = summing.wait()  # under way while the solver and the pass for the direction ran
-    return Found(ordinary, direction, classes[present], solution.weights, gram, solution.gap)
+    direction = _mixture(task, _scatter(solution, present, len(counts)))
+    ordinary = summing.wait()  # overlapped with the solver and the pass for the direction
+    return Direction(ordinary, direction, classes[present], solution.weights, gram, solution.gap)
 
 
-def certified(task: Task, tolerance: float, rounds: int) -> Found:
-    """Solve with class gradients that are put right where the solver looks."""
+def certified(task: Task, tolerance: float, rounds: int) -> Direction:
+    """Solve with approximate class gradients, corrected at the solver's iterates."""
     size = len(task.chosen)
     left_out = bool((task.objectives.counts > 0).sum() > size)
-    known = task.together and not left_out  # then the ordinary gradient is that of the sum
+    known = task.additive and not left_out  # then the ordinary gradient is that of the sum
     part = task.engine.part if known else []
-    summing, look = _survey(task, [*task.rest, *part])
+    summing, table = _approximate(task, [*task.rest, *part])
     found = summing.wait()
     ordinary, total = found[: len(task.rest)], found[len(task.rest) :]
-    _, _, classes, products = task.numbers(look)
+    _, _, classes, products = task.numbers(table)
     gram = _gram_of(np.arange(size), products)
     result = certify(
         task.engine,
@@ -142,31 +142,31 @@ def certified(task: Task, tolerance: float, rounds: int) -> Found:
     )
     direction = result.direction
     if left_out or task.shared:
-        direction = added(direction, _mixed(task, np.zeros(size)))
-    return Found(ordinary, direction, classes, result.weights, gram, result.gaps[-1])
+        direction = added(direction, _mixture(task, np.zeros(size)))
+    return Direction(ordinary, direction, classes, result.weights, gram, result.gaps[-1])
 
 
-def _survey(task: Task, parameters: list[nn.Parameter]) -> tuple[dist.GradientSum, Tensor]:
-    """Return an ordinary gradient, and inner products of the objectives' gradients."""
-    return task.engine.survey(task.passes, len(task.chosen), parameters, together=task.together)
+def _approximate(task: Task, parameters: list[nn.Parameter]) -> tuple[ranks.GradientSum, Tensor]:
+    """Return an ordinary gradient and approximate inner products of the class gradients."""
+    return task.engine.fast(task.passes, len(task.chosen), parameters, additive=task.additive)
 
 
 def _gram_of(present: Index, products: Vector) -> Vector:
-    """Return inner products of the objectives that are present, from those of ``survey``."""
+    """Return inner products of the objectives that are present, from those of ``fast``."""
     of_none, of_sum = len(products) - 2, len(products) - 1
     used = np.concatenate([present, [of_none, of_sum]])
     return with_exact_sum(products[np.ix_(used, used)])[:-1, :-1]
 
 
-def _spread(solution: Solution, present: Index, size: int) -> Vector:
-    """Return the coefficients of all chosen classes [K]; absent ones have none."""
+def _scatter(solution: Solution, present: Index, size: int) -> Vector:
+    """Return the coefficients of all chosen classes [K], 0 for absent ones."""
     coefficients = np.zeros(size)
     coefficients[present] = solution.coefficients
     return coefficients
 
 
-def _mixed(task: Task, coefficients: Vector) -> Gradient:
-    """Return the exact mixture of objectives, plus what belongs to none."""
+def _mixture(task: Task, coefficients: Vector) -> Gradient:
+    """Return the exact gradient of a mixture of objectives plus the rows of no objective."""
     v = torch.as_tensor(coefficients, device=task.chosen.device)
     return task.engine.gradient(task.passes, lambda one: one.mixture(v))
 
@@ -176,13 +176,13 @@ def _ordinary(one: Pass) -> Tensor:
 
 
 def repeatable(forward: Callable[[], Loss], module: nn.Module) -> Callable[[], Loss]:
-    """Return a forward pass that draws the same random numbers each time it is called.
+    """Return a forward pass that draws the same random numbers in every call.
 
-    Running statistics follow the first call alone.
+    Only the first call updates running statistics.
 
     Args:
-        forward: the pass.
-        module: what it runs.
+        forward: runs the pass.
+        module: the network that it runs.
     """
     start: list[Tensor] = []
     device = next(module.parameters()).device

@@ -10,24 +10,26 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from ltbench import dist, registries, schema
-from ltbench.backbones.base import FeatureCache
-from ltbench.backbones.batchnorm import frozen_statistics
 from ltbench.class_gradients.certified import check_solver
 from ltbench.class_gradients.engine import Engine, Loss, Pass
+from ltbench.config import schema
+from ltbench.config.recipe import Choice
+from ltbench.config.schema import Tagged
+from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.losses import plot_class_weights
 from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.models.backbone import FeatureCache
+from ltbench.models.batchnorm import frozen_statistics
+from ltbench.moo import SOLVERS
 from ltbench.moo.base import Solver
-from ltbench.recipe import Choice
-from ltbench.schema import Tagged
 from ltbench.seeding import derive
-from ltbench.updates import pareto
+from ltbench.updates import UPDATES, pareto
 from ltbench.updates.base import Log, StepRun, Update
 from ltbench.updates.objectives import ClassObjectives
-from ltbench.updates.sam import check_window, climbed
+from ltbench.updates.sam import check_window, perturbed
 
-FIXED = 128  # classes up to which absent ones stay in the shapes of `fast`
+FIXED = 128  # number of classes up to which `fast` keeps absent ones, for constant shapes
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -58,21 +60,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Plot(Update):
     """PLOT: classes as objectives, resolved by a conflict-averse solver while features form.
 
-    In the first ``epochs`` epochs a step (1) takes the gradient of the method's loss, (2) climbs
-    by ``rho`` along it (anticipated worst case), (3) takes there the loss plus the spread of the
-    losses inside each class (variability collapse), (4) differentiates each class present in the
-    global batch with respect to ``part``, (5) lets the solver weigh them by their Gram matrix and
-    (6) steps from the unclimbed weights. All other parameters follow the ordinary gradient of
-    (3). Afterwards training is plain.
+    In the first ``epochs`` epochs a step (1) computes the gradient of the method's loss, (2) moves
+    ``part`` by ``rho`` along it (anticipated worst case), (3) computes there the loss plus the
+    spread of the losses within each class (variability collapse), (4) differentiates the loss of
+    each class present in the global batch with respect to ``part``, (5) combines these gradients
+    by the solver, from their Gram matrix, and (6) steps from the unperturbed weights. All other
+    parameters follow the ordinary gradient of (3). Afterwards training is plain.
 
     Reference: Zhou et al., Pareto Deep Long-Tailed Recognition: A Conflict-Averse Solution,
         ICLR 2024, Eqns 2-6, and the authors' released code for ``mode: official``.
     Departures: the paper gives the variability-collapse term no weight, the released settings
         0.01 or 0.02; 0.01 is the default here, because with 1 the term outweighs the loss of rare
-        classes and training starts by making all outputs equal. What the paper leaves open is
-        read as follows. Class gradients are those of the
-        class's share of the batch loss; classes absent from the batch are no objectives; the
-        divisor K of Eqn 2 is the number of classes; a class with one image has no spread. The
+        classes and training starts by making all outputs equal. Where the paper is silent: a
+        class's objective is its share of the batch loss; classes absent from the batch are no
+        objectives; the divisor K of Eqn 2 is the number of classes; a class with one image has no
+        spread. The
         paper's step (``rescale: none``) moves ``part`` K times more slowly than the rest, so both
         modes multiply by the number of classes present, as the released code does. In
         ``official`` mode the solver is exact, where the released SciPy call stops at its start
@@ -81,55 +83,55 @@ class Plot(Update):
     """
 
     class Config(schema.Config):
-        """Options of PLOT; those not given are set by ``mode``."""
+        """Options of PLOT; ``mode`` sets the defaults."""
 
         model_config = ConfigDict(arbitrary_types_allowed=True)
 
         mode: Literal["paper", "official"] = "paper"
         epochs: int | None = Field(None, ge=1, json_schema_extra=schema.EPOCHS)
-        """E: the first so many epochs of the stage; null is throughout (the naive use)."""
+        """E: PLOT is active in the first ``epochs`` epochs of the stage; null is all of them."""
         part: str | tuple[str, ...] = "last"
         """Parameters under multi-objective control: last, a stage's name, backbone or whole."""
         rho: float = Field(1e-4, ge=0)
-        """Radius of the climb on ``part``; 0 leaves it out."""
+        """Radius of the perturbation of ``part``; 0 is none."""
         climb_kept: float = Field(0.0, ge=0, le=1)
-        """Share of the climb left in the weights (the released code's perturb_radius)."""
+        """Share of the perturbation left in the weights (the released code's perturb_radius)."""
         class_gradients: Literal["exact", "fast", "certified"]
-        """How class gradients are found: one backward pass per class; one in all, with an error in
-        the solver's weights (mean cosine of the update with the exact one 0.996 to 0.999 on
+        """Computation of class gradients: one backward pass per class; a single one, with an error
+        in the solver's weights (mean cosine of the update with the exact one 0.996 to 0.999 on
         CIFAR-LT states); or the same, corrected until the solution is certified."""
         rounds: int = Field(1, ge=1)
-        """Corrections at most, of ``certified``."""
+        """Maximum number of corrections in ``certified``."""
         tolerance: float = Field(1e-3, ge=0)
         """Duality gap that ends ``certified``, in units of c^2 |g_0|^2."""
         from_features: bool
-        """Second pass from the features that enter ``part``, instead of from the images: the same
-        but for layers before ``part`` that draw random numbers, which keep their draw. With several
-        micro-batches it starts from the images all the same."""
+        """Start the second pass from the input features of ``part`` instead of the images. The
+        result is the same, except that random layers before ``part`` keep their first draw. With
+        several micro-batches, the second pass always starts from the images."""
         mixed_labels: bool
-        """Second pass with both labels of a mixed image, instead of the first alone."""
+        """Use both labels of a mixed image in the second pass, instead of the first only."""
         statistics_twice: bool
-        """Second pass updates the running statistics too."""
+        """Update running statistics in the second pass too."""
         collapse_weight: float = Field(ge=0)
-        """Weight of the variability-collapse term; 0 leaves it out."""
+        """Weight of the variability-collapse term; 0 is none."""
         collapse_divisor: Literal["all", "present", "official"]
-        """Mean over all classes, those present, or those with two images in the batch."""
+        """Mean over all classes, those present, or those with at least two images in the batch."""
         collapse_in_class_gradients: bool
-        """Whether the term enters the class gradients, or only the ordinary gradient."""
+        """Add the term to the class gradients, instead of to the ordinary gradient only."""
         class_gradient: Literal["batch_fraction", "class_mean"] = "batch_fraction"
         """Scale of a class's objective: its share of the batch loss, or its mean."""
         preference: Literal["equal", "class_weights"]
         """Linear term of the solver: equal, or log(n_max/n_k + 0.01)/div over those present."""
         preference_div: float = Field(2.0, gt=0)
         max_classes: int | None = Field(None, ge=1)
-        """At most so many objectives a step, drawn anew; the others add their ordinary gradient."""
+        """Maximum number of objectives, drawn anew each step; other classes add their gradient."""
         solver: Annotated[Choice, Tagged("SOLVERS")]
         after: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
-        """The update of the epochs that follow, e.g. sam."""
+        """Update in the epochs after ``epochs``, e.g. sam."""
 
         @classmethod
         def complete(cls, values: dict[str, Any]) -> dict[str, Any]:
-            """Fill in what ``mode`` implies."""
+            """Fill in the defaults of ``mode``."""
             return {**PRESETS.get(str(values.get("mode", "paper")), PRESETS["paper"]), **values}
 
     config: Config
@@ -138,13 +140,13 @@ class Plot(Update):
         super().__init__(config)
         self.solver = _solver(self.config.solver)
         after = self.config.after
-        self.after: Update = registries.UPDATES.get(after.name)(after.config)
+        self.after: Update = UPDATES.get(after.name)(after.config)
         self._engine: Engine | None = None
-        self._epoch = -1  # in which the engine was checked; a method may change with epochs
+        self._epoch = -1  # of the last check of the engine; a method may change with epochs
 
     @classmethod
     def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
-        """Refuse a window longer than the stage, and a certificate that the solver has not."""
+        """Reject more epochs than the stage has, and ``certified`` with an unsupported solver."""
         problems = check_window(config, epochs)
         if isinstance(config, cls.Config) and config.class_gradients == "certified":
             try:
@@ -160,14 +162,14 @@ class Plot(Update):
             return self.after.step(run, batches, at)
         part = run.part(cfg.part)
         features: AbstractContextManager[FeatureCache | None] = nullcontext(None)
-        if cfg.from_features and len(batches) == 1:  # of several, the graphs would be held at once
+        if cfg.from_features and len(batches) == 1:  # several would hold all graphs at once
             features = run.method.backbone.cache_before(self._first_stage(run))
         with features as cache:
             run.zero_grad()
             loss, rows = run.backward(batches, at, parameters=part, retain_graph=cache is not None)
             if cache is not None:
                 cache.replay()
-            with climbed(part, cfg.rho, keep=cfg.climb_kept):
+            with perturbed(part, cfg.rho, keep=cfg.climb_kept):
                 second = batches if cfg.mixed_labels else [b.unmixed() for b in batches]
                 statistics = (
                     nullcontext() if cfg.statistics_twice else frozen_statistics(run.method)
@@ -178,7 +180,7 @@ class Plot(Update):
         return {"loss": loss, "rows": rows, **log}
 
     def _first_stage(self, run: StepRun) -> str:
-        """Return the stage of the backbone that ``part`` begins with, or ``head``."""
+        """Return the first stage of the backbone in ``part``, or ``head``."""
         part = self.config.part
         names = [part] if isinstance(part, str) else list(part)
         if {"whole", "backbone"} & set(names):
@@ -190,17 +192,17 @@ class Plot(Update):
     def _pareto_gradients(
         self, run: StepRun, batches: Sequence[Batch], at: Progress, part: list[nn.Parameter]
     ) -> Log:
-        """Leave the solver's direction in the gradients of ``part``, ordinary ones elsewhere."""
+        """Set ``.grad``: the solver's direction in ``part``, the ordinary gradient elsewhere."""
         cfg = self.config
         task = self._task(run, batches, at, part)
         run.zero_grad()
-        if cfg.class_gradients == "exact" or not task.engine.works(task.passes[0]):
+        if cfg.class_gradients == "exact" or not task.engine.supports_fast(task.passes[0]):
             found = pareto.exact(task)
         elif cfg.class_gradients == "fast":
             found = pareto.fast(task)
         else:
             found = pareto.certified(task, cfg.tolerance, cfg.rounds)
-        task.engine.forget()
+        task.engine.release()
         gradients = [*found.ordinary, *found.direction]
         for p, g in zip([*task.rest, *part], gradients, strict=True):
             p.grad = None if g is None else g.to(p.dtype)
@@ -215,12 +217,12 @@ class Plot(Update):
     def _task(
         self, run: StepRun, batches: Sequence[Batch], at: Progress, part: list[nn.Parameter]
     ) -> pareto.Task:
-        """Run the forward pass and say what is to be solved."""
+        """Run the forward passes and return the multi-objective problem."""
         cfg, counts = self.config, run.method.info.class_counts
         if self._engine is None or self._engine.part != part:
             self._engine = Engine(run.method, part)
         if at.epoch != self._epoch:
-            self._engine.check_again()
+            self._engine.reset()
             self._epoch = at.epoch
         engine, shared = self._engine, False
         outs: list[Rows] = []
@@ -252,7 +254,7 @@ class Plot(Update):
         passes = []
         for again, out, loss in zip(forwards, outs, losses, strict=True):
             own, ordinary = objectives.cotangents(out)
-            share = 1 / (dist.world() * len(batches))
+            share = 1 / (ranks.world() * len(batches))
             kept = loss if one else None
             passes.append(Pass(again, place[out.labels], own, ordinary, share, kept))
             shared |= out.shared is not None
@@ -274,10 +276,10 @@ class Plot(Update):
         )
 
     def _choose(self, counts: Tensor, at: Progress) -> Tensor:
-        """Return the classes that may be objectives, ascending: those present, or a draw of them.
+        """Return the candidate objectives, ascending: the classes present, or a sample of them.
 
-        On an accelerator, ``fast`` takes absent ones along where there are not many classes: shapes
-        stay the same from step to step, and nothing has to be read back from the device.
+        On an accelerator, ``fast`` keeps absent classes unless there are many: shapes then stay
+        the same from step to step, and nothing has to be read back from the device.
         """
         limit = self.config.max_classes
         fixed = self.config.class_gradients == "fast" and _on_accelerator(counts)
@@ -295,4 +297,4 @@ def _on_accelerator(counts: Tensor) -> bool:
 
 
 def _solver(choice: Choice) -> Solver:
-    return registries.SOLVERS.get(choice.name)(choice.config)
+    return SOLVERS.get(choice.name)(choice.config)

@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench import schema
-from ltbench.backbones.batchnorm import frozen_statistics
+from ltbench.config import schema
 from ltbench.gradients import held
 from ltbench.methods.base import Batch, Method, Progress
+from ltbench.models.batchnorm import frozen_statistics
 from ltbench.updates.base import Log, StepRun, Update, gradient_norm
 from ltbench.updates.plain import Plain
 
-EPS = 1e-12  # keeps a zero gradient from dividing by zero; the authors' codes use the same
+EPS = 1e-12  # avoids division by zero for a zero gradient; as in the authors' codes
 
 
 class SAM(Update):
@@ -37,17 +37,17 @@ class SAM(Update):
         rho_from: dict[int, Annotated[float, Field(gt=0)]] = Field(
             default_factory=dict, json_schema_extra=schema.EPOCHS
         )
-        """Other radii from 0-based epochs of the stage on, e.g. {5: 0.1, 60: 0.5}."""
+        """Radius from given epochs of the stage on (0-based), e.g. {5: 0.1, 60: 0.5}."""
         part: str | tuple[str, ...] = "whole"
-        """Which parameters are perturbed: whole, backbone, head, last or a stage's name."""
+        """Parameters to perturb: whole, backbone, head, last or a stage's name."""
         epochs: int | None = Field(None, ge=1, json_schema_extra=schema.EPOCHS)
-        """Only in the first so many epochs of the stage; null is throughout."""
+        """SAM is active in the first ``epochs`` epochs of the stage; null is all of them."""
 
     config: Config
 
     @classmethod
     def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
-        """Refuse a window longer than the stage."""
+        """Reject more epochs than the stage has."""
         return check_window(config, epochs)
 
     def radius(self, epoch: int) -> float:
@@ -61,7 +61,7 @@ class SAM(Update):
             return Plain(self.config).step(run, batches, at)
         run.zero_grad()
         loss, rows = run.backward(batches, at)
-        with climbed(run.part(self.config.part), self.radius(at.epoch)):
+        with perturbed(run.part(self.config.part), self.radius(at.epoch)):
             run.zero_grad()
             with frozen_statistics(run.method):
                 run.backward(batches, at)
@@ -70,13 +70,13 @@ class SAM(Update):
 
 
 @contextmanager
-def climbed(parameters: Sequence[nn.Parameter], rho: float, keep: float = 0.0) -> Iterator[None]:
-    """Move parameters by ``rho`` along their common gradient direction, and back at the end.
+def perturbed(parameters: Sequence[nn.Parameter], rho: float, keep: float = 0.0) -> Iterator[None]:
+    """Perturb parameters by ``rho`` along their joint gradient; restore them on exit.
 
     Args:
-        parameters: with gradients in ``.grad``; those without one stay.
-        rho: length of the move.
-        keep: share of the move left in the weights afterwards; 0 restores them bit for bit.
+        parameters: with gradients in ``.grad``; those without are not perturbed.
+        rho: L2 norm of the perturbation.
+        keep: share of the perturbation left in the weights on exit; 0 restores them bit for bit.
     """
     moved: list[Tensor] = [p for p in parameters if p.grad is not None]
     gradients = held([p.grad for p in parameters])
@@ -98,7 +98,7 @@ def climbed(parameters: Sequence[nn.Parameter], rho: float, keep: float = 0.0) -
 
 
 def check_window(config: schema.Config, epochs: int | None) -> list[str]:
-    """Return a complaint when an update's window outlasts its stage."""
+    """Return a problem if ``epochs`` of an update exceeds the epochs of its stage."""
     window = getattr(config, "epochs", None)
     if window is not None and epochs is not None and window > epochs:
         return [f"`epochs` = {window} is longer than the stage's {epochs} epochs"]

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ltbench.backbones.base import Backbone, create_backbone, split
 from ltbench.errors import UserError
-from ltbench.registries import BACKBONES
+from ltbench.models import BACKBONES
+from ltbench.models.backbone import Backbone, create_backbone, split
 
 CUT = {  # name: (pixels, parameters without classifier, features, stages)
     "resnet20_cifar": (32, 269_072, 64, 4),

@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as td
 import toys
+from processes import Ranks
 from test_contract import make_update, stage_of
 from torch import Tensor, nn
 
-from ltbench import dist, get_recipe
-from ltbench.backbones.batchnorm import (
+from ltbench import get_recipe
+from ltbench.config.optim import Optim
+from ltbench.distributed import ranks
+from ltbench.errors import UserError
+from ltbench.models.batchnorm import (
     PartStatistics,
     SyncBatchNorm2d,
     convert_sync_batchnorm,
@@ -19,10 +22,9 @@ from ltbench.backbones.batchnorm import (
     running_statistics,
     set_batchnorm_mode,
 )
-from ltbench.errors import UserError
-from ltbench.freezing import freeze, set_modes
-from ltbench.optim import Optim, build_optimizer
-from ltbench.trainer import PartRun
+from ltbench.train.freezing import freeze, set_modes
+from ltbench.train.optim import build_optimizer
+from ltbench.updates.base import StepRun
 
 SHARES = {"uneven": (6, 2), "one empty": (8, 0)}
 
@@ -53,15 +55,13 @@ def gradients(net: nn.Module, x: Tensor, targets: Tensor) -> list[list[Tensor]]:
     found = []
     for power in (1, 2, 3):
         grads = torch.autograd.grad((rows**power).sum(), list(net.parameters()), retain_graph=True)
-        found.append([dist.sum_(g.contiguous()) for g in grads])
+        found.append([ranks.all_reduce_(g.contiguous()) for g in grads])
     net(x + 1)
     return found
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    out: dict[str, Any] = {}
+def on_ranks() -> dict[str, Any]:
+    rank, out = ranks.rank(), {}
     for name, (first, _) in SHARES.items():
         x, targets = images()
         own = slice(0, first) if rank == 0 else slice(first, None)
@@ -74,16 +74,12 @@ def worker(rank: int, folder: str) -> None:
     out["vector"] = (float(layer.running_mean), float(layer.running_var))
     low = SyncBatchNorm2d(1)(halves.bfloat16())
     out["bf16"] = (low.dtype, low.detach().double().flatten().tolist())
-    if rank == 0:
-        torch.save(out, f"{folder}/out.pt")
-    td.destroy_process_group()
+    return out
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
-    found: dict[str, Any] = torch.load(folder / "out.pt", weights_only=False)
+def two_ranks(two_processes: Ranks) -> dict[str, Any]:
+    found: dict[str, Any] = two_processes.call(on_ranks)[0]
     return found
 
 
@@ -205,7 +201,7 @@ def test_parts_move_statistics_as_ranks_do() -> None:
     assert int(net[3][1].num_batches_tracked) == 0
 
 
-def method_under(policy: str, name: str = "ce", **stage: Any) -> tuple[Any, PartRun]:
+def method_under(policy: str, name: str = "ce", **stage: Any) -> tuple[Any, StepRun]:
     """A method made ready as the trainer does."""
     method, chosen = toys.method(name), stage_of(name).model_copy(update=stage)
     for p in method.parameters():  # scale and shift are not what they start as
@@ -213,10 +209,10 @@ def method_under(policy: str, name: str = "ce", **stage: Any) -> tuple[Any, Part
     frozen = freeze(method, chosen, policy)  # type: ignore[arg-type]
     set_modes(method, chosen, frozen, policy)  # type: ignore[arg-type]
     named = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
-    return method, PartRun(method, build_optimizer(named, Optim(lr=0.05, momentum=0.9)))
+    return method, StepRun(method, build_optimizer(named, Optim(lr=0.05, momentum=0.9)))
 
 
-def moved(method: nn.Module, run: PartRun, key: str) -> dict[str, bool]:
+def moved(method: nn.Module, run: StepRun, key: str) -> dict[str, bool]:
     before = {n: t.clone() for n, t in method.state_dict().items()}
     update = make_update(key, method)
     for step in range(2):

@@ -4,10 +4,10 @@ import pytest
 import torch
 import toys
 
-from ltbench.backbones.base import create_backbone
-from ltbench.backbones.batchnorm import SyncBatchNorm2d, convert_sync_batchnorm
-from ltbench.backbones.branches import Branches
 from ltbench.errors import UserError
+from ltbench.models.backbone import create_backbone
+from ltbench.models.batchnorm import SyncBatchNorm2d, convert_sync_batchnorm
+from ltbench.models.branches import Branches
 
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltbench.backbones.cifar_resnet import (
+from ltbench.errors import UserError
+from ltbench.models.cifar_resnet import (
     BasicBlock,
     CifarResNet,
     map_public_weights,
     renumber_appended,
 )
-from ltbench.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def test_timm_finds_the_cifar_resnets() -> None:
 
 def test_importing_ltbench_registers_without_torch() -> None:
     code = (
-        "import sys, ltbench.backbones\n"
+        "import sys, ltbench.models\n"
         "assert 'torch' not in sys.modules and 'timm' not in sys.modules\n"
         "import timm\n"
         "print(timm.create_model('resnet32_cifar', num_classes=7).num_classes)\n"

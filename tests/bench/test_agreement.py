@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ltbench import config, runner
 from ltbench.bench import agreement
+from ltbench.config import files as config
 from ltbench.errors import UserError
+from ltbench.train import run as runner
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from ltbench.bench.reference import (
     reference_recipe,
     reference_split,
 )
-from ltbench.config import get_recipe
+from ltbench.config.files import get_recipe
 from ltbench.data.base import Data, DatasetInfo
 from ltbench.data.loader import Loader
 from ltbench.data.memory import MemorySplit

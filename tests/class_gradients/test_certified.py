@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ltbench.backbones.cifar_resnet import CifarResNet
 from ltbench.class_gradients.certified import certify
 from ltbench.class_gradients.engine import Engine, Pass
-from ltbench.class_gradients.gram import agreeing, with_exact_sum
+from ltbench.class_gradients.gram import with_exact_sum, with_products
 from ltbench.errors import UserError
+from ltbench.models.cifar_resnet import CifarResNet
 from ltbench.moo.cagrad import CAGrad
 from ltbench.moo.epo import EPO
 from ltbench.moo.mgda import MGDA
@@ -40,8 +40,8 @@ def state():
     with engine.recording():
         loss = forward()
     one = Pass(forward, y, weight, weight, loss=loss)
-    assert engine.works(one)
-    products = engine.survey([one], classes, [], together=True)[1].numpy()
+    assert engine.supports_fast(one)
+    products = engine.fast([one], classes, [], additive=True)[1].numpy()
     known = np.r_[:classes, classes + 1]
     gram = with_exact_sum(products[np.ix_(known, known)])
     return engine, one, gram, engine.exact([one], classes).numpy()
@@ -97,12 +97,12 @@ def test_agreeing_keeps_known_products_and_stays_semidefinite():
     rng = np.random.default_rng(0)
     true, near = (g @ g.T for g in rng.normal(size=(2, 6, 9)))
     points = list(rng.normal(size=(2, 6)))
-    found = agreeing(near, points, [true @ s for s in points])
+    found = with_products(near, points, [true @ s for s in points])
     for s in points:
         np.testing.assert_allclose(found @ s, true @ s)
     assert np.linalg.eigvalsh(found).min() > -1e-9
     everything = list(np.eye(6))
-    np.testing.assert_allclose(agreeing(near, everything, list(true)), true, atol=1e-9)
+    np.testing.assert_allclose(with_products(near, everything, list(true)), true, atol=1e-9)
 
 
 def test_exact_sum_is_left_out_where_it_has_nothing_to_do_with_the_rows():

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ltbench.backbones.cifar_resnet import CifarResNet
 from ltbench.class_gradients import engine as module
 from ltbench.class_gradients.columns import Columns, outputs
 from ltbench.class_gradients.engine import Engine, Pass
-from ltbench.heads import CosineHead, LinearHead
+from ltbench.models.cifar_resnet import CifarResNet
+from ltbench.models.heads import CosineHead, LinearHead
 
 CLASSES, SAMPLES = 5, 24
 
@@ -80,14 +80,14 @@ def flat(direction):
     return torch.cat([t.flatten() for t in direction])
 
 
-def surveyed(model, task, part=None, columns=None):
+def fast_products(model, task, part=None, columns=None):
     forward, place, weight = task
     engine = Engine(model, model.parameters() if part is None else part, columns)
     with engine.recording():
         loss = forward()
     one = Pass(forward, place, weight, weight, loss=loss)
-    assert engine.works(one), engine.problem
-    ordinary, products = engine.survey([one], CLASSES, engine.part, together=True)
+    assert engine.supports_fast(one), engine.problem
+    ordinary, products = engine.fast([one], CLASSES, engine.part, additive=True)
     return engine, one, ordinary, products
 
 
@@ -95,7 +95,7 @@ def test_without_batch_norm_all_columns_give_the_exact_products():
     model = Block()
     task = problem(model)
     table = by_hand(task, list(model.parameters()))
-    engine, one, ordinary, products = surveyed(model, task)
+    engine, one, ordinary, products = fast_products(model, task)
     torch.testing.assert_close(products, table @ table.T, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(flat(ordinary.wait()), table[-1])
     v = torch.randn(CLASSES).double()
@@ -132,7 +132,7 @@ def test_layers_before_and_after_one_normalisation_are_exact():
     nn.init.uniform_(model[1].weight, -1, 2)
     task = problem(model, size=4)
     table = by_hand(task, list(model.parameters()))
-    products = surveyed(model, task)[3]
+    products = fast_products(model, task)[3]
     torch.testing.assert_close(products, table @ table.T, rtol=1e-9, atol=1e-12)
 
 
@@ -142,7 +142,7 @@ def test_linear_layer_before_a_normalisation_is_exact():
     )
     task = problem(model, size=4)
     table = by_hand(task, list(model.parameters()))
-    products = surveyed(model, task)[3]
+    products = fast_products(model, task)[3]
     torch.testing.assert_close(products, table @ table.T, rtol=1e-9, atol=1e-12)
 
 
@@ -150,7 +150,7 @@ def test_evaluation_mode_is_exact():
     model = CifarResNet(8, num_classes=CLASSES).eval()
     task = problem(model, size=8)
     table = by_hand(task, list(model.parameters()))
-    products = surveyed(model, task)[3]
+    products = fast_products(model, task)[3]
     torch.testing.assert_close(products, table @ table.T, rtol=1e-9, atol=1e-12)
 
 
@@ -159,7 +159,7 @@ def test_the_exact_sum_is_exact_where_single_classes_are_not():
     task = problem(model, size=16)
     part = list(model.layer3.parameters())
     table = by_hand(task, part)
-    products = surveyed(model, task, part)[3]
+    products = fast_products(model, task, part)[3]
     torch.testing.assert_close(products[-1, -1], table[-1] @ table[-1])
     for k in range(1, CLASSES):
         assert not torch.isclose(products[k, k], table[k] @ table[k], rtol=1e-3)
@@ -214,11 +214,11 @@ def test_networks_of_timm_are_measured_or_refused_with_a_reason(name):
     one = Pass(forward, place, weight, weight, loss=loss)
     refused = {"con": "ConvNeXtBlock", "mob": "BatchNormAct2d"}.get(name[:3])
     if refused:
-        assert not engine.works(one)
+        assert not engine.supports_fast(one)
         assert refused in str(engine.problem)
         return
-    assert engine.works(one), engine.problem
-    products = engine.survey([one], CLASSES, [], together=True)[1]
+    assert engine.supports_fast(one), engine.problem
+    products = engine.fast([one], CLASSES, [], additive=True)[1]
     table = by_hand((forward, place, weight), part)
     exact = table @ table.T
     cosines = (products / exact).diagonal()[1:]
@@ -236,7 +236,7 @@ def test_a_normalisation_of_its_own_kind_behind_the_part_is_refused():
     )
     forward, place, weight = problem(model, size=6)
     engine = Engine(model, model[0].parameters())
-    assert not engine.works(Pass(forward, place, weight, weight))
+    assert not engine.supports_fast(Pass(forward, place, weight, weight))
     assert "BatchNormAct2d" in str(engine.problem)
 
 
@@ -266,8 +266,8 @@ def test_what_it_does_not_know_is_refused_and_said(kind, caplog):
 
     engine = Engine(model, model.parameters())
     with caplog.at_level(logging.WARNING):
-        assert not engine.works(Pass(forward, place, weight, weight))
-        assert not engine.works(Pass(forward, place, weight, weight))  # told once
+        assert not engine.supports_fast(Pass(forward, place, weight, weight))
+        assert not engine.supports_fast(Pass(forward, place, weight, weight))  # told once
     expected = {"unknown layer": "Scaled", "coupled rows": "depend on each other"}
     assert expected.get(kind, "sees 24 samples, the loss has 12 rows") in caplog.text
     assert len(caplog.records) == 1
@@ -290,6 +290,6 @@ def test_bf16_autocast_is_near_full_precision():
         with engine.recording():
             loss = forward()
         one = Pass(forward, y, weight, weight, loss=loss)
-        assert engine.works(one)
-        found[half] = engine.survey([one], CLASSES, [], together=True)[1]
+        assert engine.supports_fast(one)
+        found[half] = engine.fast([one], CLASSES, [], additive=True)[1]
     torch.testing.assert_close(found[True], found[False], rtol=0.05, atol=0.02 * found[False].max())

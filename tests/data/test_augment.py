@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ltbench.data import augment
 from ltbench.data.augment import Draws, draw, finish, jitter, mirror
-from ltbench.data.transforms import IMAGENET_STATS
+from ltbench.data.pipelines import IMAGENET_STATS
 from ltbench.seeding import keyed_bits
 
 STEPS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)

@@ -257,7 +257,7 @@ def test_missing_test_images_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"train_labels": "shift"}, "disagree with the official labels at 1 of 100 .*index 7: "),
+        ({"train_labels": "shift"}, "disagree with the official labels for 1 of 100 .*index 7: "),
         ({"train_index": "twice"}, "hold official index 6 twice"),
         ({"train_index": "beyond"}, r"index 50000, beyond 0..49999"),
         ({"train_index": np.arange(99)}, "differ in length: 100 images, 100 labels, 99 indices"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltbench import registries
+from ltbench.data import SAMPLERS
 from ltbench.data.loader import Loader, batches, eval_batches, steps_per_epoch
 from ltbench.seeding import keyed_bits
 
@@ -41,7 +41,7 @@ class Numbers:
 
 
 def order_of(name, epoch=0, seed=3):
-    return registries.SAMPLERS.get(name)().order(LABELS, seed, epoch, 5, BATCH)
+    return SAMPLERS.get(name)().order(LABELS, seed, epoch, 5, BATCH)
 
 
 def flat(steps):
@@ -83,7 +83,7 @@ def same(found, expected):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-@pytest.mark.parametrize("name", registries.SAMPLERS.names())
+@pytest.mark.parametrize("name", SAMPLERS.names())
 @pytest.mark.parametrize("world", [2, 3, 4, 8])
 def test_global_batches_do_not_depend_on_ranks(name, world):
     order = order_of(name)
@@ -97,7 +97,7 @@ def test_global_batches_do_not_depend_on_workers(world, workers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registries.SAMPLERS.names())
+@pytest.mark.parametrize("name", SAMPLERS.names())
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_global_batches_do_not_depend_on_either(name, world, workers):
@@ -170,7 +170,7 @@ def test_an_epoch_left_in_the_middle_does_not_disturb_the_next():
 
 @pytest.mark.parametrize("per_class", [1, 4])
 def test_class_aware_draws_are_even_over_classes_and_inside(per_class):
-    sampler = registries.SAMPLERS.get("class_aware")
+    sampler = SAMPLERS.get("class_aware")
     made = sampler(sampler.Config(per_class=per_class))
     drawn = made.order(LABELS, 0, 0, 1, BATCH)
     per = np.bincount(LABELS[drawn], minlength=5)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from ltbench.data.files import FileSource, LongTail
 from ltbench.data.lists import ImageList
+from ltbench.data.pipelines import IMAGENET_STATS, INAT_STATS
 from ltbench.data.shards import format
-from ltbench.data.transforms import IMAGENET_STATS, INAT_STATS, train_transform
+from ltbench.data.transforms import train_transform
 from ltbench.errors import UserError
 from ltbench.seeding import keyed_bits
 

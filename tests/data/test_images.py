@@ -21,13 +21,8 @@ from ltbench.data.decode import (
     resized_crop,
 )
 from ltbench.data.images import ImageSplit
-from ltbench.data.transforms import (
-    IMAGENET_STATS,
-    INAT_STATS,
-    eval_transform,
-    statistics,
-    train_transform,
-)
+from ltbench.data.pipelines import IMAGENET_STATS, INAT_STATS, statistics
+from ltbench.data.transforms import eval_transform, train_transform
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_bits
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ltbench.cli import main
+from ltbench.cli.main import main
 from ltbench.data.cifar import CIFAR10LT
 from ltbench.data.folder import Folder
 from ltbench.data.frozen_lists import read_frozen
@@ -198,16 +198,16 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["prepare", "out=x"], "`dataset=...`"),
         (["prepare", "dataset=nothing", "out=x"], "nothing"),
         (["prepare", "dataset=digits_lt", "out=OUT"], "lies in memory"),
-        (["prepare", "dataset=folder", "root=IMAGES", "out=OUT", "shard_mb=5000"], "1 to 1024"),
+        (["prepare", "dataset=folder", "root=IMAGES", "out=OUT", "shard_mb=5000"], "equal to 1024"),
         (["prepare", "dataset=folder", "root=IMAGES", "out=OUT", "augmet=sim"], "augmet"),
         (["prepare", "dataset=folder", "root=IMAGES", "lists=x", "out=OUT"], "no lists"),
         (["prepare", "dataset=inat18", "root=IMAGES", "out=OUT"], "iNaturalist18_train.txt"),
-        (["check"], "one PATH"),
-        (["check", "IMAGES", "level=all"], "size, crc, sha256, decode"),
+        (["check"], "expected PATH, found nothing"),
+        (["check", "IMAGES", "level=all"], "'size', 'crc', 'sha256' or 'decode'"),
         (["check", "OUT"], "OUT"),
         (["show", "IMAGES"], "holds no shards"),
-        (["show", "IMAGES", "where=x"], "unknown word `where`"),
-        (["index", "out=OUT"], "found none"),
+        (["show", "IMAGES", "where=x"], "`where`: unknown key"),
+        (["index", "out=OUT"], "expected TARS"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from scipy.stats import chi2
 
-from ltbench import registries
+from ltbench.data import SAMPLERS
 from ltbench.data.samplers import (
     ClassAware,
     Deferred,
@@ -127,7 +127,7 @@ def test_probabilities_at_their_limits():
     np.testing.assert_allclose(class_probabilities(COUNTS, "effective", beta=0), shares)
     np.testing.assert_allclose(class_probabilities(COUNTS, "progressive", progress=0), shares)
     np.testing.assert_allclose(class_probabilities(COUNTS, "progressive", progress=1), 0.25)
-    for name in registries.SAMPLERS.names():
+    for name in SAMPLERS.names():
         np.testing.assert_allclose(
             class_probabilities([6, 6, 0, 6], name), [1 / 3, 1 / 3, 0, 1 / 3]
         )
@@ -136,9 +136,9 @@ def test_probabilities_at_their_limits():
     )
 
 
-@pytest.mark.parametrize("name", registries.SAMPLERS.names())
+@pytest.mark.parametrize("name", SAMPLERS.names())
 def test_order_is_a_pure_function(name):
-    sampler = registries.SAMPLERS.get(name)()
+    sampler = SAMPLERS.get(name)()
     before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     first = sampler.order(LABELS, 5, 1, 10, 64)
     assert first.dtype == np.int64
@@ -166,10 +166,10 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("name", registries.SAMPLERS.names())
+@pytest.mark.parametrize("name", SAMPLERS.names())
 def test_orders_never_change(name):
     """A changed hash means that recorded runs can no longer be repeated."""
-    order = registries.SAMPLERS.get(name)().order(LABELS, 0, 3, 10, 64)
+    order = SAMPLERS.get(name)().order(LABELS, 0, 3, 10, 64)
     assert hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16] == GOLDEN[name]
 
 
@@ -179,7 +179,7 @@ def test_orders_never_change(name):
 def test_drawn_classes_follow_the_probabilities(name):
     epoch, epochs, draws = 2, 10, 40
     options = {"progress": epoch / (epochs - 1)} if name == "progressive" else {}
-    sampler = registries.SAMPLERS.get(name)()
+    sampler = SAMPLERS.get(name)()
     drawn = [sampler.order(LABELS, seed, epoch, epochs, 64) for seed in range(draws)]
     assert all(len(order) == len(LABELS) for order in drawn)
     all_drawn = np.concatenate(drawn)
@@ -209,8 +209,8 @@ def test_progressive_goes_from_instance_to_balanced():
 
 def test_classes_without_images_are_never_drawn():
     labels = np.array([1, 1, 3, 3, 3])
-    for name in registries.SAMPLERS.names():
-        order = registries.SAMPLERS.get(name)().order(labels, 0, 1, 3, 2)
+    for name in SAMPLERS.names():
+        order = SAMPLERS.get(name)().order(labels, 0, 1, 3, 2)
         assert set(labels[order]) <= {1, 3}
 
 

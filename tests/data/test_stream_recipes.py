@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import ltbench
-from ltbench.data.loader import open_loader
 from ltbench.data.prepare import prepare
 from ltbench.data.shards.dataset import Shards
 from ltbench.errors import UserError
 from ltbench.seeding import keyed_bits
+from ltbench.train.feed import open_loader
 
 WORDS = [
     "data={name: shards, image_size: 32, augment: plain, stream: true}",

@@ -13,7 +13,8 @@ from ltbench.data.images import ImageSplit
 from ltbench.data.lists import ImageList
 from ltbench.data.memory import MemorySplit
 from ltbench.data.official import INat18
-from ltbench.data.transforms import INAT_STATS, GaussianBlur, eval_transform, train_transform
+from ltbench.data.pipelines import INAT_STATS
+from ltbench.data.transforms import GaussianBlur, eval_transform, train_transform
 from ltbench.seeding import keyed_bits
 
 STATS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny import tiny_tree
 
-from ltbench.api import load_described
+from ltbench.config.validation import build_recipe
 from ltbench.diagnose.base import Subject
-from ltbench.record import Record
-from ltbench.runner import run
-from ltbench.validation import build_recipe
+from ltbench.hub.load import load_described
+from ltbench.records.record import Record
+from ltbench.train.run import run
 
 MakeSubject = Callable[..., Subject]
 
@@ -34,7 +34,9 @@ def make_subject(tmp_path_factory: pytest.TempPathFactory) -> MakeSubject:
         if key not in done:
             done[key] = tmp_path_factory.mktemp("runs") / method
             state = torch.get_rng_state()
-            run(build_recipe({**tree, "out": str(done[key])}))
+            with pytest.MonkeyPatch.context() as quick:  # the curves take as long as the run
+                quick.setattr("ltbench.train.curves._picture", lambda history: b"")
+                run(build_recipe({**tree, "out": str(done[key])}))
             torch.set_rng_state(state)
         folder = done[key]
         model, facts = load_described(folder)

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
+from ltbench.data.shots import shot_groups
 from ltbench.diagnose.calibration import Calibration, fit_temperature, proper_scores
 from ltbench.errors import UserError
-from ltbench.evaluation import evaluate_split
-from ltbench.metrics import BINS, shot_groups
+from ltbench.evaluation.evaluate import evaluate_split
+from ltbench.evaluation.metrics import BINS
 
 
 def brute_force_ece(confidence: np.ndarray, right: np.ndarray) -> float:

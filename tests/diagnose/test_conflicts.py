@@ -8,13 +8,14 @@ import torch
 import toys
 from test_contract import ready
 
+from ltbench.class_gradients.agreement import agreement, between_groups
 from ltbench.data.base import DatasetInfo
 from ltbench.diagnose.conflicts import Conflicts, only
-from ltbench.diagnose.gradients import Look, agreement, between_groups, look, spread
 from ltbench.diagnose.report import drawing, picture
 from ltbench.errors import UserError
 from ltbench.methods.base import Batch
 from ltbench.moo.conflict import measure
+from ltbench.train.look import StepGradients, spread, step_gradients
 from ltbench.updates.base import StepRun
 
 
@@ -121,7 +122,7 @@ def test_a_look_finds_the_classes_gradients_and_leaves_no_trace(cut):
         p.grad = torch.ones_like(p)
     state = torch.get_rng_state()
     for mode in ("exact", "fast"):
-        found = look(run, parts, at, part, mode=mode, direction=direction)
+        found = step_gradients(run, parts, at, part, mode=mode, direction=direction)
         assert found.mode == mode
         assert found.classes.tolist() == [0, 1, 2, 3]
         gram = (table @ table.T).numpy()
@@ -146,7 +147,7 @@ def test_any_method_can_be_looked_at(name):
     method.on_epoch(at)
     batch = method.prepare(toys.dressed(toys.batch(), method), at)
     before = {k: v.clone() for k, v in method.state_dict().items()}
-    found = look(run, [batch], at, run.part("last"), mode="fast")
+    found = step_gradients(run, [batch], at, run.part("last"), mode="fast")
     assert np.isfinite(found.products).all()
     assert found.share.sum() > 0
     assert all(torch.equal(before[k], v) for k, v in method.state_dict().items())
@@ -217,7 +218,7 @@ def test_of_many_classes_a_sample_is_shown_and_all_are_counted():
     )
     gradients = rng.normal(size=(size, 30))
     ones = np.ones(size)
-    one = Look(
+    one = StepGradients(
         classes=np.arange(size),
         rows=ones,
         loss=ones,

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from ltbench.config.recipe import Stage
+from ltbench.config.validation import build_recipe
 from ltbench.diagnose.cost import (
     Cost,
     images_per_second,
@@ -14,8 +16,6 @@ from ltbench.diagnose.cost import (
     multiply_adds,
     parameter_rows,
 )
-from ltbench.recipe import Stage
-from ltbench.validation import build_recipe
 
 
 def test_multiply_adds_by_hand():

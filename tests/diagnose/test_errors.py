@@ -13,7 +13,7 @@ from ltbench.diagnose.errors import (
     group_table,
     pixels_of,
 )
-from ltbench.evaluation import evaluate_split
+from ltbench.evaluation.evaluate import evaluate_split
 
 NAMES = ("a", "b", "c", "d")
 COUNTS = (200, 150, 50, 5)

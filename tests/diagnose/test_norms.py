@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from ltbench.backbones.branches import ExpertHead
 from ltbench.diagnose.base import Subject
 from ltbench.diagnose.norms import Norms, classifier_of, geometry
-from ltbench.heads import CosineHead, LinearHead, ScaledHead, ShiftedHead
 from ltbench.methods.disalign import CalibratedHead
+from ltbench.models.branches import ExpertHead
+from ltbench.models.heads import CosineHead, LinearHead, ScaledHead, ShiftedHead
 
 
 def simplex(classes: int, width: int) -> np.ndarray:

@@ -10,9 +10,11 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from ltbench import schema
-from ltbench.cli_diagnose import diagnose
-from ltbench.diagnose import DIAGNOSTICS, panels
+from ltbench import plotting as panels
+from ltbench.cli.diagnose import diagnose
+from ltbench.config import schema
+from ltbench.config.registry import Part
+from ltbench.diagnose import DIAGNOSTICS
 from ltbench.diagnose.base import Diagnostic
 from ltbench.diagnose.report import Section, drawing, picture, render
 from ltbench.diagnose.run import PAGE, choose, run
@@ -151,7 +153,7 @@ def test_the_smaller_picture_is_put_into_the_page():
 
 
 def test_options_are_checked_before_anything_is_measured(monkeypatch):
-    monkeypatch.setitem(DIAGNOSTICS._where, "fake", "nowhere")
+    monkeypatch.setitem(DIAGNOSTICS._parts, "fake", Part("nowhere"))
     monkeypatch.setitem(DIAGNOSTICS._loaded, "fake", Fake)
     chosen = choose(["fake"], {"fake": {"size": 5, "names": "x,y"}})["fake"]
     assert chosen.options == Fake.Options(size=5, names=("x", "y"))
@@ -163,10 +165,8 @@ def test_options_are_checked_before_anything_is_measured(monkeypatch):
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert "`norms.*` is given, but `what` does not name norms" in lines[0]
-    assert any(
-        "`fake.size`: input should be greater than or equal to 1, found 0" in x for x in lines
-    )
-    assert any("`fake.sice`: unknown option" in x and "`size`" in x for x in lines)
+    assert any("`fake.size`: should be greater than or equal to 1, found 0" in x for x in lines)
+    assert any("`fake.sice`: unknown key" in x and "`size`" in x for x in lines)
 
 
 def test_every_registered_diagnostic_has_its_texts_and_is_made_from_defaults():
@@ -209,12 +209,12 @@ def test_the_command_compares_two_models(make_subject, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["what=norms"], "expected one of model= and run="),
+        (["what=norms"], "expected `model=...` or `run=...`"),
         (["model=a", "run=b"], "expected one of model= and run="),
         (["compare", "a"], "`compare` needs two models or more"),
-        (["compare", "a", "b", "model=c"], "leave model= and run= out"),
-        (["run=nowhere"], "`run=` must be the folder of a run"),
-        (["model=a", "wat=norms"], "unknown word `wat=norms`"),
+        (["compare", "a", "b", "model=c"], "`model`: unknown key"),
+        (["run=nowhere"], "`run`: expected the folder of a run"),
+        (["model=a", "wat=norms"], "`wat`: unknown key (did you mean `what`?)"),
         (["model=a", "model=b"], "given twice"),
         (["model=a", "what=conflict"], "did you mean `conflicts`"),
         (["model=a", "what=conflicts", "conflicts.batches=0"], "`conflicts.batches`"),

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import socket
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,26 +12,26 @@ from safetensors.torch import load_file
 from test_contract import make_update, ready
 from tiny import tiny_tree
 
-from ltbench import dist
-from ltbench.bench.steps import Case
-from ltbench.bench.watch import measure
-from ltbench.diagnose import watch as module
+from ltbench.config.recipe import Diagnose
+from ltbench.config.validation import build_recipe
 from ltbench.diagnose.report import drawing, picture
 from ltbench.diagnose.trajectory import Trajectory
-from ltbench.diagnose.watch import Watch, read_log
+from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.methods.base import Batch
-from ltbench.recipe import Diagnose
-from ltbench.runner import run
-from ltbench.trainer import Trainer
-from ltbench.validation import build_recipe
+from ltbench.train import watch as module
+from ltbench.train.run import run
+from ltbench.train.stage import StageRun
+from ltbench.train.watch import Watch, read_log
 
 
 def trained(out, every: int):
     """Three epochs with the solver and one of the second stage, of four steps each."""
     options = {"device": "cpu", "threads": 1, "workers": 0, "eval_every": 100, "save_steps": 2}
     tree = tiny_tree("crt", update="plot", out=str(out), diagnose={"every": every}, run=options)
-    return run(build_recipe(tree))
+    with pytest.MonkeyPatch.context() as quick:  # the curves take as long as the run
+        quick.setattr("ltbench.train.curves._picture", lambda history: b"")
+        return run(build_recipe(tree))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +74,7 @@ def test_pandas_opens_the_log_and_its_tables_agree(watched):
 
 
 def test_killed_and_resumed_nothing_is_lost_or_twice(watched, tmp_path, monkeypatch):
-    out, do_step = tmp_path / "run", Trainer._step
+    out, do_step = tmp_path / "run", StageRun.step
     for stop in (3, 7):  # inside an epoch, with looks after the last checkpoint
         left = [stop]
 
@@ -88,7 +85,7 @@ def test_killed_and_resumed_nothing_is_lost_or_twice(watched, tmp_path, monkeypa
             return do_step(self, *args)
 
         with monkeypatch.context() as broken:
-            broken.setattr(Trainer, "_step", step)
+            broken.setattr(StageRun, "step", step)
             with pytest.raises(KeyboardInterrupt):
                 trained(out, 1)
         found = read_log(out, "steps")  # also while an epoch is under way
@@ -111,7 +108,7 @@ def looked(name: str, key: str, folder, *, norm: bool = True, part: str = "last"
     order = y.argsort(stable=True)
     x, y = x[order].double(), y[order]
     for step in range(2):
-        own = torch.tensor_split(torch.arange(22), dist.world())[dist.rank()]
+        own = torch.tensor_split(torch.arange(22), ranks.world())[ranks.rank()]
         parts = [Batch((x[rows],), y[rows], rows) for rows in torch.tensor_split(own, micro)]
         toys.step(watch, step_run, parts, toys.at(step))
     watch.flush()
@@ -162,40 +159,18 @@ def test_any_method_and_update_is_logged_without_a_trace(name, key, tmp_path):
     assert (steps["direction_norm"] > 0).all()
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
-    try:
-        looked("ce", "plot-exact", Path(folder), norm=False)
-    finally:
-        torch.distributed.destroy_process_group()
+def look_on_each_rank(folder) -> None:
+    looked("ce", "plot-exact", folder, norm=False)
 
 
-def test_ranks_log_the_global_batch_once(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = int(s.getsockname()[1])
+def test_ranks_log_the_global_batch_once(tmp_path, two_processes):
     looked("ce", "plot-exact", tmp_path / "one", norm=False)
     looked("ce", "plot-exact", tmp_path / "cut", norm=False, micro=2)
-    folder = str(tmp_path / "two")
-    other = multiprocessing.get_context("spawn").Process(target=worker, args=(1, port, folder))
-    other.start()
-    worker(0, port, folder)  # this process is the first rank meanwhile
-    other.join(timeout=240)
-    assert other.exitcode == 0
+    two_processes.call(look_on_each_rank, tmp_path / "two")
     for other in ("two", "cut"):
         for name in module.TABLES:
             one, found = read_log(tmp_path / "one", name), read_log(tmp_path / other, name)
             pd.testing.assert_frame_equal(one, found, rtol=1e-6, atol=1e-9)
-
-
-def test_what_a_look_costs_is_measured_in_steps():
-    found = measure(2, Case("resnet20_cifar", classes=4, batch=8, pixels=8), rounds=1)
-    assert found.every == 2
-    assert found.spread[0] <= found.ratio <= found.spread[1]
-    assert found.look == pytest.approx(2 * (found.ratio - 1))
 
 
 def test_mistakes_are_one_line(tmp_path):
@@ -210,7 +185,7 @@ def test_mistakes_are_one_line(tmp_path):
         read_log(tmp_path, "steps")
     assert len(str(caught.value).splitlines()) == 1
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot create the folder"):
         looked("ce", "plain", tmp_path / "file")
 
 

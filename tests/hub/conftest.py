@@ -100,5 +100,5 @@ def point_at(
     hurried = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
     monkeypatch.setattr(_http, "time", hurried)
     monkeypatch.setattr(file_download, "time", hurried)
-    monkeypatch.setattr("ltbench.hub.faults.PAUSE", 0)
+    monkeypatch.setattr("ltbench.remote.faults.PAUSE", 0)
     close_session()

@@ -12,8 +12,8 @@ import pytest
 from server import git_hash
 
 from ltbench.errors import UserError
-from ltbench.hub import client
-from ltbench.hub.faults import explain
+from ltbench.remote import hub as client
+from ltbench.remote.faults import explain
 
 NET = "alice/net"
 WEIGHTS = b"\0weights" * 1000
@@ -294,11 +294,11 @@ def test_trying_again_ends_after_a_number_of_tries_and_some_time(monkeypatch):
         tried.append(1)
         raise ConnectionResetError
 
-    monkeypatch.setattr("ltbench.hub.faults.PAUSE", 0)
+    monkeypatch.setattr("ltbench.remote.faults.PAUSE", 0)
     with pytest.raises(client.Unreachable, match="a of b: the connection broke"):
         client.attempt("a of b", fail, tries=3)
     assert len(tried) == 3
-    monkeypatch.setattr("ltbench.hub.faults.PATIENCE", 0)
+    monkeypatch.setattr("ltbench.remote.faults.PATIENCE", 0)
     with pytest.raises(client.Unreachable):
         client.attempt("a of b", fail)
     assert len(tried) == 4

@@ -14,7 +14,7 @@ from conftest import TOKEN, point_at
 from server import HubServer
 
 from ltbench.errors import UserError
-from ltbench.hub import client
+from ltbench.remote import hub as client
 
 NET, FILE = "alice/net", "model.safetensors"
 SMALL = random.Random(0).randbytes(300_000)
@@ -45,14 +45,6 @@ def test_branch_tag_and_commit_give_their_own_content(hub):
     ):
         assert client.download(NET, FILE, revision).read_bytes() == weights
         assert client.download(NET, "config.json", revision).read_bytes() == config
-
-
-def test_a_copy_lands_in_a_folder_under_its_path(hub, tmp_path):
-    revision = hub.add(NET, {"deep/" + FILE: SMALL})
-    path = client.download(NET, "deep/" + FILE, revision, folder=tmp_path / "out")
-    assert path == tmp_path / "out" / "deep" / FILE
-    assert path.read_bytes() == SMALL
-    assert [p.name for p in path.parent.iterdir()] == [FILE]
 
 
 def test_what_is_missing_is_told_apart(hub, use_token):
@@ -205,7 +197,7 @@ def test_a_cache_without_links_is_checked_against_the_listing(hub, monkeypatch):
 
 
 def test_with_the_hub_down_main_is_the_last_one_and_says_so(hub, monkeypatch):
-    monkeypatch.setattr("ltbench.hub.faults.PATIENCE", 0)
+    monkeypatch.setattr("ltbench.remote.faults.PATIENCE", 0)
     revision = hub.add(NET, {FILE: SMALL})
     client.download(NET, FILE, "main")
     hub.stop()

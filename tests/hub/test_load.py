@@ -11,13 +11,14 @@ import torch
 from click.testing import CliRunner
 
 import ltbench
-from ltbench.api import load_described
-from ltbench.cli_download import download
+from ltbench.cli.hub import download
+from ltbench.digest import file_sha256
 from ltbench.errors import UserError
-from ltbench.hub import client, zoo
+from ltbench.hub import zoo
 from ltbench.hub.export import export
-from ltbench.record import Record
-from ltbench.sealing import file_sha256
+from ltbench.hub.load import load_described
+from ltbench.records.record import Record
+from ltbench.remote import hub as client
 
 NAME = "quickstart"
 SHORT = {"run__max_steps": 1, "run__device": "cpu"}
@@ -48,7 +49,7 @@ def shelf(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "shelf"
     folder.mkdir()
     monkeypatch.setattr(zoo, "leaderboard_dir", lambda: folder)
-    monkeypatch.setattr("ltbench.leaderboard.tables.leaderboard_dir", lambda: folder)
+    monkeypatch.setattr("ltbench.records.store.leaderboard_dir", lambda: folder)
     return folder
 
 
@@ -150,7 +151,7 @@ def test_weights_exchanged_on_the_hub_are_refused(on_hub, hub):
     weights = bytearray(hub.files(REPO)["model.safetensors"])
     weights[-1] ^= 1
     hub.add(REPO, {"model.safetensors": bytes(weights)})
-    with pytest.raises(UserError, match="damaged or was exchanged"):
+    with pytest.raises(UserError, match="damaged or was replaced"):
         ltbench.load(f"hf-hub:{REPO}")
     assert ltbench.load(f"hf-hub:{REPO}@{on_hub}")
 
@@ -258,7 +259,7 @@ def test_download_tells_of_a_stale_answer(on_hub, hub):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "expected one name"),
+        ((), "expected NAME, found nothing"),
         (("a", "b"), "found a, b"),
         (("quikstart",), "did you mean `quickstart`"),
         (("*nothing*",), "has no"),

@@ -13,13 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 import ltbench
-from ltbench.cli_hub import publish as command
+from ltbench.cli.hub import publish as command
 from ltbench.errors import UserError
-from ltbench.hub import client, zoo
+from ltbench.evaluation.metrics import Metrics
 from ltbench.hub import publish as publishing
+from ltbench.hub import zoo
 from ltbench.hub.publish import files_of, publish, zoo_entry
-from ltbench.metrics import Metrics
-from ltbench.record import Record
+from ltbench.records.record import Record
+from ltbench.remote import hub as client
 
 REPO = "lab/quickstart-seed0"
 
@@ -232,7 +233,7 @@ def test_the_command_prints_an_entry_that_the_zoo_takes(hub, folder, tmp_path, m
     assert models == zoo_entry(publish(folder, REPO))
     (tmp_path / zoo.INDEX).write_text(json.dumps({"schema_version": 1, "models": models}))
     monkeypatch.setattr(zoo, "leaderboard_dir", lambda: tmp_path)
-    monkeypatch.setattr("ltbench.leaderboard.tables.leaderboard_dir", lambda: tmp_path)
+    monkeypatch.setattr("ltbench.records.store.leaderboard_dir", lambda: tmp_path)
     assert zoo.find("quickstart", 0).revision == revision
     assert zoo.fetch(zoo.find("quickstart", 0)).is_dir()
     again = CliRunner().invoke(command, [f"run={folder}", f"repo={REPO}"], catch_exceptions=False)
@@ -245,7 +246,7 @@ def test_the_command_prints_an_entry_that_the_zoo_takes(hub, folder, tmp_path, m
         (["repo=a/b"], "expected `run=...`"),
         (["run=x"], "expected `repo=...`"),
         (["run=x", "repo=a/b", "hlf=true"], "did you mean `half`"),
-        (["run=x", "repo=a/b", "half=maybe"], "expected true or false"),
+        (["run=x", "repo=a/b", "half=maybe"], "should be true or false"),
         (["run=x", "run=y", "repo=a/b"], "given twice"),
         (["run=x", "repo=a/b"], "finished run"),
     ],

@@ -18,7 +18,7 @@ from ltbench.hub import export as exporting
 from ltbench.hub.card import make_card, results_of
 from ltbench.hub.export import export
 from ltbench.hub.folder import read_config, read_folder
-from ltbench.record import Record
+from ltbench.records.record import Record
 
 FILES = {
     *("model.safetensors", "config.json", "recipe.yaml", "record.json", "README.md"),
@@ -127,9 +127,9 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path):
         (broken / file).write_bytes((run / file).read_bytes())
     facts = json.loads((broken / "model.json").read_text())
     (broken / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-1])
-    with pytest.raises(UserError, match="damaged or was exchanged"):
+    with pytest.raises(UserError, match="damaged or was replaced"):
         export(broken, tmp_path / "out")
-    from ltbench.checkpoint import write_weights
+    from ltbench.methods.weights import write_weights
 
     write_weights(broken / "model.safetensors", {"a": torch.zeros(1)}, facts)
     with pytest.raises(UserError, match="not of the same run"):

@@ -16,16 +16,16 @@ import toys
 from safetensors.torch import load_file, save_file
 
 import ltbench
-from ltbench import checkpoint, registries
+from ltbench.config.validation import build_recipe
+from ltbench.digest import file_sha256
 from ltbench.errors import UserError
+from ltbench.evaluation.metrics import BINS, Metrics
 from ltbench.hub.export import export
 from ltbench.hub.timm_model import TimmMethod
-from ltbench.metrics import BINS, Metrics
-from ltbench.record import make_record
-from ltbench.runner import RECORD, WEIGHTS, describe_model
-from ltbench.sealing import file_sha256
-from ltbench.trainer import build_method
-from ltbench.validation import build_recipe
+from ltbench.methods import METHODS
+from ltbench.methods.build import build_method, describe_model
+from ltbench.methods.weights import write_weights
+from ltbench.records.record import RECORD, WEIGHTS, make_record
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 NETWORK = {"name": "resnet20_cifar", "args": {"widths": [4, 6, 8]}}
@@ -66,7 +66,7 @@ def pretend(tree, data, folder: Path):
                 tensor.copy_(torch.rand_like(tensor) + 0.5)
     folder.mkdir(parents=True)
     weights = folder / WEIGHTS
-    digest = checkpoint.write_weights(weights, method.state_dict(), describe_model(recipe, data))
+    digest = write_weights(weights, method.state_dict(), describe_model(recipe, data))
     count = [600] + [0] * (BINS - 1)
     metrics = Metrics(
         class_counts=data.info.class_counts,
@@ -98,7 +98,7 @@ def lws(digits, tmp_path_factory):
 
 
 def test_every_method_is_in_one_of_the_lists():
-    assert set(toys.STAGE1 + toys.STAGE2 + toys.POSTHOC) == set(registries.METHODS.names())
+    assert set(toys.STAGE1 + toys.STAGE2 + toys.POSTHOC) == set(METHODS.names())
 
 
 CASES = [(name, {}) for name in toys.STAGE1 + toys.STAGE2 + toys.POSTHOC]
@@ -222,7 +222,7 @@ def extra(file: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "honest", "message"),
     [
-        (flip, False, "damaged or was exchanged"),
+        (flip, False, "damaged or was replaced"),
         (without, True, "tensors do not fit"),
         (extra, True, "tensors do not fit, the first is `more`"),
     ],

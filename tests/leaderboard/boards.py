@@ -9,10 +9,10 @@ from typing import Any
 
 from test_leaderboard import VERIFIED, record_of
 
+from ltbench.evaluation.metrics import BINS, Metrics
 from ltbench.leaderboard.page import build_page
-from ltbench.metrics import BINS, Metrics
-from ltbench.record import Record
-from ltbench.record_parts import CheckpointFacts, DatasetFacts, ExecutionFacts
+from ltbench.records.parts import CheckpointFacts, DatasetFacts, ExecutionFacts
+from ltbench.records.record import Record
 
 HOSTILE = "</script><img src=x onerror=document.title='owned'>$a_b$"
 PUBLISHED = {"repository": "org/mislas", "revision": "d" * 40}

@@ -13,9 +13,9 @@ import pytest
 
 from ltbench import get_recipe
 from ltbench.hub.export import export
-from ltbench.record import record_text
-from ltbench.runner import run
-from ltbench.sealing import checksums_of, run_id_of
+from ltbench.records.record import record_text
+from ltbench.records.sealing import checksums_of, run_id_of
+from ltbench.train.run import run
 
 HUB = Path(__file__).parent.parent / "hub"
 WORDS = [
@@ -54,9 +54,9 @@ def publish_folder(finished_run: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A leaderboard's folder of its own, without records."""
-    import ltbench.resources
+    import ltbench.config.resources
 
-    real = ltbench.resources.leaderboard_dir()
+    real = ltbench.config.resources.leaderboard_dir()
     folder = tmp_path / "leaderboard"
     shutil.copytree(real, folder, ignore=shutil.ignore_patterns("records", "models", "zoo.json"))
     (folder / "records").mkdir()

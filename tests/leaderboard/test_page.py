@@ -9,7 +9,7 @@ import boards
 import pytest
 from click.testing import CliRunner
 
-from ltbench.cli_leaderboard import leaderboard as commands
+from ltbench.cli.leaderboard import leaderboard as commands
 from ltbench.errors import UserError
 from ltbench.leaderboard import figures, published, view
 from ltbench.leaderboard.page import build_page

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from ltbench.cli_records import publish as command
+from ltbench.cli.leaderboard import publish as command
 from ltbench.errors import UserError
 from ltbench.leaderboard import push
 from ltbench.leaderboard.derived import TABLES, Run, distinct
-from ltbench.record import Record, record_text
+from ltbench.records.record import Record, record_text
 
 REPO = "lab/leaderboard"
 
@@ -238,6 +238,10 @@ def test_the_command(hub, board, write, content):
     done = CliRunner().invoke(command, [f"repo={REPO}"], catch_exceptions=False)
     assert done.stdout.startswith("runs  1, of them new 1: http")
     assert f"/datasets/{REPO}/" in done.stdout
-    for words in ([], ["space=a/b"], [f"repo={REPO}", "data.root=x"]):
-        with pytest.raises(UserError, match="expected `repo=ORG/NAME`"):
+    for words, message in (
+        ([], "expected `repo=...`"),
+        (["space=a/b"], "expected `repo=...`"),
+        ([f"repo={REPO}", "data.root=x"], "`data.root`: unknown key"),
+    ):
+        with pytest.raises(UserError, match=message):
             command.main(words, standalone_mode=False)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ltbench.cli_records import submit as command
+from ltbench.cli.leaderboard import submit as command
+from ltbench.digest import digest_of
 from ltbench.errors import UserError
 from ltbench.leaderboard.submit import check_recipe, submit
 from ltbench.leaderboard.verify import verify
-from ltbench.record import Record, record_text
-from ltbench.sealing import digest_of
+from ltbench.records.record import Record, record_text
 
 
 def files_under(folder: Path) -> list[Path]:
@@ -204,8 +204,8 @@ def test_the_command(finished_run, board):
     written = Path(lines[-1].split()[1])
     assert Record.load(written).submitted_by == "[red]me"
     for words, message in (
-        ([], "expected `run=PATH`"),
-        (["run=x", "rum=y"], "unknown word `rum=y`"),
+        ([], "expected `run=...`"),
+        (["run=x", "rum=y"], "`rum`: unknown key .did you mean `run`"),
         ([f"run={board}"], "cannot read the record"),
     ):
         with pytest.raises(UserError, match=message):

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ltbench.cli import main
-from ltbench.cli_records import verify as command
+from ltbench.cli.leaderboard import verify as command
+from ltbench.cli.main import main
+from ltbench.digest import digest_of, file_sha256
 from ltbench.errors import UserError
 from ltbench.leaderboard import verify as v
-from ltbench.record import Record
-from ltbench.sealing import digest_of, file_sha256
+from ltbench.leaderboard.steps import read_data
+from ltbench.records.record import Record
 
 NAMES = ("digest", "metrics", "data", "pinned", "listing", "download", "evaluation")
 
@@ -147,7 +148,7 @@ def test_another_checkpoint_that_the_record_names_is_found_by_evaluation(
         revision=hub.add("alice/quick", files),
     )
     name, reason = failed_at(seal(pinned))  # config.json still tells of the old ones
-    assert (name, "is damaged or was exchanged" in reason) == ("evaluation", True)
+    assert (name, "is damaged or was replaced" in reason) == ("evaluation", True)
     config = json.loads(files["config.json"])
     config["ltbench"]["sha256"] = file_sha256(file)
     files["config.json"] = json.dumps(config).encode()
@@ -227,9 +228,9 @@ def test_without_images_the_rest_is_checked_and_the_row_not_marked(pinned, seal,
 def test_paths_in_a_record_are_never_followed(pinned, tmp_path):
     resolved = {"data": {"name": "cifar10_lt", "root": str(tmp_path), "download": True}}
     with pytest.raises(UserError, match=r"needs the images of CIFAR-10: data\.root=DIR"):
-        v.read_data(resolved, {})
+        read_data(resolved, {})
     with pytest.raises(UserError, match="names no data set"):
-        v.read_data({"data": "x"}, {})
+        read_data({"data": "x"}, {})
 
 
 def test_a_withdrawn_row_stays_withdrawn(pinned, write):
@@ -315,10 +316,10 @@ def test_the_command_prints_each_step_and_fails_with_the_reason(pinned, write, s
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a", "b"], "expected one row, found a, b"),
-        (["data.rot=x"], "unknown word `data.rot=x`"),
-        (["root=x"], "unknown word `root=x`"),
-        (["device=cpu", "device=cpu"], "`device=` is given twice"),
+        (["a", "b"], "expected one ROW, found a, b"),
+        (["data.rot=x"], "`data.rot`: expected where images are (did you mean `root`?)"),
+        (["root=x"], "`root`: unknown key"),
+        (["device=cpu", "device=cpu"], "`device` is given twice"),
         (["nothing"], "no record is `nothing`"),
     ],
 )
@@ -329,7 +330,7 @@ def test_mistakes_in_words_are_named(board, words, message):
 
 
 def _as_main(command, words):
-    from ltbench.cli import cli
+    from ltbench.cli.main import cli
 
     cli.add_command(command, "verify-here")
     try:

@@ -9,7 +9,7 @@ import torch
 import toys
 from torch import nn
 
-from ltbench import validation
+from ltbench.config import validation
 from ltbench.errors import UserError
 from ltbench.losses import adaptive
 from ltbench.methods.base import Batch

@@ -6,13 +6,14 @@ import torch
 import toys
 from torch.nn import functional as F
 
-from ltbench import registries, validation
-from ltbench.backbones.base import Backbone
+from ltbench.config import validation
 from ltbench.errors import UserError
 from ltbench.losses import cross_entropy_rows, effective_number_weights, ldam_margins
 from ltbench.losses import experts as maths
+from ltbench.methods import METHODS
 from ltbench.methods.base import Batch
 from ltbench.methods.ride import mean_share
+from ltbench.models.backbone import Backbone
 from ltbench.updates.base import weighted_sum
 
 
@@ -35,7 +36,7 @@ def scalar(method, batch, at) -> torch.Tensor:
 def build(name: str, backbone: Backbone | None = None, previous=None, **options):
     given = validation.build_options("METHODS", name, {**toys.OPTIONS.get(name, {}), **options})
     net = toys.backbone() if backbone is None else backbone
-    return registries.METHODS.get(name)(given, net, toys.INFO, previous)
+    return METHODS.get(name)(given, net, toys.INFO, previous)
 
 
 # BBN -----------------------------------------------------------------------------------------

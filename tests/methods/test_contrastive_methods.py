@@ -9,10 +9,13 @@ import toys
 from torch import nn
 from torch.nn import functional as F
 
-from ltbench import losses, registries, validation
+from ltbench import losses
+from ltbench.config import validation
 from ltbench.losses import log_prior
 from ltbench.losses.contrastive import balanced_contrastive_rows, paco_rows
+from ltbench.methods import METHODS
 from ltbench.methods.base import Batch
+from ltbench.updates import UPDATES
 from ltbench.updates.base import StepRun
 
 
@@ -86,7 +89,7 @@ def test_an_anchor_is_not_compared_with_itself_and_labels_below_zero_are_no_posi
 def paco(**options):
     values = {**toys.OPTIONS["paco"], **options}
     config = validation.build_options("METHODS", "paco", values)
-    return registries.METHODS.get("paco")(config, toys.backbone(), toys.INFO)
+    return METHODS.get("paco")(config, toys.backbone(), toys.INFO)
 
 
 def keyed(keys: torch.Tensor, labels: torch.Tensor) -> Batch:
@@ -182,7 +185,7 @@ def test_three_steps_are_those_of_a_reference_whose_projection_is_normalised():
     sgd = {"lr": 0.2, "momentum": 0.9, "weight_decay": 5e-4}
     trained = [p for p in method.parameters() if p.requires_grad]
     run = StepRun(method, torch.optim.SGD(trained, **sgd))
-    update = registries.UPDATES.get("plain")(validation.build_options("UPDATES", "plain", {}))
+    update = UPDATES.get("plain")(validation.build_options("UPDATES", "plain", {}))
 
     query = Encoder(method.backbone, method.projection)
     key = Encoder(*method.twin.values()).requires_grad_(False)
@@ -297,7 +300,7 @@ def test_some_anchors_have_the_rows_they_have_among_all():
 @pytest.mark.parametrize(("lam", "mu"), [(1.0, 0.35), (0.0, 2.0), (1.0, 0.0)])
 def test_the_scalar_of_bcl_is_lam_times_one_loss_plus_mu_times_the_other(lam, mu):
     config = validation.build_options("METHODS", "bcl", {"dim": 8, "lam": lam, "mu": mu})
-    method = registries.METHODS.get("bcl")(config, toys.backbone(), toys.INFO)
+    method = METHODS.get("bcl")(config, toys.backbone(), toys.INFO)
     out = method.loss(toys.dressed(toys.batch(), method), toys.at())
     assert out.labels.shape == out.rows.shape == (72,)
     assert out.images == 24

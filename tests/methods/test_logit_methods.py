@@ -10,13 +10,15 @@ import torch
 import toys
 from torch import nn
 
-from ltbench import get_recipe, losses, registries, validation
-from ltbench.backbones.base import Backbone
+from ltbench import get_recipe, losses
+from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
 from ltbench.errors import UserError
-from ltbench.heads import CosineHead
 from ltbench.losses import logits as maths
+from ltbench.methods import METHODS
 from ltbench.methods.base import Batch
+from ltbench.models.backbone import Backbone
+from ltbench.models.heads import CosineHead
 
 COUNTS = [500, 120, 30, 5]
 
@@ -31,7 +33,7 @@ def double():
 def make(name, counts=COUNTS, features=4, previous=None, backbone=None, **options):
     info = DatasetInfo("toy", tuple(counts), tuple(str(k) for k in range(len(counts))))
     backbone = backbone or Backbone.from_stages({"front": nn.Identity()}, num_features=features)
-    cls = registries.METHODS.get(name)
+    cls = METHODS.get(name)
     return cls(validation.build_options("METHODS", name, options), backbone, info, previous)
 
 

@@ -10,13 +10,14 @@ import torch
 import toys
 from torch import nn
 
-from ltbench import losses, validation
-from ltbench.backbones.base import Backbone
+from ltbench import losses
+from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
 from ltbench.losses import adaptive
 from ltbench.methods.base import Batch
 from ltbench.methods.cc_sam import CCSAM
 from ltbench.methods.mixup import mix
+from ltbench.models.backbone import Backbone
 
 
 def f64(x):

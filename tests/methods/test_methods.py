@@ -11,22 +11,24 @@ import toys
 from torch import nn
 
 import ltbench
-from ltbench import dist, registries, validation
-from ltbench.backbones.base import Backbone
+from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
+from ltbench.distributed import ranks
 from ltbench.errors import UserError
-from ltbench.heads import CosineHead, LinearHead, ScaledHead
+from ltbench.methods import METHODS
 from ltbench.methods.base import Batch, Progress
 from ltbench.methods.ce import CE
 from ltbench.methods.mixup import mix
 from ltbench.methods.plot_stage2 import class_directions
+from ltbench.models.backbone import Backbone
+from ltbench.models.heads import CosineHead, LinearHead, ScaledHead
 
 ALL = toys.STAGE1 + toys.STAGE2 + toys.POSTHOC
 
 
 def make(name, backbone, counts, previous=None, **options):
     info = DatasetInfo("toy", tuple(counts), tuple(str(k) for k in range(len(counts))))
-    cls = registries.METHODS.get(name)
+    cls = METHODS.get(name)
     return cls(validation.build_options("METHODS", name, options), backbone, info, previous)
 
 
@@ -413,8 +415,8 @@ def test_ranks_mix_as_one_process_does(monkeypatch, sizes):
     start = 0
     for size in sizes:
         own = slice(start, start + size)
-        monkeypatch.setattr(dist, "gather", lambda t: x if t.dim() == 4 else y)
-        monkeypatch.setattr(dist, "offset", lambda t, start=start: start)
+        monkeypatch.setattr(ranks, "all_gather", lambda t: x if t.dim() == 4 else y)
+        monkeypatch.setattr(ranks, "offset", lambda t, start=start: start)
         part = method.prepare(Batch((x[own],), y[own], torch.arange(12)[own]), toys.at(4))
         assert torch.equal(part.views[0], whole.views[0][own])
         assert torch.equal(part.partner, whole.partner[own])

@@ -8,8 +8,7 @@ import torch
 import toys
 from torch.nn import functional as F
 
-from ltbench import registries, validation
-from ltbench.backbones.base import Backbone, create_backbone
+from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
 from ltbench.errors import UserError
 from ltbench.losses.rsg import (
@@ -20,13 +19,16 @@ from ltbench.losses.rsg import (
     same_class_loss,
     variation_rows,
 )
+from ltbench.methods import METHODS
 from ltbench.methods.rsg import entering_channels
+from ltbench.models.backbone import Backbone, create_backbone
+from ltbench.updates import UPDATES
 
 
 def build(**options):
     options = validation.build_options("METHODS", "rsg", {"centers": 3, **options})
     torch.manual_seed(1)
-    return registries.METHODS.get("rsg")(options, toys.backbone(), toys.INFO, None)
+    return METHODS.get("rsg")(options, toys.backbone(), toys.INFO, None)
 
 
 def from_vector(v):
@@ -40,7 +42,7 @@ def from_vector(v):
     )
     options = {"centers": 2, "generate_from": p["epoch_thresh"] + 1}
     options = validation.build_options("METHODS", "rsg", options)
-    method = registries.METHODS.get("rsg")(options, net, info, None)
+    method = METHODS.get("rsg")(options, net, info, None)
     method.pairs = PairClassifier(2, width=2)
     method.double()
     given = {
@@ -206,7 +208,8 @@ def test_what_an_epoch_does_not_use_stays(key):
     """The transformation before samples are generated, the pair classifier from then on."""
     from test_contract import make_update
 
-    from ltbench.optim import Optim, build_optimizer
+    from ltbench.config.optim import Optim
+    from ltbench.train.optim import build_optimizer
     from ltbench.updates.base import StepRun
 
     method = build(generate_from=2)
@@ -224,7 +227,8 @@ def test_what_an_epoch_does_not_use_stays(key):
 
 @pytest.mark.parametrize("only", ["head", "tail"])
 def test_a_batch_of_one_group_does_not_use_the_transformation(only):
-    from ltbench.optim import Optim, build_optimizer
+    from ltbench.config.optim import Optim
+    from ltbench.train.optim import build_optimizer
     from ltbench.updates.base import StepRun
     from ltbench.updates.plain import Plain
 
@@ -247,12 +251,12 @@ def test_plot_follows_when_generation_begins():
     """From then on the loss has more rows than the batch has images."""
     from test_contract import ready
 
-    from ltbench import registries, validation
+    from ltbench.config import validation
 
     method, run = ready("rsg")
     method.config = method.config.model_copy(update={"generate_from": 1})
     options = {"part": "layer1", "class_gradients": "fast"}
-    update = registries.UPDATES.get("plot")(validation.build_options("UPDATES", "plot", options))
+    update = UPDATES.get("plot")(validation.build_options("UPDATES", "plot", options))
     for epoch in (0, 1, 1):
         log = toys.step(update, run, [toys.batch()], toys.at(0, epoch=epoch))
         assert torch.isfinite(log["loss"])

@@ -8,13 +8,13 @@ from moo_inputs import ONE, REGULAR, SCALES, STATIONARY, ZERO
 
 from ltbench import moo
 from ltbench.errors import UserError
+from ltbench.moo import SOLVERS
 from ltbench.moo.cagrad import CAGrad
 from ltbench.moo.epo import EPO
 from ltbench.moo.mean import Mean
 from ltbench.moo.mgda import MGDA
 from ltbench.moo.pcgrad import PCGrad, project, random_orders
 from ltbench.moo.slsqp import SLSQP
-from ltbench.registries import SOLVERS
 
 SOLVER_CASES = {
     "mean": Mean(Mean.Config()),
@@ -40,55 +40,56 @@ def direction(solver, grads, **more):
     return solver.solve(gram, losses=losses_of(grads), **more).coefficients @ grads
 
 
-@pytest.mark.parametrize("case", EVERY)
 @pytest.mark.parametrize("name", SOLVER_CASES)
-def test_finite_weights_of_the_right_shape(name, case):
-    grads = EVERY[case]
-    solution = SOLVER_CASES[name].solve(grads @ grads.T, losses=losses_of(grads))
-    for values in (solution.coefficients, solution.weights):
-        assert values.shape == (len(grads),)
-        assert values.dtype == np.float64
-        assert np.isfinite(values).all()
-    if name != "pcgrad":
-        assert solution.weights.min() >= -1e-12
-        assert solution.weights.sum() == pytest.approx(1)
+def test_finite_weights_of_the_right_shape(name):
+    for case, grads in EVERY.items():
+        solution = SOLVER_CASES[name].solve(grads @ grads.T, losses=losses_of(grads))
+        for values in (solution.coefficients, solution.weights):
+            assert values.shape == (len(grads),), case
+            assert values.dtype == np.float64, case
+            assert np.isfinite(values).all(), case
+        if name != "pcgrad":
+            assert solution.weights.min() >= -1e-12, case
+            assert solution.weights.sum() == pytest.approx(1), case
 
 
-@pytest.mark.parametrize("case", ZERO)
 @pytest.mark.parametrize("name", SOLVER_CASES)
-def test_zero_gradients_give_a_zero_direction(name, case):
-    assert not direction(SOLVER_CASES[name], ZERO[case]).any()
+def test_zero_gradients_give_a_zero_direction(name):
+    for case, grads in ZERO.items():
+        assert not direction(SOLVER_CASES[name], grads).any(), case
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("case", ["ten", "long_tailed_lengths", "zero_row"])
 @pytest.mark.parametrize("name", SCALE_FREE)
-def test_the_direction_scales_with_the_gradients(name, case, scale):
-    grads = EVERY[case]
-    expected = direction(SOLVER_CASES[name], grads)
-    got = direction(SOLVER_CASES[name], grads * scale) / scale
-    np.testing.assert_allclose(got, expected, atol=1e-9 * np.abs(grads).max())
+def test_the_direction_scales_with_the_gradients(name):
+    for case in ("ten", "long_tailed_lengths", "zero_row"):
+        grads = EVERY[case]
+        expected = direction(SOLVER_CASES[name], grads)
+        for scale in SCALES:
+            got = direction(SOLVER_CASES[name], grads * scale) / scale
+            atol = 1e-9 * np.abs(grads).max()
+            np.testing.assert_allclose(got, expected, atol=atol, err_msg=f"{case}, {scale}")
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e300])
 @pytest.mark.parametrize("name", SCALE_FREE)
-def test_the_ends_of_the_float_range(name, scale):
+def test_the_ends_of_the_float_range(name):
     grads = REGULAR["ten"]
     solver, losses = SOLVER_CASES[name], losses_of(grads)
     expected = solver.solve(grads @ grads.T, losses=losses).coefficients
-    got = solver.solve(grads @ grads.T * scale, losses=losses).coefficients
-    np.testing.assert_allclose(got, expected, atol=1e-9)
+    for scale in (1e-300, 1e300):
+        got = solver.solve(grads @ grads.T * scale, losses=losses).coefficients
+        np.testing.assert_allclose(got, expected, atol=1e-9, err_msg=str(scale))
 
 
-@pytest.mark.parametrize("case", [case for case in REGULAR if case != "one_parameter"])
 @pytest.mark.parametrize("name", ["mean", "mgda", "mgda_l2", "cagrad"])
-def test_the_order_of_the_tasks_does_not_matter(name, case):
-    # (with one parameter, l2 makes all gradients equal and the weights arbitrary)
-    grads = REGULAR[case]
-    order = np.random.default_rng(0).permutation(len(grads))
-    expected = direction(SOLVER_CASES[name], grads)
-    got = direction(SOLVER_CASES[name], grads[order])
-    np.testing.assert_allclose(got, expected, atol=1e-6 * np.linalg.norm(grads, axis=1).mean())
+def test_the_order_of_the_tasks_does_not_matter(name):
+    for case, grads in REGULAR.items():
+        if case == "one_parameter":  # l2 makes all gradients equal and the weights arbitrary
+            continue
+        order = np.random.default_rng(0).permutation(len(grads))
+        expected = direction(SOLVER_CASES[name], grads)
+        got = direction(SOLVER_CASES[name], grads[order])
+        atol = 1e-6 * np.linalg.norm(grads, axis=1).mean()
+        np.testing.assert_allclose(got, expected, atol=atol, err_msg=case)
 
 
 def test_equal_gradients_share_their_weight():
@@ -99,19 +100,18 @@ def test_equal_gradients_share_their_weight():
 
 
 @pytest.mark.parametrize("name", ["mgda", "mgda_l2", "mgda_loss+"])
-@pytest.mark.parametrize("case", REGULAR)
-def test_mgda_conflicts_with_no_task(name, case):
-    grads = REGULAR[case]
-    gain = grads @ direction(SOLVER_CASES[name], grads)
-    lengths = np.linalg.norm(grads, axis=1)
-    assert (gain >= -1e-9 * lengths * lengths.mean()).all()
+def test_mgda_conflicts_with_no_task(name):
+    for case, grads in REGULAR.items():
+        gain = grads @ direction(SOLVER_CASES[name], grads)
+        lengths = np.linalg.norm(grads, axis=1)
+        assert (gain >= -1e-9 * lengths * lengths.mean()).all(), case
 
 
-@pytest.mark.parametrize("case", STATIONARY)
-def test_mgda_stops_at_a_stationary_point(case):
-    grads = STATIONARY[case]
-    lengths = np.linalg.norm(grads, axis=1)
-    assert np.linalg.norm(direction(SOLVER_CASES["mgda"], grads)) < 1e-7 * lengths.mean()
+def test_mgda_stops_at_a_stationary_point():
+    for case, grads in STATIONARY.items():
+        lengths = np.linalg.norm(grads, axis=1)
+        size = np.linalg.norm(direction(SOLVER_CASES["mgda"], grads))
+        assert size < 1e-7 * lengths.mean(), case
 
 
 def test_cagrad_falls_back_on_the_average():

@@ -8,10 +8,11 @@ import toys
 from test_contract import ready
 from torch.nn import Conv2d
 
-from ltbench import UserError, get_recipe, registries, validation
+from ltbench import UserError, get_recipe
 from ltbench.class_gradients import Engine
+from ltbench.config import validation
 from ltbench.methods.base import Batch
-from ltbench.updates import plot
+from ltbench.updates import UPDATES, plot
 
 OPTIONS = {
     "paper": {},
@@ -27,7 +28,7 @@ OPTIONS = {
 def direction(options, batch=None, steps=3):
     """The gradients that the last of some steps leaves, and its log."""
     method, run = ready("ce")
-    update = registries.UPDATES.get("plot")(validation.build_options("UPDATES", "plot", options))
+    update = UPDATES.get("plot")(validation.build_options("UPDATES", "plot", options))
     for step in range(steps):
         log = update.step(run, [toys.batch() if batch is None else batch], toys.at(step))
     return torch.cat([p.grad.flatten() for p in method.parameters()]), log
@@ -59,7 +60,7 @@ def test_certified_says_how_good_its_last_direction_is():
 def test_absent_classes_in_the_shapes_change_nothing(limit, known, monkeypatch):
     """What a GPU does, to need no number before the solver; also where layers are not known."""
     if not known:
-        monkeypatch.setattr(Engine, "works", lambda engine, one: False)
+        monkeypatch.setattr(Engine, "supports_fast", lambda engine, one: False)
     x, y = toys.images(24)
     keep = y != 2
     batch = Batch((x[keep],), y[keep], torch.arange(int(keep.sum())))
@@ -79,7 +80,7 @@ def test_no_graph_outlives_a_step():
     from torch.multiprocessing.reductions import StorageWeakRef
 
     method, run = ready("ce")
-    update = registries.UPDATES.get("plot")(validation.build_options("UPDATES", "plot", {}))
+    update = UPDATES.get("plot")(validation.build_options("UPDATES", "plot", {}))
     kept = []
     convolution = next(m for m in method.backbone.net.layer2.modules() if isinstance(m, Conv2d))
     handle = convolution.register_forward_hook(

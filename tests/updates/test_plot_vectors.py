@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from ltbench import validation
-from ltbench.backbones.base import Backbone
+from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
 from ltbench.methods.base import Batch, Progress
 from ltbench.methods.mixup import Mixup
+from ltbench.models.backbone import Backbone
 from ltbench.updates.base import StepRun
 from ltbench.updates.plot import Plot
 from ltbench.updates.sam import SAM

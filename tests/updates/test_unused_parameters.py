@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
-from pathlib import Path
 
 import pytest
 import torch
 import toys
-from test_distributed import free_port
 from torch import nn
 
-from ltbench import dist, registries, validation
-from ltbench.backbones.base import Backbone
+from ltbench.config import validation
+from ltbench.config.optim import Optim
+from ltbench.distributed import ranks
 from ltbench.losses import cross_entropy_rows
 from ltbench.methods.base import Batch, Method, Rows
-from ltbench.optim import Optim, build_optimizer
+from ltbench.models.backbone import Backbone
+from ltbench.train.optim import build_optimizer
+from ltbench.updates import UPDATES
 from ltbench.updates.base import StepRun
 
-UPDATES = {
+KINDS = {
     "plain": ("plain", {}),
     "sam": ("sam", {"rho": 0.05}),
     "sam-part": ("sam", {"rho": 0.05, "part": "last"}),
@@ -32,7 +32,7 @@ UPDATES = {
     "plot-official": ("plot", {"mode": "official"}),
     "plot-after": ("plot", {"epochs": 1, "after": "sam"}),
 }
-CASES = [(key, shared, micro) for key in UPDATES for shared in (False, True) for micro in (1, 2)]
+CASES = [(key, shared, micro) for key in KINDS for shared in (False, True) for micro in (1, 2)]
 OPTIM = Optim(lr=0.05, momentum=0.9, weight_decay=0.1)
 IMAGES, FEW, STEPS = 24, 6, 5  # FEW are the images of the first micro-batch of the first rank
 FIRST = {"always": 0, "few": 1, "late": 3, "never": STEPS}  # step of the first use
@@ -102,7 +102,7 @@ def first_use(name: str, shared: bool) -> int:
 def micro_batches(micro: int) -> list[Batch]:
     """This rank's share of the images."""
     x, y = toys.images(IMAGES)
-    own = torch.tensor_split(torch.arange(IMAGES), dist.world())[dist.rank()]
+    own = torch.tensor_split(torch.arange(IMAGES), ranks.world())[ranks.rank()]
     return [Batch((x[i].double(),), y[i], i) for i in torch.tensor_split(own, micro)]
 
 
@@ -111,9 +111,7 @@ def train(key: str, shared: bool, micro: int) -> list[dict[str, list[torch.Tenso
     method = toy(shared)
     named = list(method.named_parameters())
     optimizer = build_optimizer(named, OPTIM)
-    update = registries.UPDATES.get(UPDATES[key][0])(
-        validation.build_options("UPDATES", *UPDATES[key])
-    )
+    update = UPDATES.get(KINDS[key][0])(validation.build_options("UPDATES", *KINDS[key]))
     run, seen = StepRun(method, optimizer), []
     for step in range(STEPS):
         epoch = int(key == "plot-after" and step > 2)  # after its window
@@ -177,10 +175,10 @@ def test_plain_steps_are_those_of_a_plain_loop(shared, micro):
 
 
 def test_every_update_is_covered():
-    assert {name for name, _ in UPDATES.values()} >= set(registries.UPDATES.names())
+    assert {name for name, _ in KINDS.values()} >= set(UPDATES.names())
 
 
-@pytest.mark.parametrize("key", [key for key in UPDATES if key != "plain"])
+@pytest.mark.parametrize("key", [key for key in KINDS if key != "plain"])
 def test_a_part_that_is_not_used_at_all_stays(key):
     """What the update looks at has no gradient: there is nothing to climb along, or to weigh."""
 
@@ -194,9 +192,7 @@ def test_a_part_that_is_not_used_at_all_stays(key):
     method.__class__ = Skips
     method.early = nn.Linear(6, 4).double()
     run = StepRun(method, build_optimizer(method.named_parameters(), OPTIM))
-    update = registries.UPDATES.get(UPDATES[key][0])(
-        validation.build_options("UPDATES", *UPDATES[key])
-    )
+    update = UPDATES.get(KINDS[key][0])(validation.build_options("UPDATES", *KINDS[key]))
     before = {n: p.detach().clone() for n, p in method.named_parameters()}
     for step in range(2):
         update.step(run, micro_batches(1), toys.at(step))
@@ -206,34 +202,17 @@ def test_a_part_that_is_not_used_at_all_stays(key):
         assert torch.equal(p, before[name]) != used, name
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
-    found = {f"{key}/{shared}/{micro}": train(key, shared, micro) for key, shared, micro in CASES}
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+def on_two_ranks():
+    """By default either a shared term or one micro-batch; the rest is slow."""
+    for key, shared, micro in CASES:
+        marks = pytest.mark.slow if shared == (micro == 1) else ()
+        yield pytest.param(key, shared, micro, marks=marks)
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder, port = tmp_path_factory.mktemp("ranks"), free_port()
-    context = multiprocessing.get_context("spawn")
-    both = [context.Process(target=worker, args=(r, port, str(folder))) for r in range(2)]
-    for p in both:
-        p.start()
-    for p in both:
-        p.join(timeout=300)
-        p.kill()
-        assert p.exitcode == 0
-    return [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(2)]
-
-
-@pytest.mark.parametrize(("key", "shared", "micro"), CASES)
-def test_what_one_rank_uses_moves_on_all(key, shared, micro, ranks):
+@pytest.mark.parametrize(("key", "shared", "micro"), list(on_two_ranks()))
+def test_what_one_rank_uses_moves_on_all(key, shared, micro, two_processes):
     """Some parameters have a gradient on the first rank alone."""
-    first, second = (found[f"{key}/{shared}/{micro}"] for found in ranks)
+    first, second = two_processes.call(train, key, shared, micro)
     check(first, shared)
     one = in_one_process(key, shared, 1)
     for mine, other, expected in zip(first, second, one, strict=True):

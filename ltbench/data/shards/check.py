@@ -1,8 +1,7 @@
-"""Looking for damage in shards, from sizes up to decoding every image."""
+"""Checks of shards, from file sizes up to decoding every image."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,13 +27,13 @@ from ltbench.data.shards.jobs import Progress, Tick, run_jobs
 from ltbench.data.shards.layout import PLAN
 from ltbench.data.shards.resize import eight_bits, reason_of
 from ltbench.data.shards.ustar import BLOCK, sample_head
+from ltbench.digest import file_sha256
 from ltbench.errors import UserError
 
 Level = Literal["size", "crc", "sha256", "decode"]
 LEVELS: tuple[str, ...] = get_args(Level)
 
 _HEAD = 3 * BLOCK  # of a packed image: its label's member and its own header
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def _check_shard(level: Level, job: _Job, tick: Tick) -> list[str]:
             return []
         problems = list(_check_images(level == "decode", job, tick))
         if level != "crc":
-            found = _sha256(job, tick)
+            found = file_sha256(job.path, lambda _: tick(len(job.keys)))
             if found != job.sha256:
                 problems.append(
                     f"{job.path}: SHA-256 is {found[:12]}..., the manifest says "
@@ -263,12 +262,3 @@ def _undecodable(data: bytes) -> str:
     except Exception as error:  # decoders raise anything, from KeyError to struct.error
         return reason_of(error)
     return ""
-
-
-def _sha256(job: _Job, tick: Tick) -> str:
-    digest = hashlib.sha256()
-    with job.path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            tick(len(job.keys))
-    return digest.hexdigest()

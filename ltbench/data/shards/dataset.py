@@ -21,21 +21,35 @@ PARTS = ("train", "val", "test")
 class Shards(ImageOptions, LongTail):
     """Any data set that was packed into shards: a folder, `http(s)://` or `hf://datasets/...`."""
 
+    def ready(self) -> None:
+        """Check that there are shards, or an address."""
+        if not is_packed(self.root):
+            raise UserError(
+                f"data set `shards` needs data.root=OUT, what `ltbench data prepare ... out=OUT` "
+                f"wrote, or its address; found {self.root or 'no data.root'}"
+            )
+
     def load(self) -> Data:
         """Open the shards; images are read when they are needed.
 
         Raises:
             UserError: there are no finished shards at the root, or train or test is missing.
         """
+        self.ready()
         parts = open_parts(self.root)
-        if parts is None:
-            raise UserError(
-                f"data set `shards` needs data.root=OUT, what `ltbench data prepare ... out=OUT` "
-                f"wrote, or its address; found {self.root or 'no data.root'}"
-            )
+        assert parts is not None
         name = parts["train"].manifest.dataset
         data = assemble(self, name, parts, self.thin(parts["train"].labels))
         return replace(data, manifest={**self.thinned(), **data.manifest})
+
+
+def is_packed(root: str | None) -> bool:
+    """Return whether a root is an address, or a folder of shards, be they finished or not."""
+    if not root or "://" in root:
+        return bool(root)
+    folder = Path(root).expanduser()
+    marks = [INFO, *(f"{part}/{mark}" for part in PARTS for mark in (MANIFEST, "plan.json"))]
+    return any((folder / mark).is_file() for mark in marks)
 
 
 def open_parts(root: str | None) -> dict[str, ShardSource] | None:
@@ -47,18 +61,18 @@ def open_parts(root: str | None) -> dict[str, ShardSource] | None:
     Raises:
         UserError: shards are unfinished or damaged, or the train or test split is missing.
     """
-    if not root:
+    if not root or not is_packed(root):
         return None
     if "://" in root:
+        from ltbench.data.shards.hub import open_hub
         from ltbench.data.shards.remote import open_remote
 
-        parts = {name: ShardSource(split) for name, split in open_remote(root).items()}
+        splits = open_hub(root) if root.startswith("hf://") else open_remote(root)
+        parts = {name: ShardSource(split) for name, split in splits.items()}
     else:
         folder = Path(root).expanduser()
         there = [name for name in PARTS if (folder / name / MANIFEST).is_file()]
         unfinished = [name for name in PARTS if (folder / name / "plan.json").is_file()]
-        if not there and not unfinished and not (folder / INFO).is_file():
-            return None
         parts = {name: ShardSource(folder / name) for name in dict.fromkeys([*there, *unfinished])}
     missing = [name for name in ("train", "test") if name not in parts]
     if missing:

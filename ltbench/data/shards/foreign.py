@@ -1,4 +1,4 @@
-"""An index for webdataset tars that were made elsewhere, which are neither copied nor changed."""
+"""Index of webdataset tars made elsewhere; the tars are neither copied nor changed."""
 
 from __future__ import annotations
 

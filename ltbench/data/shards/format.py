@@ -1,4 +1,4 @@
-"""The files of a sharded split: tars, one binary index, keys, manifest."""
+"""Files of a sharded split: tars, one binary index, keys, manifest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ltbench.atomic import write_atomic
 from ltbench.errors import UserError
+from ltbench.files import write_atomic
 
 FORMAT = 1
 INDEX, KEYS, MANIFEST, INFO = "index.npy", "keys.zlib", "manifest.json", "_info.json"

@@ -1,4 +1,4 @@
-"""Work on many shards at once, in processes that end with the one that started them."""
+"""Worker processes for shards; they end with the process that started them."""
 
 from __future__ import annotations
 

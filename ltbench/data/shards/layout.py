@@ -1,4 +1,4 @@
-"""What will be packed and where it will lie, known in full before anything is written."""
+"""Plan of a packing: which image goes where, fixed before anything is written."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ltbench.atomic import write_atomic
 from ltbench.data.shards.format import FORMAT, member_ending, member_key
 from ltbench.data.shards.ustar import END, LABEL, sample_bytes
 from ltbench.errors import UserError
+from ltbench.files import write_atomic
 from ltbench.seeding import derive, keyed_permutation
 
 PLAN = "plan.json"

@@ -1,4 +1,4 @@
-"""Packing images into shards, such that a packing may be killed at any moment and goes on."""
+"""Packing of images into shards; a killed packing is resumed."""
 
 from __future__ import annotations
 

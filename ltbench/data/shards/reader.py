@@ -1,4 +1,4 @@
-"""Reading images out of shards in any order."""
+"""Random access to images in shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards on a web server or the Hugging Face Hub, kept in a cache on this machine."""
+"""Shards on a web server, cached on this machine; `hub` has those of the Hub."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import re
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import filelock
 
-from ltbench.atomic import write_atomic
 from ltbench.data.shards.format import (
     INDEX,
     INFO,
@@ -28,18 +27,15 @@ from ltbench.data.shards.format import (
     parse_manifest,
     read_manifest,
 )
-from ltbench.data.shards.transfer import (
-    CHUNK,
-    LAYOUT,
-    TRIES,
-    Address,
-    Body,
-    Missing,
-    Unreachable,
-)
+from ltbench.digest import file_sha256
 from ltbench.errors import UserError
+from ltbench.files import write_atomic
+from ltbench.remote.faults import Missing, Unreachable
+from ltbench.remote.http import TRIES, Address, Body, Place
 
 SPLITS = ("train", "val", "test")
+LAYOUT = f"the folder that `ltbench data prepare` wrote, with {INFO} and train/{MANIFEST} in it"
+HINT = f"data.root must be {LAYOUT}"
 PATIENCE = 300.0  # seconds that another process may hold a shard's lock without progress
 THREADS = 4  # that prefetch
 
@@ -49,20 +45,20 @@ class RemoteSplit:
     """A split whose manifest, index and keys are here and whose shards come when they are needed.
 
     Args:
-        address: of the data set.
+        place: of the data set.
         split: ``"train"``, ``"val"`` or ``"test"``.
         folder: of the split in the cache.
         manifest: of the split.
     """
 
-    address: Address
+    place: Place
     split: str
     folder: Path
     manifest: Manifest
 
     def shown(self, name: str) -> str:
         """Return the address of one of the split's files for messages."""
-        return self.address.shown(f"{self.split}/{name}")
+        return self.place.shown(f"{self.split}/{name}")
 
     def shard(self, number: int) -> Path:
         """Return a shard's file, after it was fetched; one process of a machine fetches it.
@@ -133,14 +129,15 @@ class RemoteSplit:
             file = (self.folder / shard.name).open("rb")
             file.seek(start)
             return file
-        return Body(self.address, f"{self.split}/{shard.name}", start=start, size=shard.bytes)
+        path = f"{self.split}/{shard.name}"
+        return Body(self.place, path, start=start, size=shard.bytes, hint=HINT)
 
     def _obtain(self, shard: Shard) -> None:
         path = self.folder / shard.name
         if not _is(path, shard):
             _sidecar(path).unlink(missing_ok=True)
             remote = f"{self.split}/{shard.name}"
-            _download(self.address, remote, path, shard.sha256, size=shard.bytes)
+            _download(self.place, remote, path, shard.sha256, size=shard.bytes)
         write_atomic(_sidecar(path), json.dumps({"sha256": shard.sha256}).encode())
 
 
@@ -150,18 +147,19 @@ def open_remote(root: str) -> dict[str, RemoteSplit]:
     Where nothing answers, what an earlier run left in the cache is used, with a warning.
 
     Args:
-        root: ``http(s)://...`` or ``hf://datasets/org/name[@revision][/folder]``, the folder that
-            ``ltbench data prepare`` wrote.
+        root: ``http(s)://...``, the folder that ``ltbench data prepare`` wrote.
 
     Raises:
         UserError: there is no such folder, no access or no answer, or its files are damaged.
     """
     address = Address(root)
+    if not re.match(r"https?://[^/]+", root):
+        raise not_an_address(address)
     folder = cache_folder(address)
     kept = [name for name in SPLITS if (folder / name / MANIFEST).is_file()]
     tries = 1 if kept else TRIES
     try:
-        address, names = _find_splits(address, tries)
+        names = find_splits(address, lambda path: _text(address, path, tries))
         return {name: _open_split(address, name, folder / name, tries) for name in names}
     except Unreachable as error:
         if not kept:
@@ -173,49 +171,81 @@ def open_remote(root: str) -> dict[str, RemoteSplit]:
         }
 
 
-def cache_folder(address: Address) -> Path:
-    """Return where the files of an address are kept: $LTBENCH_CACHE, or the user's cache folder."""
+def cache_base() -> Path:
+    """Return the folder of all caches: $LTBENCH_CACHE, or in the user's cache folder."""
     own = os.environ.get("LTBENCH_CACHE")
     users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    base = Path(own or f"{users}/ltbench").expanduser()
+    return Path(own or f"{users}/ltbench").expanduser()
+
+
+def cache_folder(address: Address) -> Path:
+    """Return where the files of an address are kept."""
     digest = hashlib.sha256(address.identity.encode()).hexdigest()[:24]
     readable = address.identity.partition("?")[0].partition("://")[2]
     readable = re.sub(r"[^\w.]+", "-", readable).strip("-.")[:60]
-    return base / "shards" / f"{readable}-{digest}"
+    return cache_base() / "shards" / f"{readable}-{digest}"
 
 
-def _find_splits(address: Address, tries: int) -> tuple[Address, list[str]]:
-    """Return the address at a fixed commit, and which splits are there."""
+def find_splits(place: Place, read: Callable[[str], bytes]) -> list[str]:
+    """Return which splits are at a place.
+
+    Args:
+        place: for messages.
+        read: returns the content of a file, or raises ``Missing``.
+
+    Raises:
+        UserError: there are none, or no answer.
+    """
     try:
-        address = address.pinned(INFO)
-        told = json.loads(_text(address, INFO, tries))["splits"]
+        told = json.loads(read(INFO))["splits"]
         names = [name for name in SPLITS if name in told]
     except Missing:
-        address = address.pinned(f"train/{MANIFEST}")
-        names = [name for name in SPLITS if _exists(address, f"{name}/{MANIFEST}", tries)]
+        names = [name for name in SPLITS if _exists(f"{name}/{MANIFEST}", read)]
     except (ValueError, KeyError, TypeError):
         names = []
     if not names:
-        raise UserError(f"there are no shards at {address.shown()}: data.root must be {LAYOUT}")
-    return address, names
+        raise UserError(f"there are no shards at {place.shown()}: {HINT}")
+    return names
 
 
-def _exists(address: Address, path: str, tries: int) -> bool:
+def manifest_of(text: bytes, shown: str) -> Manifest:
+    """Return a split's manifest.
+
+    Args:
+        text: content of the file.
+        shown: its address, for messages.
+
+    Raises:
+        UserError: it is damaged, or a name in it may leave the folder.
+    """
+    manifest = parse_manifest(text, shown)
+    strange = [s.name for s in manifest.shards if not re.fullmatch(r"[^/\\.\0][^/\\\0]*", s.name)]
+    if strange:
+        raise UserError(
+            f"{shown} names a shard `{strange[0][:80]}`, which is no plain name of a tar file; run "
+            "`ltbench data prepare` again"
+        )
+    return manifest
+
+
+def not_an_address(place: Place) -> UserError:
+    """Return the error about a ``data.root`` that is no address of shards."""
+    return UserError(
+        f"data.root={place.shown()} is no address of shards: needed is http(s)://HOST/FOLDER or "
+        "hf://datasets/ORG/NAME[@REVISION][/FOLDER]"
+    )
+
+
+def _exists(path: str, read: Callable[[str], bytes]) -> bool:
     try:
-        return bool(_text(address, path, tries))
+        return bool(read(path))
     except Missing:
         return False
 
 
 def _open_split(address: Address, name: str, folder: Path, tries: int) -> RemoteSplit:
     text = _text(address, f"{name}/{MANIFEST}", tries)
-    manifest = parse_manifest(text, address.shown(f"{name}/{MANIFEST}"))
-    strange = [s.name for s in manifest.shards if not re.fullmatch(r"[^/\\.\0][^/\\\0]*", s.name)]
-    if strange:
-        raise UserError(
-            f"{address.shown(f'{name}/{MANIFEST}')} names a shard `{strange[0][:80]}`, which is no "
-            "plain name of a tar file; run `ltbench data prepare` again"
-        )
+    manifest = manifest_of(text, address.shown(f"{name}/{MANIFEST}"))
     parts = {
         INDEX: manifest.index_sha256,
         KEYS: manifest.keys_sha256,
@@ -231,7 +261,7 @@ def _open_split(address: Address, name: str, folder: Path, tries: int) -> Remote
 
 
 def _text(address: Address, path: str, tries: int) -> bytes:
-    body = Body(address, path, tries=tries)
+    body = Body(address, path, tries=tries, hint=HINT)
     try:
         return b"".join(iter(body.read, b""))
     finally:
@@ -239,7 +269,7 @@ def _text(address: Address, path: str, tries: int) -> bytes:
 
 
 def _download(
-    address: Address,
+    place: Place,
     path: str,
     target: Path,
     sha256: str,
@@ -250,7 +280,7 @@ def _download(
     """Fetch a file under another name, check it, give it its name; a second time if it is wrong."""
     partial = target.with_name(f"{target.name}.part")
     for _ in range(2):
-        body = Body(address, path, size=size, tries=tries)
+        body = Body(place, path, size=size, tries=tries, hint=HINT)
         digest = hashlib.sha256()
         try:
             with partial.open("wb") as file:
@@ -269,7 +299,7 @@ def _download(
             with contextlib.suppress(OSError):
                 partial.unlink()
     raise UserError(
-        f"{address.shown(path)} is not the file that its manifest describes (SHA-256 "
+        f"{place.shown(path)} is not the file that its manifest describes (SHA-256 "
         f"{digest.hexdigest()[:12]}... instead of {sha256[:12]}...): damaged, or exchanged after "
         "the manifest was written; copy the prepared folder there again"
     )
@@ -325,14 +355,10 @@ def _is(path: Path, shard: Shard) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            for data in iter(lambda: file.read(CHUNK), b""):
-                digest.update(data)
+        return file_sha256(path)
     except OSError:
         return ""
-    return digest.hexdigest()
 
 
 def _sidecar(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Writing one shard, so that it exists in full or not at all."""
+"""Writer of one shard, which exists in full or not at all."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any, TypedDict
 
 from isal.isal_zlib import crc32 as crc32_of
 
-from ltbench.atomic import write_atomic
 from ltbench.data.shards.format import MANIFEST, member_ending
 from ltbench.data.shards.jobs import Tick
 from ltbench.data.shards.layout import place_in
 from ltbench.data.shards.ustar import END, padding, sample_head
+from ltbench.digest import file_sha256
 from ltbench.errors import UserError
+from ltbench.files import write_atomic
 
 _FLUSH = 2**20  # bytes that are collected before they are hashed and written
 
@@ -128,26 +129,16 @@ def _finished(
     """Return the sidecar of a shard that an earlier packing finished, if all of it is right."""
     try:
         content: Sidecar = json.loads(sidecar.read_bytes())
+        images, size = len(job.rows), content["bytes"]
         whole = (
             content["plan"] == task.plan
-            and len(content["offset"]) == len(job.rows)
-            and path.stat().st_size == content["bytes"]
-            and _sha256_of(path, len(job.rows), tick) == content["sha256"]
+            and len(content["offset"]) == images
+            and path.stat().st_size == size
+            and file_sha256(path, lambda done: tick(images * done // size)) == content["sha256"]
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return content if whole else None
-
-
-def _sha256_of(path: Path, images: int, tick: Tick) -> str:
-    size, done = max(1, path.stat().st_size), 0
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_FLUSH):
-            digest.update(chunk)
-            done += len(chunk)
-            tick(images * done // size)
-    return digest.hexdigest()
 
 
 def _write_shard(task: Packing, job: ShardJob, path: Path, tick: Tick) -> Sidecar:

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import Last, Loaded, Loader, steps_per_epoch, worker_errors
 from ltbench.data.shards.reader import ShardSource
-from ltbench.data.shards.transfer import Body
 from ltbench.errors import UserError
+from ltbench.remote.http import Body
 from ltbench.seeding import derive, keyed_permutation
 
 HELD = 1000  # images that a process holds to shuffle them

@@ -2,46 +2,29 @@ from __future__ import annotations
 
 import base64
 import errno
-import importlib.util
 import json
 import multiprocessing
 import os
 import pickle
 import re
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import faults
 import filelock
 import numpy as np
 import pytest
 
-from ltbench.data.shards import remote, transfer
+from ltbench.data.shards import remote
 from ltbench.data.shards.format import INDEX, INFO, KEYS, MANIFEST
 from ltbench.data.shards.reader import ShardSource
 from ltbench.data.shards.remote import cache_folder, open_remote
-from ltbench.data.shards.transfer import Address
 from ltbench.errors import UserError
+from ltbench.remote import http as transfer
+from ltbench.remote.http import Address
 
-ROOT = Path(__file__).parents[3]
-
-
-def load_tool() -> ModuleType:
-    if "shard_faults" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "shard_faults", ROOT / "tools" / "shard_faults.py"
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["shard_faults"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["shard_faults"])
-    return sys.modules["shard_faults"]
-
-
-faults = load_tool()
 N = faults.IMAGES
 SHARD = r"train-00001\.tar$"
 
@@ -267,17 +250,12 @@ def test_equal_base_names_never_meet() -> None:
         "http://one.org/other/places",
         "http://one.org/data/places?version=2",
         "http://one.org:81/data/places",
-        "hf://datasets/one/places",
-        "hf://datasets/two/places",
-        "hf://datasets/one/places@v1",
-        "hf://datasets/one/places@v1/sub",
     ]
     folders = [cache_folder(Address(root)) for root in roots]
     assert len(set(folders)) == len(roots)
     assert all(folder.parent == folders[0].parent for folder in folders)
     same = [Address("http://one.org/data/places/"), Address("http://me:pw@one.org/data/places")]
     assert {cache_folder(address) for address in same} == {folders[0]}
-    assert cache_folder(Address("hf://datasets/one/places@main")) == folders[6]
 
 
 def test_cache_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -469,109 +447,6 @@ def test_a_failed_prefetch_is_left_to_the_read(server: Any) -> None:
 def test_a_pickled_source_fetches_by_itself(server: Any) -> None:
     source = pickle.loads(pickle.dumps(ShardSource(open_remote(server.url)["train"])))
     assert source.read(np.array([4]))[0].tobytes() == faults.content(4)
-
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(faults.Handler):  # type: ignore[misc, name-defined]
-    """As much of the Hub as a download sees: small files here, large ones on another host."""
-
-    def answer(self, path: str, fault: Any) -> None:
-        cached = re.fullmatch(rf"api/resolve-cache/{COMMIT}/(.*)", path)
-        if cached:
-            if self.owner.private and self.headers.get("Authorization") != "Bearer tok":
-                return self.send_error(401)
-            self.commit = COMMIT  # goes with the last answer of a redirection
-            return super().answer(cached[1], fault)
-        found = re.fullmatch(r"datasets/org/name/resolve/([^/]+)/(.*)", path)
-        if found is None or (self.owner.private and not self.headers.get("Authorization")):
-            return self.refuse(401, "RepoNotFound")
-        if found[1] not in ("main", COMMIT):
-            return self.refuse(404, "RevisionNotFound")
-        file = found[2].removeprefix("sub/")
-        if not (self.owner.root / file).is_file():
-            return self.refuse(404, "EntryNotFound")
-        large = file.endswith(".tar")
-        self.send_response(302 if large else 307)
-        self.commit = COMMIT
-        target = f"{self.owner.store}/{file}" if large else f"/api/resolve-cache/{COMMIT}/{file}"
-        self.send_header("Location", target)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-        return None
-
-    def end_headers(self) -> None:
-        if getattr(self, "commit", None):
-            self.send_header("X-Repo-Commit", self.commit)
-        super().end_headers()
-
-    def refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-
-@pytest.fixture
-def hub(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    from huggingface_hub import constants  # which reads the endpoint, before it is set
-
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    with faults.Server(made) as store, faults.Server(made, handler=Hub) as running:
-        running.store, running.private, running.files = store.url, False, store
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        yield running
-
-
-@pytest.mark.parametrize("private", [False, True])
-def test_from_the_hub(hub: Any, monkeypatch: pytest.MonkeyPatch, private: bool) -> None:
-    if private:
-        hub.private = True
-        monkeypatch.setenv("HF_TOKEN", "tok")
-    read_all("hf://datasets/org/name/sub")
-    shards = len([entry for entry in hub.files.log if "train-" in entry["path"]])
-    assert shards > 2
-    assert not any("Authorization" in entry for entry in hub.files.log)
-    sent = {entry.get("Authorization") for entry in hub.log}
-    assert sent == ({"Bearer tok"} if private else {None})
-    later = [entry["path"] for entry in hub.log[2:] if "/resolve/" in entry["path"]]
-    assert later
-    assert all(f"/resolve/{COMMIT}/" in path for path in later)  # also if the branch moves on
-    read_all("hf://datasets/org/name/sub")
-    assert len([entry for entry in hub.files.log if "train-" in entry["path"]]) == shards
-
-
-@pytest.mark.parametrize(
-    ("root", "part"),
-    [
-        ("hf://datasets/org/other", "no dataset `hf://datasets/org/other`, or it is private"),
-        ("hf://datasets/org/name@v9", "no such revision"),
-        ("hf://datasets/org/name/train", "ltbench data prepare"),
-    ],
-)
-def test_nothing_on_the_hub(hub: Any, root: str, part: str) -> None:
-    assert part in message(root)
-
-
-def test_hub_offline(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    read_all("hf://datasets/org/name")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    asked = len(hub.log)
-    with pytest.warns(UserWarning, match="going on with"):
-        read_all("hf://datasets/org/name")
-    with pytest.raises(UserError, match="OfflineModeIsEnabled"):
-        open_remote(f"hf://datasets/org/name@{COMMIT}")
-    assert len(hub.log) == asked
-
-
-def test_hub_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert "cannot reach `hf://datasets/org/name/_info.json`" in message("hf://datasets/org/name")
 
 
 def test_transfers_in_the_tool(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,20 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import faults
 import numpy as np
 import pytest
 import torch
-from test_remote import ROOT, faults
 
 from ltbench.data.files import FileSource
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import Loaded
-from ltbench.data.shards import reader, transfer
+from ltbench.data.shards import reader
 from ltbench.data.shards.foreign import index_tars
 from ltbench.data.shards.reader import ShardSource
 from ltbench.data.shards.remote import open_remote
 from ltbench.data.shards.stream import stream_batches
 from ltbench.errors import UserError
+from ltbench.remote import http as transfer
 
 N = faults.IMAGES  # 24 in three shards
 
@@ -289,8 +290,8 @@ def test_odd_images_and_killed_workers(tmp_path: Path, made: Path) -> None:
 
 @pytest.mark.slow
 def test_all_faults() -> None:
-    tool = [sys.executable, "tools/shard_faults.py", "--full"]
-    done = subprocess.run(tool, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, faults.__file__, "--full"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     *_, total = done.stdout.splitlines()
     assert total.split()[0] == "all"

@@ -1,0 +1,119 @@
+"""The commands `ltbench diagnose ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import Field
+from rich.markup import escape
+
+from ltbench.cli.command import DefaultGroup, WordsCommand
+from ltbench.cli.display import console
+from ltbench.config.schema import Config
+from ltbench.config.words import PLAIN, REST, missing, read_words
+from ltbench.diagnose import DIAGNOSTICS, ORDER
+from ltbench.errors import UserError
+
+
+class Diagnose(Config):
+    """What both commands are given."""
+
+    what: tuple[str, ...] = Field(tuple(ORDER), description="diagnostics; `list` explains them")
+    out: Path | None = Field(None, description="folder of the report; by default diagnose/NAME")
+    device: str = Field("auto", description="where to compute: auto, cpu, cuda")
+    data: dict[str, Any] = Field({}, description="options of the data set, e.g. data.root=DIR")
+    options: dict[str, Any] = Field(
+        {}, json_schema_extra=REST, description="DIAGNOSTIC.OPTION=VALUE, e.g. hessian.batches=8"
+    )
+
+
+class Model(Diagnose):
+    """What `ltbench diagnose` is given."""
+
+    model: str | None = Field(None, description="folder, .safetensors file, or name of a model")
+    run: Path | None = Field(None, description="folder of a run")
+
+
+class Compare(Diagnose):
+    """What `ltbench diagnose compare` is given."""
+
+    models: tuple[str, ...] = Field(
+        (), json_schema_extra=PLAIN, description="two models or more, as for model="
+    )
+
+
+@click.group(cls=DefaultGroup, default="model")
+def diagnose() -> None:
+    """Look into trained models: class gradients, curvature, features, confidence.
+
+    \b
+    ltbench diagnose model=PATH|run=PATH [what=conflicts,norms,...] [out=DIR] [data.root=DIR]
+    ltbench diagnose compare RUN RUN ... [what=...]
+    ltbench diagnose list
+    \b
+    Examples:
+      ltbench diagnose run=runs/quickstart-1a2b3c4d/seed0
+      ltbench diagnose run=RUN what=conflicts conflicts.batches=8 data.root=DIR out=report
+      ltbench diagnose compare WITH_PLOT WITHOUT_PLOT what=conflicts,hessian,cca
+    \b
+    A model is a run's folder, its model.safetensors, a folder that was published, or a name of
+    the zoo. Tables (CSV, Parquet), figures (PNG, SVG) and report.html go to out=, by default
+    diagnose/NAME. For the log of training itself: ltbench run ... diagnose.every=20
+    """  # noqa: D301
+
+
+@diagnose.command(cls=WordsCommand, options=Model)
+@click.argument("words", nargs=-1, metavar="model=PATH|run=PATH [key=value ...]")
+def model(words: tuple[str, ...]) -> None:
+    """Look into one model: what `ltbench diagnose model=PATH` does."""
+    given = read_words(words, Model, rest=DIAGNOSTICS.names())
+    sources = [str(source) for source in (given.model, given.run) if source is not None]
+    if len(sources) > 1:
+        raise UserError("expected one of model= and run=, found both; leave one out")
+    if not sources:
+        raise UserError(missing("model", words).replace("`model=...`", "`model=...` or `run=...`"))
+    if given.run is not None and not given.run.is_dir():
+        raise UserError(f"`run`: expected the folder of a run, found {given.run}")
+    _diagnose(sources, given)
+
+
+@diagnose.command(cls=WordsCommand, options=Compare)
+@click.argument("words", nargs=-1, metavar="RUN RUN ... [key=value ...]")
+def compare(words: tuple[str, ...]) -> None:
+    """Put several models side by side in the same figures."""
+    given = read_words(words, Compare, rest=DIAGNOSTICS.names())
+    if len(given.models) < 2:
+        found = " ".join(given.models) or "none"
+        raise UserError(f"`compare` needs two models or more, found {found}")
+    _diagnose(given.models, given)
+
+
+@diagnose.command("list")
+def list_() -> None:
+    """List the diagnostics with their options."""
+    for name in ORDER:
+        cls = DIAGNOSTICS.get(name)
+        console.print(f"[bold]{name}[/bold]  {escape(cls.title)}", soft_wrap=True)
+        for key, field in cls.Options.model_fields.items():
+            default = escape(repr(field.get_default(call_default_factory=True)))
+            console.print(f"    {name}.{key}={default}", soft_wrap=True, highlight=False)
+
+
+def _diagnose(sources: Sequence[str], given: Diagnose) -> None:
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in given.options.items():
+        name, _, option = key.partition(".")
+        options.setdefault(name, {})[option] = value
+
+    from ltbench.diagnose.run import PAGE, choose, run
+    from ltbench.diagnose.subject import open_subjects
+
+    diagnostics = choose(list(dict.fromkeys(given.what)), options)
+    subjects = open_subjects(sources, given.data, given.device)
+    default = Path("diagnose") / "-and-".join(s.name.replace("/", "-") for s in subjects)
+    out = given.out if given.out is not None else default
+    run(diagnostics, subjects, out, lambda line: console.print(escape(line), soft_wrap=True))
+    console.print(f"{out / PAGE}", soft_wrap=True)

@@ -1,0 +1,243 @@
+"""The commands `ltbench leaderboard ...`; without a command's name it prints the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel, Field
+from rich.markup import escape
+
+from ltbench.cli.command import DefaultGroup, WordsCommand
+from ltbench.cli.display import console
+from ltbench.config.schema import Config
+from ltbench.config.words import PLAIN, read_words
+from ltbench.errors import UserError, did_you_mean
+
+
+class Filters(Config):
+    """What the table of the leaderboard is given; patterns are those of a shell, in any case."""
+
+    dataset: str | None = Field(None, description="pattern of the data set's name")
+    ratio: str | None = Field(None, description="imbalance ratio")
+    backbone: str | None = Field(None, description="pattern of the backbone's name")
+    method: str | None = Field(None, description="pattern of the method's name")
+    track: str | None = Field(None, description="pattern of the training's protocol")
+    status: str | None = Field(None, description="paper, claimed, reproduced or verified")
+    origin: str | None = Field(None, description="published or reproduced")
+    plot: str | None = Field(None, description="true or false: whether PLOT takes part")
+    sort: str | None = Field(None, description="column to sort by")
+
+
+class Build(Config):
+    """What `ltbench leaderboard build` is given."""
+
+    out: Path = Field(Path("leaderboard.html"), description="the file")
+
+
+class Submit(BaseModel):  # the revision of a Config is another thing
+    """What `ltbench leaderboard submit` is given."""
+
+    run: Path = Field(description="folder of a finished run")
+    repo: str = Field("", description="data set on the Hub that collects records, ORG/NAME")
+    repository: str = Field("", description="repository of the weights, ORG/NAME")
+    revision: str = Field("", description="commit of that repository")
+    submitted_by: str = Field("", description="your name")
+    licence: str = Field("", description="licence of the weights")
+    data: dict[str, Any] = Field({}, description="where the images are, e.g. data.root=DIR")
+
+
+class Verify(Config):
+    """What `ltbench leaderboard verify` is given."""
+
+    row: str = Field("all", json_schema_extra=PLAIN, description="recipe, NAME.SEED, file or id")
+    device: str = Field("auto", description="device to evaluate on")
+    data: dict[str, Any] = Field({}, description="where the images are, e.g. data.root=DIR")
+
+
+class Publish(Config):
+    """What `ltbench leaderboard publish` is given."""
+
+    repo: str = Field(description="data set on the Hub, ORG/NAME")
+    space: str = Field("", description="static space of the page, ORG/NAME")
+
+
+@click.group(cls=DefaultGroup, default="table")
+def leaderboard() -> None:
+    """Show, build, submit to, verify and publish the leaderboard.
+
+    \b
+    Examples:
+      ltbench leaderboard dataset=cifar10 ratio=100
+      ltbench leaderboard dataset=inat method="*plot*" sort=few
+      ltbench leaderboard build
+      ltbench leaderboard submit run=RUN
+      ltbench leaderboard verify all data.root=DIR
+    """  # noqa: D301
+
+
+@leaderboard.command(cls=WordsCommand, options=Filters)
+@click.argument("words", nargs=-1, metavar="[dataset=NAME] [ratio=N] [method=PATTERN] ...")
+@click.option("--csv", "form", flag_value="csv", help="Print comma-separated values.")
+@click.option("--json", "form", flag_value="json", help="Print a list of rows as JSON.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print a Markdown table.")
+def table(words: tuple[str, ...], form: str | None) -> None:
+    """Show committed records and the literature's numbers in one table.
+
+    \b
+    Examples:
+      ltbench leaderboard dataset=cifar10 ratio=100
+      ltbench leaderboard dataset=inat method="*plot*" sort=few
+      ltbench leaderboard origin=reproduced track="200 epochs*" --markdown
+    """  # noqa: D301
+    from ltbench import leaderboard as board
+
+    frame = board.table(**read_words(words, Filters).model_dump(exclude_none=True))
+    if frame.empty:
+        raise UserError("no row matches these filters; `ltbench leaderboard` shows all")
+    if form == "csv":
+        click.echo(frame.to_csv(index=False), nl=False)
+    elif form == "json":
+        click.echo(frame.to_json(orient="records", indent=1, force_ascii=False))
+    elif form == "markdown":
+        click.echo(board.to_markdown(frame), nl=False)
+    else:
+        console.print(board.render(frame))
+
+
+@leaderboard.command(cls=WordsCommand, options=Build)
+@click.argument("words", nargs=-1, metavar="[out=FILE.html]")
+def build(words: tuple[str, ...]) -> None:
+    """Write the leaderboard as one HTML file that works offline.
+
+    \b
+    Examples:
+      ltbench leaderboard build
+      ltbench leaderboard build out=site/index.html
+    """  # noqa: D301
+    from ltbench.files import write_atomic
+    from ltbench.leaderboard.page import build_page
+
+    out = read_words(words, Build).out
+    if out.suffix != ".html":
+        raise UserError(f"`out`: expected the name of an .html file, found `{out}`")
+    if not out.parent.is_dir():
+        raise UserError(f"`out`: there is no folder {out.parent}; make it first")
+    page = build_page().encode()
+    write_atomic(out, page)
+    click.echo(f"{out} ({len(page) / 2**20:.1f} MiB); open it in any browser, or put it anywhere")
+
+
+@leaderboard.command(cls=WordsCommand, options=Submit)
+@click.argument("words", nargs=-1, metavar="run=PATH [key=value ...]")
+def submit(words: tuple[str, ...]) -> None:
+    """Check a run's record, write it to the leaderboard, and offer it on the Hub.
+
+    The record becomes leaderboard/records/DATASET/RUN_ID.json; repo= also opens a pull request on a
+    data set that collects records. With repository= and revision= the row names its weights, which
+    others need to verify it.
+
+    \b
+    Examples:
+      ltbench leaderboard submit run=runs/quickstart-1a2b3c4d/seed0
+      ltbench leaderboard submit run=RUN repository=ORG/MODEL revision=SHA submitted_by=NAME
+      ltbench leaderboard submit run=RUN repo=ORG/DATASET
+    """  # noqa: D301
+    given = read_words(words, Submit)
+    from ltbench.leaderboard.submit import submit as submit_run
+
+    done = submit_run(
+        given.run,
+        repo=given.repo,
+        repository=given.repository,
+        revision=given.revision,
+        submitted_by=given.submitted_by,
+        licence=given.licence,
+        options=_places(given.data),
+    )
+    for line in done.checks:
+        console.print(f"ok     {escape(line)}", soft_wrap=True)
+    console.print(f"record {escape(str(done.path))}", soft_wrap=True)
+    if done.pull_request:
+        console.print(f"offer  {escape(done.pull_request)}", soft_wrap=True)
+
+
+@leaderboard.command(cls=WordsCommand, options=Verify)
+@click.argument("words", nargs=-1, metavar="[ROW|PATH|RUN_ID|all] [data.root=DIR] [device=cpu]")
+def verify(words: tuple[str, ...]) -> None:
+    """Check rows in seven steps, down to evaluating their weights again, and mark them verified.
+
+    A ROW is a recipe's name (all its seeds) or NAME.SEED. The steps: hashes of the record; metrics
+    follow from counts; hashes of the images; a pinned revision of .safetensors; the repository's
+    listing; the hash of the download; evaluation. At most 2 predictions may differ, and the
+    calibration error by less than 0.05 percentage points. A row whose images are not here is
+    checked as far as possible and not marked.
+
+    \b
+    Examples:
+      ltbench leaderboard verify all data.root=DIR
+      ltbench leaderboard verify mislas_cifar10.0 data.root=DIR
+      ltbench leaderboard verify 1f0c2a9b data.root=DIR device=cpu
+    """  # noqa: D301
+    given = read_words(words, Verify)
+    from ltbench.leaderboard.verify import find_rows, verify_file
+    from ltbench.records.store import sound_records
+
+    options = _places(given.data)
+    others = sound_records()
+    failed = []
+    for path in find_rows(given.row):
+        console.print(f"[bold]{escape(str(path))}[/bold]", soft_wrap=True)
+        done = verify_file(path, others=others, options=options, device=given.device)
+        for step in done.steps:
+            console.print(f"  {escape(str(step))}", soft_wrap=True)
+        console.print(f"  {'verified' if done.passed else 'not verified'}")
+        if done.failed:
+            failed.append(f"{path}: step {done.failed.number} ({done.failed.name}) failed: ")
+            failed[-1] += done.failed.text
+    if failed:
+        raise UserError("\n".join(failed))
+
+
+@leaderboard.command(cls=WordsCommand, options=Publish)
+@click.argument("words", nargs=-1, metavar="repo=ORG/NAME [space=ORG/NAME]")
+def publish(words: tuple[str, ...]) -> None:
+    """Bring all records to the Hub, with tables for its viewer and the page as a static space.
+
+    What others have put there stays; who commits at the same moment loses nothing.
+
+    \b
+    Example:
+      ltbench leaderboard publish repo=ORG/leaderboard space=ORG/page
+    """  # noqa: D301
+    given = read_words(words, Publish)
+    from ltbench.leaderboard.push import publish as push
+
+    done = push(given.repo, space=given.space)
+    for line in done.problems:
+        click.echo(f"warning: {line}", err=True)
+    console.print(
+        f"runs  {done.runs:,}, of them new {done.added:,}: {escape(done.url)}", soft_wrap=True
+    )
+    if done.space_url:
+        console.print(f"page  {escape(done.space_url)}", soft_wrap=True)
+
+
+def _places(data: dict[str, Any]) -> dict[str, Any]:
+    """Return options that say where a data set lies, and not what it is.
+
+    Raises:
+        UserError: one says something else.
+    """
+    if not data:
+        return data
+    from ltbench.data import DATASETS
+    from ltbench.leaderboard.steps import place_options
+
+    known = set().union(*(place_options(DATASETS.get(name)) for name in DATASETS.names()))
+    for key in data:
+        if key not in known:
+            hint = did_you_mean(key, known) or f"; known here: {', '.join(sorted(known))}"
+            raise UserError(f"`data.{key}`: expected where images are{hint}")
+    return data

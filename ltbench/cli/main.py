@@ -1,0 +1,80 @@
+"""The command line `ltbench`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+
+from ltbench.cli.bench import bench
+from ltbench.cli.data import data
+from ltbench.cli.diagnose import diagnose
+from ltbench.cli.hub import download, publish
+from ltbench.cli.leaderboard import leaderboard
+from ltbench.cli.run import run
+from ltbench.cli.show import eval_, list_, show
+from ltbench.errors import UserError
+from ltbench.version import __version__
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Words are key=value; `ltbench COMMAND --help` explains each command.",
+)
+@click.version_option(__version__, prog_name="ltbench")
+def cli() -> None:
+    """Train, evaluate and compare long-tailed recognition methods.
+
+    \b
+    Start here:
+      ltbench run recipe=quickstart          a real problem, no network, two minutes
+      ltbench list recipes "*plot*cifar10*"  what there is
+      ltbench show recipe=mislas_plot_inat   what a recipe does
+    """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
+
+
+COMMANDS = (bench, data, diagnose, download, eval_, leaderboard, list_, publish, run, show)
+for command in COMMANDS:
+    cli.add_command(command)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line: exit code 2 for a user's mistake, 130 for Ctrl-C."""
+    rank = os.environ.get("RANK")
+    mark = f"[rank {rank}] " if rank and os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    warnings.formatwarning = _note
+    try:
+        cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
+    except UserError as error:
+        for line in str(error).splitlines():
+            click.echo(f"{mark}error: {line}", err=True)
+        sys.exit(2)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+_shown = warnings.formatwarning
+
+
+def _note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Write our own warnings as one line, without the place in the code."""
+    if category is UserWarning:
+        return f"note: {message}\n"
+    return _shown(message, category, filename, lineno, line)

@@ -1,0 +1,165 @@
+"""The command `ltbench run`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+from pydantic import Field
+
+from ltbench.cli.command import WordsCommand
+from ltbench.cli.display import console, show_result
+from ltbench.config.files import data_options, get_recipe
+from ltbench.config.schema import Config
+from ltbench.config.words import REST, missing, read_words
+from ltbench.errors import UserError
+
+
+class Run(Config):
+    """What `ltbench run` is given."""
+
+    recipe: tuple[str, ...] = Field(
+        (), description="name of a recipe, or path of its file; several with commas between"
+    )
+    seed: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="seed of all random numbers; several with commas between"
+    )
+    grid: Path | None = Field(None, description="file that names recipes and seeds")
+    jobs: int | None = Field(None, ge=1, description="runs of a grid that go on at once")
+    words: tuple[str, ...] = Field((), json_schema_extra=REST, description="keys of the recipe")
+
+
+@click.command(cls=WordsCommand, options=Run)
+@click.argument("words", nargs=-1, metavar="recipe=NAME [key=value ...]")
+def run(words: tuple[str, ...]) -> None:
+    """Train a recipe, evaluate it and write its record.
+
+    The same command goes on after an interruption, and works unchanged under torchrun.
+
+    \b
+    Examples:
+      ltbench run recipe=quickstart
+      ltbench run recipe=crt_mixup_plot_cifar10 data.root=DIR seed=1
+      ltbench run recipe=mislas_cifar100_if50 data.root=DIR data.download=true
+      ltbench run recipe=ce_cifar10 data.root=DIR stages.0.epochs=20 stages.0.optim.lr=0.05
+      ltbench run recipe=crt_mixup_plot data=folder data.root=MY_IMAGES
+      ltbench run recipe=ce_cifar10,mislas_cifar10 seed=0,1,2 data.root=DIR
+      ltbench run grid=FILE.yaml data.root=DIR jobs=3
+      torchrun --nproc-per-node=4 -m ltbench run recipe=mislas_plot_inat data.root=DIR
+
+    Several recipes or seeds make a grid: one table at the end; finished runs are skipped, broken
+    ones go on, and the same command in a second terminal takes over its share. jobs=N runs N of
+    them at once: they divide the processor among them, and share the GPU if there is one.
+
+    \b
+    Often used keys of recipes:
+      out=FOLDER           resume=auto|never
+      epochs=N             (the whole schedule, shortened to N epochs in its longest stage;
+                           what is given beside it stays as given)
+      data.root=DIR        data.imbalance_ratio=50
+      stages.0.epochs=N    stages.0.batch_size=N stages.0.optim.lr=X
+      stages.0.update=plot stages.0.update.solver=mgda
+      run.device=cpu       run.precision=bf16    run.max_steps=20 (a smoke test)
+    """  # noqa: D301
+    given = read_words(words, Run)
+    if not given.recipe and given.grid is None:
+        raise UserError(missing("recipe", words))
+    if given.grid is not None or len(given.recipe) > 1 or len(given.seed) > 1:
+        run_several(given)
+        return
+    if given.jobs is not None:
+        raise UserError(
+            "`jobs` needs several runs to choose from: recipe=A,B, seed=0,1,2 or grid=FILE; "
+            "leave it out for one"
+        )
+    name, words = given.recipe[0], (*(f"seed={n}" for n in given.seed), *given.words)
+    if "RANK" not in os.environ and not any(_records(name, words)):
+        data_options(name, words).ready()  # type: ignore[attr-defined]
+    recipe = get_recipe(name, *words)
+    from ltbench.distributed import ranks
+    from ltbench.train import run as runner
+    from ltbench.train.progress import NoProgress, ProgressBar
+
+    main_rank = int(os.environ.get("RANK", "0")) == 0
+    reporter = ProgressBar(console) if main_rank else NoProgress()
+    try:
+        result = runner.run(recipe, reporter=reporter)
+    except KeyboardInterrupt:
+        reporter.close()
+        if main_rank:
+            folder = runner.run_folder(recipe)
+            click.echo(
+                f"interrupted; the same command goes on from the last checkpoint in {folder}",
+                err=True,
+            )
+        raise
+    finally:
+        reporter.close()
+        ranks.close()
+    if main_rank:
+        show_result(result)
+
+
+def _records(name: str, words: Sequence[str]) -> Iterator[Path]:
+    """Yield what may be the record of the run that is asked for: finished, it needs no data."""
+    for word in words:
+        if word.startswith("out="):
+            yield from Path(word.removeprefix("out=")).glob("record.json")
+    yield from Path("runs").glob(f"{Path(name).stem}-*/seed*/record.json")
+
+
+def run_several(given: Run) -> None:
+    """Run a grid, print its table, and fail at the end if one of its runs failed.
+
+    Raises:
+        UserError: of every run that failed.
+    """
+    from ltbench.train import grid
+
+    if given.jobs is not None and "RANK" in os.environ:
+        raise UserError("`jobs` runs on one machine without torchrun; leave out one of the two")
+    recipes, seeds, shared = grid.read_grid(str(given.grid)) if given.grid else ([], [0], [])
+    cells = grid.make_grid([*recipes, *given.recipe], given.seed or seeds, [*shared, *given.words])
+    from ltbench.distributed import ranks
+    from ltbench.train import run as runner
+    from ltbench.train.progress import NoProgress, ProgressBar
+
+    main_rank = int(os.environ.get("RANK", "0")) == 0
+
+    def one(recipe: Any) -> Any:
+        reporter = ProgressBar(console) if main_rank else NoProgress()
+        if main_rank:
+            console.print(f"{recipe.name}, seed {recipe.seed}")
+        try:
+            result = runner.run(recipe, reporter=reporter)
+        finally:
+            reporter.close()
+        return result.record, result.fresh
+
+    try:
+        if (given.jobs or 1) > 1:
+            from ltbench.train.jobs import GridProgress, run_jobs
+
+            done = run_jobs(cells, given.jobs or 1, GridProgress(console))
+        else:
+            done = grid.run_grid(cells, one)
+    except KeyboardInterrupt:
+        if main_rank:
+            click.echo("interrupted; the same command goes on where it stopped", err=True)
+        raise
+    finally:
+        ranks.close()
+    if main_rank:
+        console.print(grid.table(done))
+        for outcome in ("done", "was done", "committed", "elsewhere", "failed"):
+            count = sum(c.outcome == outcome for c in done)
+            if count:
+                console.print(f"{count} {outcome}")
+    failed = [
+        f"{c.recipe.name}, seed {c.recipe.seed}: {c.problem}" for c in done if c.outcome == "failed"
+    ]
+    if failed:
+        raise UserError("\n".join(failed))

@@ -1,0 +1,71 @@
+"""Options of a stage's optimizer and learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from ltbench.config.schema import ADDED, EPOCHS, Config
+
+
+class Optim(Config):
+    """Optimizer of a stage; the learning rate is never rescaled."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(gt=0)
+    """Base learning rate."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD; first beta of AdamW."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of all trained parameters, norms and biases included, as is common."""
+    nesterov: bool = False
+    """Nesterov momentum (SGD only)."""
+    lr_factors: dict[str, float] = Field(default_factory=dict)
+    """Multipliers of the learning rate by prefix of parameter names, e.g. {head: 0.2}; names in the
+    backbone also refer to their counterparts in all branches."""
+
+
+class Schedule(Config):
+    """Learning-rate factor by epoch, general enough for all schedules of the literature.
+
+    Reference: the schedules of the released codes, including their warm-up and off-by-one
+        differences, called S-LDAM, S-GCL, S-PLOT, S-BBN, S-cos, S-cos-early and S-warmcos here.
+    """
+
+    name: Literal["constant", "multistep", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0, json_schema_extra=EPOCHS)
+    """Epochs of linear warm-up."""
+    warmup_from: float = Field(0.0, ge=0, le=1)
+    """Initial factor of the warm-up."""
+    warmup_shift: Literal[0, 1] = 1
+    """1: the first epoch is one step above `warmup_from`; 0: it is at `warmup_from`."""
+    warmup_extra: Literal[0, 1] = Field(0, json_schema_extra=ADDED)
+    """1: the warm-up line continues for one epoch beyond its end, above the base rate."""
+    milestones: tuple[int, ...] = Field((), json_schema_extra=EPOCHS)
+    """0-based epochs at which `gamma` is applied (multistep)."""
+    gamma: float = Field(0.1, gt=0)
+    shift: Literal[0, 1] = 0
+    """1: the scheduler steps before the epoch, so that each change occurs one epoch early."""
+    tail: Literal[0, 1] = 0
+    """1: the cosine is stretched by one epoch and ends above 0."""
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """Return the factor of the base rate in epoch ``epoch`` (0-based) of ``epochs``."""
+        if epoch < self.warmup + (self.warmup_extra if self.warmup else 0):
+            done = (epoch + self.warmup_shift) / max(1, self.warmup - 1 + self.warmup_shift)
+            return self.warmup_from + (1 - self.warmup_from) * done
+        at = epoch + self.shift
+        if self.name == "multistep":
+            return self.gamma ** sum(at >= m for m in self.milestones)
+        if self.name == "cosine":
+            span = epochs - self.warmup + self.tail
+            return 0.5 * (1 + math.cos(math.pi * (at - self.warmup) / span))
+        return 1.0
+
+    def shortest(self, epochs: int) -> int:
+        """Return the smallest number of epochs >= ``epochs`` whose rates are not all 0."""
+        while max(self.factor(e, epochs) for e in range(epochs)) < 1e-9:
+            epochs += 1
+        return epochs

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from ltbench.config.optim import Optim, Schedule
+from ltbench.config.schema import ADDED, EPOCHS, Config, Tagged
+from ltbench.digest import digest_of, file_sha256
+from ltbench.errors import UserError
+
+NO_DIGEST: dict[str, Any] = {"digest": False}  # fields that do not change what a run computes
+BatchNormPolicy = Literal["local", "sync", "frozen", "statistics"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A registered part by name, with validated options."""
+
+    name: str
+    config: Config
+
+
+class BackboneChoice(Config):
+    """Feature extractor and its initial weights."""
+
+    name: str
+    """A registered backbone or any timm model name."""
+    pretrained: bool = False
+    """Load timm's weights of that name (needs network access or a cache)."""
+    weights: str | None = None
+    """Path of a safetensors file with initial weights."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm's `create_model`."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training schedule of a stage.
+
+    Args:
+        epochs: number of epochs, as defined by the sampler.
+        batch_size: global batch size.
+        optim: optimizer.
+        schedule: learning-rate schedule.
+    """
+
+    epochs: int
+    batch_size: int
+    optim: Optim
+    schedule: Schedule
+
+
+class Stage(Config):
+    """Training stage: method, schedule, sampler and update."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    method: Annotated[Choice, Tagged("METHODS")]
+    start: Literal["previous", "fresh"] = "previous"
+    """Continue with the backbone of the previous stage, or start with a new one (the previous stage
+    is then only the method's helper)."""
+    reset: tuple[str, ...] = Field((), json_schema_extra=ADDED)
+    """Modules to reinitialise, with PyTorch's defaults, and a linear classifier according to
+    `head_init`: name prefixes, e.g. backbone.net.layer4.2 of a pretrained network."""
+    epochs: int | None = Field(None, ge=1, json_schema_extra=EPOCHS)
+    """Number of epochs, as defined by the sampler; none for a post-hoc method."""
+    batch_size: int | None = Field(None, ge=1)
+    """Global batch size, over ranks and micro-batches."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Images per forward pass, which share batch statistics if these are local. The global batch is
+    split into batch_size / micro_batch parts, distributed over ranks: fewer ranks run more passes
+    per step. null: one part per rank."""
+    last_batch: Literal["keep", "drop"] = "keep"
+    """Keep or drop the incomplete last batch of an epoch."""
+    sampler: Annotated[Choice, Tagged("SAMPLERS")] = Field(
+        default="instance", validate_default=True
+    )
+    optim: Optim | None = None
+    schedule: Schedule = Schedule()
+    update: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
+    freeze: tuple[str, ...] | None = None
+    """Frozen parts: name prefixes or stages of the backbone; null is the method's default."""
+    frozen_bn: Literal["train", "eval", "trained"] | dict[str, Literal["train", "eval"]] | None = (
+        None
+    )
+    """Mode of batch normalisation in frozen parts; trained is train with trainable scale and shift;
+    a mapping gives modes by prefixes of module names, the longest match wins; null is the method's
+    default."""
+    head_init: Literal["kaiming_normal", "pytorch"] = Field(
+        "kaiming_normal", json_schema_extra=ADDED
+    )
+    """Initial weights of a new linear classifier: as in the literature's CIFAR codes, or the
+    default of `nn.Linear`, whose standard deviation is 1 / sqrt(6) of that."""
+
+    @property
+    def training(self) -> Training | None:
+        """Training schedule; ``None`` for a post-hoc method."""
+        if self.epochs is None or self.batch_size is None or self.optim is None:
+            return None
+        return Training(self.epochs, self.batch_size, self.optim, self.schedule)
+
+    def passes(self, ranks: int) -> int:
+        """Return the number of micro-batches per step and rank.
+
+        Raises:
+            UserError: ``batch_size`` is not divisible by ``micro_batch * ranks``.
+        """
+        if self.micro_batch is None or self.batch_size is None:
+            return 1
+        passes, rest = divmod(self.batch_size, self.micro_batch * ranks)
+        if rest or not passes:
+            raise UserError(
+                f"`micro_batch` = {self.micro_batch} does not cut `batch_size` = "
+                f"{self.batch_size} into parts that {ranks} rank{'s' * (ranks > 1)} can share "
+                "equally; choose a divisor of batch_size / ranks"
+            )
+        return passes
+
+
+class RunOptions(Config):
+    """Options of the execution; the digest includes only those that can change results."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", json_schema_extra=NO_DIGEST)
+    """Device; auto uses a GPU if there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the forward pass under autocast; weights and solvers stay in full precision."""
+    channels_last: bool = True
+    """Memory format of images and convolutions."""
+    batchnorm: BatchNormPolicy = "local"
+    """Batch statistics of one pass on one rank (local) or of all ranks (sync); or fixed running
+    statistics without training scale and shift (frozen); or local statistics, with updates of the
+    running ones, without training scale and shift (statistics). frozen overrides a stage's
+    frozen_bn."""
+    deterministic: bool = Field(False, json_schema_extra=NO_DIGEST)
+    """Deterministic kernels only: on a GPU too, a resumed run is bitwise an uninterrupted one."""
+    max_steps: int | None = Field(None, ge=1)
+    """Largest number of steps per stage, for smoke tests; the record is marked as incomplete."""
+    eval_every: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
+    """Epochs between evaluations for the curves; 0 is a tenth of the stage."""
+    save_steps: int | None = Field(None, ge=1, json_schema_extra=NO_DIGEST)
+    """Steps between checkpoints within an epoch; one is also saved after each epoch."""
+    save_minutes: float | None = Field(10.0, gt=0, json_schema_extra=NO_DIGEST)
+    """Largest time between checkpoints in minutes, written in the background; null is never."""
+    timeout_minutes: float = Field(10.0, gt=0, json_schema_extra=NO_DIGEST)
+    """Timeout in minutes of a rank that waits for the others."""
+    workers: int = Field(2, ge=0, json_schema_extra=NO_DIGEST)
+    """Processes that decode images; data sets held in memory need none."""
+    threads: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
+    """CPU threads of torch; 0 is torch's default."""
+
+
+class Diagnose(Config):
+    """Logging of class gradients during training, which it does not change."""
+
+    every: int = Field(0, ge=0)
+    """Steps between measurements, counted within a stage; 0 is never."""
+    part: str | tuple[str, ...] = "last"
+    """Parameters whose gradients are measured: last, a stage's name, head, backbone or whole; whole
+    in stages that do not train the part."""
+    gradients: Literal["auto", "exact", "fast"] = "auto"
+    """exact uses one backward pass per class present; fast a single, approximate one; auto is exact
+    for up to 20 classes."""
+
+
+class Target(Config):
+    """Published result to reproduce: a row of `leaderboard/published.csv`."""
+
+    method: str
+    source: str
+
+
+class Recipe(Config):
+    """Complete definition of a run: data, backbone and stages."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    name: str = Field(json_schema_extra=NO_DIGEST)
+    description: str = Field("", json_schema_extra=NO_DIGEST)
+    target: Target | None = Field(None, json_schema_extra=NO_DIGEST)
+    note: str = Field("", json_schema_extra=NO_DIGEST)
+    """Choices made where the literature is silent."""
+    data: Annotated[Choice, Tagged("DATASETS")]
+    backbone: BackboneChoice
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    shot_rule: Literal["strict", "inclusive"] = Field("strict", json_schema_extra=NO_DIGEST)
+    """strict: many > 100, medium 20..100, few < 20; inclusive: >= 100, 21..99, <= 20."""
+    run: RunOptions = RunOptions()
+    diagnose: Diagnose = Field(Diagnose(), json_schema_extra=NO_DIGEST)
+    seed: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
+    out: str | None = Field(None, json_schema_extra=NO_DIGEST)
+    """Output folder; by default runs/<recipe>-<digest>/seed<seed>."""
+    resume: Literal["auto", "never"] = Field("auto", json_schema_extra=NO_DIGEST)
+    """auto resumes an interrupted run found in the output folder."""
+
+    def training(self, index: int) -> Training:
+        """Return the schedule of a stage.
+
+        Raises:
+            UserError: the stage does not train.
+        """
+        found = self.stages[index].training
+        if found is None:
+            raise UserError(f"`stages.{index}`: a training stage needs epochs, batch_size, optim")
+        return found
+
+    def tree(self, *, digest_only: bool = False) -> dict[str, Any]:
+        """Return the recipe as plain data; optionally only the fields of the digest."""
+        plain: dict[str, Any] = dump(self, digest_only=digest_only)
+        start = self.backbone.weights
+        if digest_only and start is not None and Path(start).is_file():
+            plain["backbone"]["weights"] = f"sha256:{file_sha256(Path(start))}"
+        return plain
+
+    @property
+    def digest(self) -> str:
+        """Hash of all fields that can change results, without seed, paths and workers."""
+        return digest_of(self.tree(digest_only=True))
+
+
+def dump(value: Any, *, digest_only: bool = False) -> Any:
+    """Return a config, choice or container as plain data for JSON and YAML."""
+    if isinstance(value, Choice):
+        return {"name": value.name, **dump(value.config, digest_only=digest_only)}
+    if isinstance(value, Config):
+        plain = {"revision": value.revision} if digest_only and value.revision else {}
+        for name, field in type(value).model_fields.items():
+            extra = field.json_schema_extra
+            counts = extra.get("digest", True) if isinstance(extra, dict) else True
+            if digest_only and counts is False:
+                continue
+            if digest_only and counts == "unless default" and getattr(value, name) == field.default:
+                continue
+            plain[name] = dump(getattr(value, name), digest_only=digest_only)
+        return plain
+    if isinstance(value, dict):
+        return {k: dump(v, digest_only=digest_only) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [dump(v, digest_only=digest_only) for v in value]
+    return value

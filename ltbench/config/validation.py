@@ -1,0 +1,258 @@
+"""Checks plain data against the schemas, parts picked by name included, all mistakes at once."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from ltbench.config.recipe import Choice, Recipe
+from ltbench.config.registry import registry as find_registry
+from ltbench.config.schema import Config, Tagged
+from ltbench.errors import UserError, did_you_mean
+
+C = TypeVar("C", bound=BaseModel)
+PLAINER = {  # what pydantic says at length, by its type of error
+    "bool_parsing": "should be true or false",
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+}
+Tree = dict[str, Any]
+Origins = dict[str, str]  # dotted path of a value -> where it came from
+
+
+def build_recipe(tree: Tree, origins: Origins | None = None) -> Recipe:
+    """Check a tree of plain data and return the recipe.
+
+    Raises:
+        UserError: every mistake at once, one line each: path, what was required, what was found.
+    """
+    errors: list[str] = []
+    recipe = _build(Recipe, tree, "", errors, origins or {})
+    if isinstance(recipe, Recipe) and not errors:
+        errors += _cross_checks(recipe)
+    if errors or not isinstance(recipe, Recipe):
+        raise UserError("\n".join(errors))
+    return recipe
+
+
+def build_data(tree: Tree, origins: Origins) -> Config:
+    """Return the options of a recipe's data set.
+
+    Raises:
+        UserError: every mistake in them, one line each.
+    """
+    errors: list[str] = []
+    choice = _build_choice("DATASETS", tree.get("data"), "data", errors, origins)
+    if choice is None or errors:
+        raise UserError("\n".join(errors))
+    return choice.config
+
+
+def find_mistakes(options: type[C], values: Tree, path: str = "") -> tuple[C | None, list[str]]:
+    """Return options made of plain data, or None, and every mistake, one line each."""
+    errors: list[str] = []
+    found = _build(options, values, path, errors, {})
+    return (found if isinstance(found, options) and not errors else None), errors
+
+
+def build_options(registry: str, name: str, options: Mapping[str, Any]) -> Config:
+    """Return the checked options of one registered part, e.g. ``("UPDATES", "plot", {...})``.
+
+    Raises:
+        UserError: every mistake at once, one line each.
+    """
+    errors: list[str] = []
+    choice = _build_choice(registry, {**options, "name": name}, name, errors, {})
+    if choice is None or errors:
+        raise UserError("\n".join(errors))
+    return choice.config
+
+
+def _build(
+    model: type[BaseModel], node: Any, path: str, errors: list[str], origins: Origins
+) -> BaseModel | None:
+    """Build a model from plain data, nested models and tagged choices first."""
+    if isinstance(node, str) and "name" in model.model_fields:
+        node = {"name": node}
+    if not isinstance(node, Mapping):
+        errors.append(f"`{path}`: expected fields of {model.__name__}, found {node!r}")
+        return None
+    values, broken = dict(node), set()
+    if issubclass(model, Config):
+        values = model.complete(values)
+        _check_revision(model, values, path, errors)
+    for name, field in model.model_fields.items():
+        if name not in values and isinstance(field.default, str) and _tag(field):
+            values[name] = field.default
+        if name not in values or values[name] is None:
+            continue
+        here = f"{path}.{name}" if path else name
+        before = len(errors)
+        values[name] = _build_field(field, values[name], here, errors, origins)
+        if len(errors) > before:
+            broken.add(name)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        for e in error.errors():
+            if e["loc"] and e["loc"][0] in broken:
+                continue
+            errors.append(_explain(e, path, model, origins))
+    return None
+
+
+def _check_revision(
+    model: type[Config], values: dict[str, Any], path: str, errors: list[str]
+) -> None:
+    """Take out the revision that the resolved recipe of a record may name."""
+    found = values.pop("revision", 0) if "revision" not in model.model_fields else 0
+    if type(found) is not int or not 0 <= found <= model.revision:
+        errors.append(
+            f"`{path}.revision`: expected at most {model.revision}, the newest that this version "
+            f"of ltbench knows, found {found!r}; update ltbench"
+        )
+
+
+def _build_field(
+    field: FieldInfo, value: Any, path: str, errors: list[str], origins: Origins
+) -> Any:
+    registry = _tag(field)
+    if registry is not None:
+        return _build_choice(registry, value, path, errors, origins)
+    model = _model_of(field.annotation)
+    if model is not None:
+        return _build(model, value, path, errors, origins)
+    item = _item_model(field.annotation)
+    if item is not None and isinstance(value, list | tuple):
+        return tuple(_build(item, v, f"{path}.{i}", errors, origins) for i, v in enumerate(value))
+    if isinstance(value, bool) and field.annotation in (int, float, int | None, float | None):
+        errors.append(f"`{path}`: expected a number, found {str(value).lower()}")
+    return value
+
+
+def _build_choice(
+    registry_name: str, value: Any, path: str, errors: list[str], origins: Origins
+) -> Choice | None:
+    registry = find_registry(registry_name)
+    node = {"name": value} if isinstance(value, str) else value
+    if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
+        errors.append(
+            f"`{path}`: expected the name of a {registry.kind} or `{{name: ..., options}}`, "
+            f"found {value!r}"
+        )
+        return None
+    try:
+        part = registry.get(node["name"])
+    except UserError as error:
+        errors.append(f"`{path}`: {error}")
+        return None
+    options = {k: v for k, v in node.items() if k != "name"}
+    config = _build(getattr(part, "Config", part), options, path, errors, origins)
+    return Choice(node["name"], config) if isinstance(config, Config) else None
+
+
+def _tag(field: FieldInfo) -> str | None:
+    return next((m.registry for m in field.metadata if isinstance(m, Tagged)), None)
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if get_origin(annotation) in (Union, types.UnionType):
+        found = [_model_of(a) for a in get_args(annotation)]
+        return next((m for m in found if m is not None), None)
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    )
+
+
+def _item_model(annotation: Any) -> type[BaseModel] | None:
+    return _model_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
+
+
+def _explain(error: Any, path: str, model: type[BaseModel], origins: Origins) -> str:
+    loc = [str(part) for part in error["loc"]]
+    where = ".".join([path, *loc] if path else loc)
+    origin = origin_of(where, origins)
+    source = "" if origin in ("default", "command line", "argument") else f" (in {origin})"
+    if error["type"] == "extra_forbidden":
+        hint = did_you_mean(loc[-1], model.model_fields)
+        known = ", ".join(sorted(model.model_fields)) or "none"
+        return f"`{where}`: unknown key{hint or f'; known here: {known}'}{source}"
+    if error["type"] == "missing":
+        return f"`{where}`: required, but not given"
+    message = error["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^Input should be", "should be", message)
+    message = PLAINER.get(error["type"], message)
+    if not where:  # a mistake in how the fields go together
+        return message
+    if error["type"] == "literal_error":
+        source += did_you_mean(str(error["input"]), re.findall(r"'([^']*)'", message))
+    return f"`{where}`: {message}, found {error['input']!r}{source}"
+
+
+def _cross_checks(recipe: Recipe) -> list[str]:
+    """Return mistakes that no single field shows."""
+    errors = _stream_checks(recipe) if getattr(recipe.data.config, "stream", False) else []
+    for i, stage in enumerate(recipe.stages):
+        method = find_registry("METHODS").get(stage.method.name)
+        at, name = f"stages.{i}", stage.method.name
+        if method.trains:
+            errors += [
+                f"`{at}.{field}`: required, because method `{name}` trains"
+                for field in ("epochs", "batch_size", "optim")
+                if getattr(stage, field) is None
+            ]
+        else:
+            if i == 0:
+                errors.append(f"`{at}.method`: `{name}` is post-hoc and needs a stage before it")
+            if stage.epochs is not None:
+                errors.append(f"`{at}.epochs`: method `{name}` does not train; leave it out")
+        try:
+            stage.passes(1)
+        except UserError as error:
+            errors.append(f"`{at}`: {error}")
+        errors += [
+            f"`{at}.update`: {problem}"
+            for problem in find_registry("UPDATES")
+            .get(stage.update.name)
+            .check(stage.update.config, method, stage.epochs)
+        ]
+    return errors
+
+
+def _stream_checks(recipe: Recipe) -> list[str]:
+    """Return what a recipe asks for that a stream of shards cannot do."""
+    why = "data.stream=true reads every shard once, front to back"
+    errors = [
+        f"`stages.{i}.sampler`: {why}: instance sampling only, found `{stage.sampler.name}`; store "
+        "the shards and leave data.stream out"
+        for i, stage in enumerate(recipe.stages)
+        if stage.epochs is not None and stage.sampler.name != "instance"
+    ]
+    errors += [
+        f"`run.{field}`: {why}, and cannot go on inside an epoch; set run.{field}=null"
+        for field in ("save_steps", "save_minutes")
+        if getattr(recipe.run, field) is not None
+    ]
+    config: Any = recipe.data.config
+    if config.unreadable != "raise":
+        errors.append(f"`data.unreadable`: {why}, and cannot fetch another image; set it to raise")
+    if getattr(config, "imbalance_ratio", None) is not None:
+        errors.append(f"`data.imbalance_ratio`: {why}; pack the thinned set instead")
+    return errors
+
+
+def origin_of(path: str, origins: Origins) -> str:
+    """Return where the value at a dotted path came from."""
+    if path.endswith(".name") and path.removesuffix(".name") in origins:
+        return origins[path.removesuffix(".name")]
+    while path:
+        if path in origins:
+            return origins[path]
+        head, _, last = path.rpartition(".")
+        path = head if last.isdigit() else ""
+    return "default"

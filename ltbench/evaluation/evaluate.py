@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ltbench.data.base import Data, Split
+from ltbench.data.loader import eval_batches
+from ltbench.distributed import ranks
+from ltbench.distributed.device import pick_device
+from ltbench.errors import UserError
+from ltbench.evaluation.metrics import Accumulator, Metrics
+
+
+@torch.no_grad()
+def evaluate_split(
+    module: nn.Module,
+    split: Split,
+    class_counts: Sequence[int],
+    *,
+    device: torch.device,
+    rule: str = "strict",
+    workers: int = 0,
+    batch_size: int = 250,
+) -> Metrics:
+    """Evaluate a module on a split; each image is counted exactly once.
+
+    Args:
+        module: maps images [B, 3, H, W] to logits [B, C]; left in evaluation mode.
+        split: images to evaluate on; divided over ranks without padding.
+        class_counts: training images of each class [C]; they define the shot groups.
+        device: device of the module.
+        rule: definition of shot groups, see ``ltbench.data.shots.shot_groups``.
+        workers: processes that decode images.
+        batch_size: images per forward pass and rank.
+
+    Raises:
+        UserError: the module returns another number of classes.
+    """
+    module.eval()
+    counts = Accumulator(len(class_counts), device=device)
+    for loaded in eval_batches(
+        split, batch_size, rank=ranks.rank(), world=ranks.world(), workers=workers, device=device
+    ):
+        logits = module(loaded.views[0])
+        if logits.ndim != 2 or logits.shape[1] != len(class_counts):
+            raise UserError(
+                f"the data set has {len(class_counts)} classes, the model returned logits of "
+                f"shape {list(logits.shape)}; evaluate a model trained on it"
+            )
+        counts.update(logits.float(), loaded.labels)
+    counts.load_tensor(ranks.all_reduce_(counts.tensor()))
+    return counts.metrics(class_counts, rule)
+
+
+def evaluate(
+    module: nn.Module,
+    dataset: str | Data,
+    *,
+    device: str = "auto",
+    rule: str = "strict",
+    workers: int = 2,
+    batch_size: int = 250,
+    **options: Any,
+) -> Metrics:
+    """Evaluate any module on the test set of a long-tailed data set.
+
+    Args:
+        module: maps images [B, 3, H, W], normalised as in the data set, to logits [B, C].
+        dataset: a registered name, or a loaded data set.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        rule: definition of shot groups, see ``ltbench.data.shots.shot_groups``.
+        workers: processes that decode images.
+        batch_size: images per forward pass.
+        options: options of the data set, e.g. ``root="images"``.
+
+    Raises:
+        UserError: the data set cannot be read, or the module returns another number of classes.
+    """
+    if isinstance(dataset, str):
+        from ltbench.config.validation import build_options
+
+        dataset = build_options("DATASETS", dataset, options).load()  # type: ignore[attr-defined]
+    where = pick_device(device)
+    torch.manual_seed(0)
+    return evaluate_split(
+        module.to(where),
+        dataset.test,  # type: ignore[union-attr]
+        dataset.info.class_counts,  # type: ignore[union-attr]
+        device=where,
+        rule=rule,
+        workers=workers,
+        batch_size=batch_size,
+    )

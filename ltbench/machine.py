@@ -1,0 +1,108 @@
+"""Hardware and software of a run, without host, user or path names."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltbench.version import __version__
+
+if TYPE_CHECKING:
+    from torch import device
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "torchjd")
+SOURCES = ("ltbench", "recipes", "pyproject.toml")  # paths of a checkout that can affect a run
+
+
+def environment() -> dict[str, Any]:
+    """Return library versions, processor and commit of the checkout, if any.
+
+    Returns:
+        ``code`` (version, commit, dirty), ``libraries`` (name to version, python among them) and
+        ``cpu``; commit and dirty are ``None`` outside a git checkout.
+    """
+    commit, dirty = _checkout(Path(__file__).resolve().parent.parent)
+    versions = {name: _version(name) for name in LIBRARIES}
+    libraries = {"python": platform.python_version()}
+    libraries |= {name: version for name, version in versions.items() if version is not None}
+    return {
+        "code": {"version": __version__, "commit": commit, "dirty": dirty},
+        "libraries": libraries,
+        "cpu": _cpu(),
+    }
+
+
+def gpu_name(where: device) -> str | None:
+    """Return the name of a GPU as reported by its driver, or ``None`` for the CPU."""
+    if where.type != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.get_device_name(where)
+
+
+def emulates_bfloat16(where: device) -> bool:
+    """Return True if the device emulates bf16 in software, which is slower than fp32."""
+    if where.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    import torch
+
+    can = torch.cpu.get_capabilities()
+    return not (can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def peak_memory(where: device) -> int:
+    """Return the peak memory of this process in bytes: on the GPU, or in main memory."""
+    if where.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(where))
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _checkout(root: Path) -> tuple[str | None, bool | None]:
+    """Return commit and dirty flag, if ``root`` itself is a git checkout."""
+    if not (root / ".git").exists():
+        return None, None
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return None, None
+    changed = _git(root, "status", "--porcelain", "--", *SOURCES)
+    return commit, None if changed is None else bool(changed)
+
+
+def _git(root: Path, *words: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(root), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,113 @@
+"""Averages of records over seeds, as rows of a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ltbench.records.record import Record
+from ltbench.records.titles import dataset_title, method_title, network_title
+
+VALUES = ("overall", "many", "medium", "few", "ece")
+RANKS = ("paper", "claimed", "reproduced", "verified")  # a row is as good as its weakest seed
+Row = dict[str, Any]
+
+
+def percentages(record: Record) -> dict[str, float | None]:
+    """Return overall, many, medium, few (strict rule) and ECE of a record in percent."""
+    m = record.metrics.with_rule("strict")
+    values = (m.top1, m.many, m.medium, m.few, m.ece)
+    return {
+        name: None if value is None else 100 * value
+        for name, value in zip(VALUES, values, strict=True)
+    }
+
+
+def seed_group(record: Record) -> tuple[Any, ...]:
+    """Return what records must share to be seeds of one row."""
+    data = record.dataset
+    content = (data.train_sha256, data.test_sha256)
+    return (record.origin, record.recipe.digest, *content, record.shortened)
+
+
+def run_key(record: Record) -> tuple[Any, ...]:
+    """Return what two records of the same recipe, data, code and seed share, but no others."""
+    code = (record.code.version, record.code.commit, record.code.dirty)
+    return (*seed_group(record), code, record.seed)
+
+
+def seeds_of_rows(records: Iterable[Record]) -> list[list[Record]]:
+    """Return the records of each row of a table; withdrawn ones are left out.
+
+    A later run of a seed (by other code) replaces an earlier one: it is no further sample.
+    """
+    groups: dict[tuple[Any, ...], dict[int, Record]] = {}
+    for record in sorted(records, key=lambda r: (r.date, r.run_id)):
+        if record.status != "withdrawn":
+            groups.setdefault(seed_group(record), {})[record.seed] = record
+    return [[seeds[k] for k in sorted(seeds)] for seeds in groups.values()]
+
+
+def average_seeds(records: Iterable[Record]) -> list[Row]:
+    """Return one row per group of seeds, see ``seeds_of_rows``."""
+    return [_row(seeds) for seeds in seeds_of_rows(records)]
+
+
+def imbalance_ratio(record: Record) -> float:
+    """Return the ratio the recipe asks for, else largest over smallest class."""
+    asked = record.recipe.resolved.get("data", {}).get("imbalance_ratio")
+    if asked is not None:
+        return float(asked)
+    counts = [n for n in record.metrics.class_counts if n]
+    return round(max(counts) / min(counts), 1) if counts else 1.0
+
+
+def plus_minus(mean: float | None, spread: float | None, missing: str = "-") -> str:
+    """Return a mean and its standard deviation, if there is one, as text."""
+    if mean is None:
+        return missing
+    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
+
+
+def _row(seeds: Sequence[Record]) -> Row:
+    first = seeds[0]
+    backbone = first.recipe.resolved.get("backbone", {})
+    row: Row = {
+        "dataset": dataset_title(first.dataset.name),
+        "imbalance_ratio": imbalance_ratio(first),
+        "method": method_title(first.recipe.name),
+        "backbone": network_title(backbone),
+        "n": len(seeds),
+        "epochs": _budget(first),
+        "origin": "published" if first.origin == "paper" else "reproduced",
+        "status": min((r.status for r in seeds), key=RANKS.index),
+        "source": first.citation or f"{first.recipe.name} {first.recipe.digest[:8]}",
+        "note": _note(first),
+        "recipe": first.recipe.name,
+        "registered": str(backbone.get("name", "")),
+    }
+    for name in VALUES:
+        values = [v for v in (percentages(r)[name] for r in seeds) if v is not None]
+        row[name] = statistics.fmean(values) if values else None
+        row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return row
+
+
+def _budget(record: Record) -> str:
+    resolved = record.recipe.resolved
+    full = "+".join(str(s["epochs"]) for s in resolved.get("stages", ()) if s.get("epochs"))
+    steps = resolved.get("run", {}).get("max_steps")
+    return full if steps is None else f"{steps} steps of {full}"
+
+
+def _note(record: Record) -> str:
+    follow = (".schedule.", ".epochs") if record.shortened else ()  # they follow a budget
+    changed = [
+        "backbone" if key.startswith("backbone.") else key  # of which the row shows the rest
+        for key in record.recipe.overrides
+        if not key.startswith("data.") and key not in record.shortened
+        if not any(part in key for part in follow)
+    ]
+    parts = (("shortened", record.shortened), ("modified", dict.fromkeys(changed)))
+    return "; ".join(f"{what} {', '.join(keys)}" for what, keys in parts if keys)

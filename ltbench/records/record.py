@@ -1,0 +1,332 @@
+"""Record of a run: what was done, with what, and what came out, in one JSON file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from ltbench.digest import canonical, digest_of
+from ltbench.errors import UserError
+from ltbench.evaluation.metrics import Metrics
+from ltbench.files import write_atomic
+from ltbench.machine import environment, gpu_name, peak_memory
+from ltbench.records.parts import (
+    CheckpointFacts,
+    CodeFacts,
+    DatasetFacts,
+    Date,
+    ExecutionFacts,
+    Part,
+    RecipeFacts,
+    VerificationFacts,
+)
+from ltbench.records.sealing import checksums_of, run_id_of
+
+if TYPE_CHECKING:
+    from torch import device as Device
+
+    from ltbench.config.recipe import Recipe
+    from ltbench.data.base import Data
+
+# Files of a run's folder.
+RECIPE, WEIGHTS, RECORD, LOCK = "recipe.json", "model.safetensors", "record.json", ".lock"
+
+SCHEMA_VERSION = 1
+MOST_IMAGES = 10**12  # of a class
+Origin = Literal["reproduced", "paper"]
+Status = Literal["paper", "claimed", "reproduced", "verified", "withdrawn"]
+
+
+class Record(Part):
+    """One run, or one set of per-class counts released with a paper.
+
+    ``run_id`` is a hash of everything but itself, status and verification; ``checksums`` holds
+    one hash for each field, so that a damaged file can say what in it is not to be trusted.
+    """
+
+    schema_version: Literal[1] = 1
+    run_id: str = Field("", pattern=r"^([0-9a-f]{32})?$")
+    origin: Origin = "reproduced"
+    status: Status = "claimed"
+    citation: str | None = None
+    """Paper and table, for origin paper."""
+    recipe: RecipeFacts
+    dataset: DatasetFacts
+    code: CodeFacts
+    seed: int = Field(ge=0, lt=2**63)
+    epoch: int | None = Field(ge=0)
+    """The epoch reported, counted over all stages; null if `run.max_steps` cut the run."""
+    selection: Literal["last"] = "last"
+    complete: bool = True
+    shortened: tuple[str, ...] = ()
+    """Options that made the run shorter than its recipe; empty for a complete one."""
+    execution: ExecutionFacts
+    metrics: Metrics
+    checkpoint: CheckpointFacts | None = None
+    backbone_weights: str | None = None
+    """Where training started from; null is a random start."""
+    licence: str = "unspecified"
+    submitted_by: str | None = None
+    notes: str = ""
+    date: Date
+    checksums: dict[str, str] = Field({})
+    verification: VerificationFacts | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Record:
+        if (self.origin == "paper") != (self.status == "paper"):
+            raise ValueError(f"origin {self.origin} cannot have status {self.status}")
+        if self.origin == "paper" and (self.checkpoint is not None or not self.citation):
+            raise ValueError("origin paper needs a citation and has no checkpoint")
+        if self.status == "verified" and self.verification is None:
+            raise ValueError("status verified needs a verification")
+        if max(*self.metrics.class_counts, *self.metrics.total) >= MOST_IMAGES:
+            raise ValueError(f"metrics count more than {MOST_IMAGES:,} images of a class")
+        if self.complete == bool(self.shortened):
+            raise ValueError("complete must be true exactly when shortened is empty")
+        return self
+
+    def sealed(self) -> Record:
+        """Return the record with its checksums and run_id computed."""
+        content = self.model_dump(mode="json")
+        content["checksums"] = checksums_of(content)
+        return self.model_copy(
+            update={"checksums": content["checksums"], "run_id": run_id_of(content)}
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the record, one line per field, under a temporary name first.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        write_atomic(path, record_text(self.model_dump(mode="json")))
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """Read a record and check it.
+
+        Raises:
+            UserError: it is missing, truncated, foreign or edited.
+        """
+        content = load_content(path)
+        problems = validate_record(content)
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise UserError(f"record {path}: {problems[0]}{more}")
+        return cls.model_validate(content)
+
+
+def load_content(path: Path) -> Any:
+    """Return the parsed JSON of a record, which is what its hashes are computed from.
+
+    A record of an older version may lack fields that have a default since; who writes it anew must
+    write this content, not that of a ``Record``.
+
+    Raises:
+        UserError: the file is missing, truncated or no JSON.
+    """
+    try:
+        return read_content(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the record {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(
+            f"record {path} is truncated or not JSON ({error}); run the recipe again or "
+            "restore the file"
+        ) from error
+
+
+def read_content(text: bytes) -> Any:
+    """Return the parsed JSON of a record.
+
+    Raises:
+        ValueError: it is not JSON, or says something twice, or holds a number that is none.
+    """
+    try:
+        content = json.loads(
+            text.decode(), parse_constant=_no_constant, object_pairs_hook=_each_once
+        )
+        canonical(content).encode()  # refuses what has no text: 1e999, half of a character
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return content
+
+
+def record_text(content: Mapping[str, Any]) -> bytes:
+    """Return the file of a record: one line per field."""
+    lines = [f"{json.dumps(key)}: {canonical(value)}" for key, value in content.items()]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def validate_record(content: Any) -> list[str]:
+    """Return what is wrong with the content of a record, one line each; nothing if it is sound.
+
+    Args:
+        content: parsed JSON.
+    """
+    return [line for _, line in schema_problems(content)] or seal_problems(content)
+
+
+def schema_problems(content: Any) -> list[tuple[str, str]]:
+    """Return what does not fit the schema: the top field (or nothing) and a line for each.
+
+    Args:
+        content: parsed JSON.
+    """
+    if not isinstance(content, dict) or not {"schema_version", "run_id"} <= set(content):
+        return [("", "is not a record of ltbench: expected schema_version and run_id at the top")]
+    if content["schema_version"] != SCHEMA_VERSION:
+        text = (
+            f"has schema_version {content['schema_version']!r}, this version reads "
+            f"{SCHEMA_VERSION}; use the version of ltbench that wrote it"
+        )
+        return [("", text)]
+    try:
+        Record.model_validate_json(canonical(content), strict=True)  # 9.0, "9", true: no counts
+    except ValidationError as error:
+        return [(str(e["loc"][0]) if e["loc"] else "", _explain(e)) for e in error.errors()]
+    return []
+
+
+def seal_problems(content: Mapping[str, Any]) -> list[str]:
+    """Return which hashes of a record do not fit its content, one line each.
+
+    They are computed from the file as it stands: fields that it lacks and that have a default
+    count as absent, as they were when it was written.
+
+    Args:
+        content: parsed JSON; recipe and checksums fit the schema.
+    """
+    now, then = checksums_of(content), content.get("checksums", {})
+    edited = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+    problems = []
+    if edited:
+        problems.append(f"was edited after it was written: do not trust `{'`, `'.join(edited)}`")
+    elif content.get("run_id") != run_id_of(content):
+        problems.append("was edited after it was written: run_id or checksums do not fit the rest")
+    stated, found = content["recipe"]["digest"], digest_of(content["recipe"]["resolved"])
+    if stated != found:
+        problems.append(f"recipe.digest is {stated}, but recipe.resolved gives {found}")
+    return problems
+
+
+def make_record(
+    recipe: Recipe,
+    data: Data,
+    metrics: Metrics,
+    *,
+    device: Device,
+    worlds: Sequence[int],
+    worlds_from: Sequence[str] = (),
+    seconds: float,
+    weights: Path,
+    weights_sha256: str,
+) -> Record:
+    """Return the sealed record of a run that has just ended in this process.
+
+    Args:
+        recipe: what was run.
+        data: what it was run on.
+        metrics: of the last epoch on the test set.
+        device: of this rank.
+        worlds: number of ranks, one entry each time it changed.
+        worlds_from: where each of these numbers took over.
+        seconds: wall time spent on the run.
+        weights: the file of its final weights.
+        weights_sha256: hash of that file.
+    """
+    around = environment()
+    resolved = recipe.tree(digest_only=True)
+    start = f"timm:{recipe.backbone.name}" if recipe.backbone.pretrained else None
+    if recipe.backbone.weights is not None:
+        start = str(resolved["backbone"]["weights"])  # its hash: a path says nothing elsewhere
+    overrides, shortened = changes(recipe)
+    return Record(
+        recipe=RecipeFacts(
+            name=recipe.name,
+            digest=recipe.digest,
+            resolved=json.loads(json.dumps(resolved)),
+            target=recipe.target.model_dump() if recipe.target else None,
+            overrides=tuple(overrides),
+        ),
+        dataset=DatasetFacts(
+            name=data.info.name,
+            train_sha256=data.train.fingerprint(),
+            test_sha256=data.test.fingerprint(),
+            manifest=data.manifest,
+        ),
+        code=CodeFacts(**around["code"]),
+        seed=recipe.seed,
+        epoch=None if recipe.run.max_steps else sum(s.epochs or 0 for s in recipe.stages),
+        complete=not shortened,
+        shortened=tuple(shortened),
+        execution=ExecutionFacts(
+            device=device.type,
+            cpu=around["cpu"],
+            gpu=gpu_name(device),
+            ranks=tuple(worlds),
+            ranks_from=tuple(worlds_from),
+            per_rank_batch=tuple(
+                -(-s.batch_size // worlds[-1]) if s.batch_size else None for s in recipe.stages
+            ),
+            precision=recipe.run.precision,
+            deterministic=recipe.run.deterministic,
+            libraries=around["libraries"],
+            wall_seconds=round(seconds, 2),
+            peak_memory_bytes=peak_memory(device),
+        ),
+        metrics=metrics,
+        checkpoint=CheckpointFacts(
+            file=weights.name, sha256=weights_sha256, bytes=weights.stat().st_size
+        ),
+        backbone_weights=start,
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    ).sealed()
+
+
+def changes(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """Return the keys that differ from the recipe of this name, and those that shorten it."""
+    from ltbench.config.files import get_recipe, leaves
+
+    shortened = ["run.max_steps"] if recipe.run.max_steps else []
+    try:
+        named = get_recipe(recipe.name)
+    except UserError:
+        return [], shortened  # the user's own file: nothing to compare with
+    ours, theirs = (dict(leaves(r.tree(digest_only=True))) for r in (recipe, named))
+    paths = {k for k in ours.keys() | theirs.keys() if not k.endswith(".revision")}
+    overrides = sorted(k for k in paths if ours.get(k) != theirs.get(k))
+    if len(recipe.stages) < len(named.stages):
+        shortened.append("stages")
+    for i, (mine, full) in enumerate(zip(recipe.stages, named.stages, strict=False)):
+        if (mine.epochs or 0) < (full.epochs or 0):
+            shortened.append(f"stages.{i}.epochs")
+    return overrides, shortened
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(map(str, error["loc"]))
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"`{where}` is not a field of a record"
+    found = "" if error["type"] in ("missing", "value_error") else f", found {error['input']!r:.60}"
+    return f"`{where}`: {message}{found}" if where else f"{message}{found}"
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of a record")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"`{key}` is given twice")
+        found[key] = value
+    return found

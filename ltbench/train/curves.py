@@ -1,0 +1,131 @@
+"""The curves of a run as a table and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltbench.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+from ltbench.plotting import SERIES
+
+COLUMNS = (
+    *("stage", "epoch", "lr", "loss", "train_many", "train_medium", "train_few"),
+    *("eval_top1", "eval_many", "eval_medium", "eval_few", "images_per_second"),
+)
+History = Sequence[Mapping[str, Any]]
+
+
+def write_curves(folder: Path, history: History) -> None:
+    """Write ``curves.csv`` and ``curves.png`` to the folder of a run.
+
+    Args:
+        folder: of the run.
+        history: one mapping per epoch: stage, epoch (1-based within the stage), lr, loss, training
+            recall of the shot groups, results where they were evaluated; missing or ``None`` where
+            there is no value. Accuracies are in [0, 1].
+
+    Raises:
+        UserError: they could not be written.
+    """
+    write_atomic(folder / "curves.csv", _table(history).encode())
+    write_atomic(folder / "curves.png", _picture(history))
+
+
+def _table(history: History) -> str:
+    known = dict.fromkeys(COLUMNS)
+    more = dict.fromkeys(key for row in history for key in row if key not in known)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, *more], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
+
+
+def _picture(history: History) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 8.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 1))
+    _line(loss, history, "loss", color="#000000")
+    loss.set_ylabel("training loss")
+    _accuracies(accuracy, history)
+    rates = [row["lr"] for row in history if row.get("lr")]
+    if rates and max(rates) > 50 * min(rates):
+        rate.set_yscale("log", nonpositive="mask")
+    _line(rate, history, "lr", color="#009E73", drawstyle="steps-mid")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("epoch, counted over all stages")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
+    _stages(loss, [loss, accuracy, rate], history)
+    for axes in (loss, accuracy, rate):
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    if not history:
+        accuracy.text(0.5, 0.5, "no epoch was trained", ha="center", transform=accuracy.transAxes)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def _accuracies(axes: Axes, history: History) -> None:
+    """Draw evaluated accuracies as marked lines and training recalls as thin dashed ones."""
+    for name, (label, color) in SERIES.items():
+        _line(axes, history, f"eval_{name}", scale=100, color=color, label=label, marker="o")
+        faint: dict[str, Any] = {"color": color, "linestyle": "--", "linewidth": 1, "alpha": 0.7}
+        _line(axes, history, f"train_{name}", scale=100, label=f"{label}, training", **faint)
+    axes.set_ylabel("accuracy by shot group, %")
+    axes.set_ylim(-2, 102)
+    if axes.lines:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small")
+
+
+def _line(axes: Axes, history: History, key: str, *, scale: float = 1.0, **style: Any) -> None:
+    """Draw the values that exist, joined over those that do not but not across stages."""
+    xs: list[float] = []
+    ys: list[float] = []
+    stage: Any = None
+    for epoch, row in enumerate(history, start=1):  # counted over all stages
+        value = row.get(key)
+        if value is None:
+            continue
+        if xs and row["stage"] != stage:
+            xs.append(epoch)
+            ys.append(math.nan)
+        stage = row["stage"]
+        xs.append(epoch)
+        ys.append(scale * value)
+    if xs:
+        marker = "o" if len(xs) == 1 else style.pop("marker", None)
+        axes.plot(xs, ys, **{"linewidth": 1.5, "markersize": 3.5, **style, "marker": marker})
+
+
+def _stages(top: Axes, every: Sequence[Axes], history: History) -> None:
+    """Mark where stages begin, and name them above the first panel."""
+    starts = [
+        i for i, row in enumerate(history) if i == 0 or row["stage"] != history[i - 1]["stage"]
+    ]
+    for i, end in zip(starts, [*starts[1:], len(history)], strict=False):
+        if i:
+            for axes in every:
+                axes.axvline(i + 0.5, color="#888888", linestyle=":", linewidth=1.2)
+        top.text(
+            (i + end + 1) / 2,
+            1.02,
+            f"stage {history[i]['stage']}",
+            ha="center",
+            va="bottom",
+            fontsize="small",
+            transform=top.get_xaxis_transform(),
+        )

@@ -1,0 +1,142 @@
+"""What a stage trains on: orders of images, and the batches of each step, streams included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ltbench.config.recipe import Choice, Recipe, Training
+from ltbench.data import SAMPLERS
+from ltbench.data.base import Data, Split
+from ltbench.data.loader import Loaded, Loader, steps_per_epoch
+from ltbench.distributed import ranks
+from ltbench.methods.base import Batch, Method
+from ltbench.seeding import derive
+
+
+class Feed:
+    """The batches of a run, the same whoever asks for them.
+
+    Args:
+        recipe: of the run.
+        data: its data set.
+        device: where the images are wanted.
+        folder: gets a file with the images that could not be read, if there are any; ``None`` for
+            no such file.
+    """
+
+    def __init__(
+        self, recipe: Recipe, data: Data, device: torch.device, folder: Path | None = None
+    ) -> None:
+        self.recipe, self.data, self.device, self.folder = recipe, data, device, folder
+        self._loaders: dict[str, Loader] = {}
+        self._orders: dict[tuple[int, int], np.ndarray] = {}  # of the last epoch asked for
+
+    def order(self, index: int, epoch: int) -> np.ndarray:
+        """Return the order in which an epoch of a stage visits the training images."""
+        if (index, epoch) not in self._orders:
+            sampler, training = self.recipe.stages[index].sampler, self.recipe.training(index)
+            seed = derive(self.recipe.seed, "order", index)
+            order = sample(sampler, self.data.train.labels, seed, training, epoch)
+            self._orders = {(index, epoch): order}
+        return self._orders[index, epoch]
+
+    def steps(self, index: int) -> int:
+        """Return the number of steps of an epoch of a stage."""
+        stage, world = self.recipe.stages[index], ranks.world()
+        return steps_per_epoch(
+            len(self.order(index, 0)),
+            self.recipe.training(index).batch_size,
+            world=world,
+            accumulate=stage.passes(world),
+            last=stage.last_batch,
+        )
+
+    def batches(
+        self, method: Method, index: int, epoch: int, start: int = 0
+    ) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each step of an epoch, from step ``start`` on."""
+        stage, training = self.recipe.stages[index], self.recipe.training(index)
+        seed = self.recipe.seed
+        order = self.order(index, epoch)
+
+        def read(split: Split, name: str, order: np.ndarray, views: int) -> Iterator[list[Loaded]]:
+            return self._loader(name, split).batches(
+                order,
+                training.batch_size,
+                key=derive(seed, name, index, epoch),
+                views=views,
+                rank=ranks.rank(),
+                world=ranks.world(),
+                accumulate=stage.passes(ranks.world()),
+                start=start,
+                last=stage.last_batch,
+            )
+
+        sources = [read(self.data.train, "augment", order, method.views)]
+        for name, stream in method.streams.items():
+            split = self.data.val if stream.split == "val" and self.data.val else self.data.train
+            sampler = Choice(stream.sampler, SAMPLERS.get(stream.sampler).Config())
+            own = sample(
+                sampler, split.labels, derive(seed, f"order of {name}", index), training, epoch
+            )
+            sources.append(read(split, f"augment {name}", np.resize(own, len(order)), 1))
+        for step in zip(*sources, strict=True):
+            streams = [
+                dict(zip(method.streams, map(_batch, parts), strict=True))
+                for parts in zip(*step[1:], strict=True)
+            ] or [{} for _ in step[0]]
+            yield [
+                replace(_batch(main), streams=more)
+                for main, more in zip(step[0], streams, strict=True)
+            ]
+
+    def _loader(self, name: str, split: Split) -> Loader:
+        """Return the loader processes of one purpose, kept over epochs and stages."""
+        if name not in self._loaders:
+            run, quarantine = self.recipe.run, f"quarantine-{ranks.rank()}.txt"
+            self._loaders[name] = open_loader(
+                split,
+                workers=run.workers,
+                device=self.device,
+                layout=torch.channels_last if run.channels_last else torch.contiguous_format,
+                quarantine=None if self.folder is None else self.folder / quarantine,
+            )
+        return self._loaders[name]
+
+
+def open_loader(split: Split, **options: Any) -> Loader:
+    """Return the loader of a split: one that streams, if the split is to be streamed.
+
+    Args:
+        split: the images.
+        options: of ``Loader``.
+    """
+    if getattr(split, "stream", False):
+        from ltbench.data.shards.stream import StreamLoader
+
+        return StreamLoader(split, **options)
+    return Loader(split, **options)
+
+
+def sample(
+    choice: Choice, labels: np.ndarray, seed: int, training: Training, epoch: int
+) -> np.ndarray:
+    """Return the order in which an epoch of a stage visits labelled images."""
+    sampler = SAMPLERS.get(choice.name)(choice.config)
+    return sampler.order(
+        labels,
+        seed=seed,
+        epoch=epoch,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+    )
+
+
+def _batch(loaded: Loaded) -> Batch:
+    return Batch(loaded.views, loaded.labels, loaded.index)
