@@ -1,3 +1,3 @@
-from ltbench.cli.main import main
+from ltbench.cli import main
 
 main()

@@ -19,7 +19,7 @@ import torch
 
 # The server only imports: a thread of torch's, started before the fork, would be lost in children.
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["ltbench.train.run", "ltbench.cli.main", "matplotlib.pyplot"])
+_server.set_forkserver_preload(["ltbench.train.run", "ltbench.cli.app", "matplotlib.pyplot"])
 
 
 class Forked:
@@ -82,7 +82,7 @@ class Forked:
 
 def run_command(words: Sequence[str]) -> None:
     """Run the command line, as ``python -m ltbench`` does."""
-    from ltbench.cli.main import main
+    from ltbench.cli import main
 
     main(words)
 

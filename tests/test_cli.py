@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltbench.cli.main import main
+from ltbench.cli import main
 
 SHORT = [
     "stages.0.epochs=1",
@@ -93,7 +93,7 @@ def test_help_teaches_by_example(command, capsys):
 
 
 def test_the_verbs_are_frozen():
-    from ltbench.cli.main import cli
+    from ltbench.cli.app import cli
 
     verbs = ["bench", "data", "diagnose", "download", "eval"]
     verbs += ["leaderboard", "list", "publish", "run", "show"]
@@ -304,7 +304,7 @@ def test_damaged_models_are_refused(finished, damage, capsys, tmp_path):
 )
 def test_what_computes_nothing_does_not_import_torch(words, tmp_path):
     code = (
-        "import sys; from ltbench.cli.main import main\n"
+        "import sys; from ltbench.cli import main\n"
         f"try: main({words!r})\n"
         "except SystemExit as e: assert e.code in (None, 0, 2), e.code\n"
         "heavy = {'torch', 'torchvision', 'timm'} & set(sys.modules)\n"
@@ -327,3 +327,14 @@ def test_a_finished_run_needs_no_data(finished, capsys, tmp_path, monkeypatch):
     assert not list(_records("quickstart", [f"out={tmp_path}"]))
     (folder / "record.json").write_text("{}")
     assert list(_records("quickstart", []))
+
+
+def test_missing_data_do_not_hide_a_misspelt_key(capsys):
+    words = ["recipe=ce_cifar10", "stages.0.optim.lrr=1", "stages.0.epoch=3", "run.presicion=bf16"]
+    with pytest.raises(SystemExit) as end:
+        main(["run", *words])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    for key in ("stages.0.optim.lrr", "stages.0.epoch", "run.presicion"):
+        assert f"`{key}`: unknown key" in said
+    assert "data.root" not in said  # said once the words are right

@@ -27,7 +27,7 @@ def test_import_and_list_do_not_import_torch():
     python("import sys, ltbench; assert 'torch' not in sys.modules and 'timm' not in sys.modules")
     for words in (["list"], ["list", "methods"], ["list", "backbones"], ["list", "solvers"]):
         python(
-            "import sys; from ltbench.cli.main import main\n"
+            "import sys; from ltbench.cli import main\n"
             f"try: main({words!r})\n"
             "except SystemExit as e: assert not e.code, e.code\n"
             "heavy = {'torch', 'timm', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
@@ -73,7 +73,7 @@ def test_wheel_holds_recipes_and_leaderboard_and_runs_from_an_empty_folder(tmp_p
         str(env / "bin" / "python"),
         "-I",  # whatever PYTHONPATH says, only what is installed counts
         "-c",
-        "import ltbench, sys; from ltbench.cli.main import main; "
+        "import ltbench, sys; from ltbench.cli import main; "
         "assert 'site-packages' in ltbench.__file__ and '/env/' in ltbench.__file__; "
         "main(sys.argv[1:])",
     ]

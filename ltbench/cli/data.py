@@ -24,7 +24,7 @@ def _cores() -> int:
 
 
 class Prepare(Config):
-    """What `ltbench data prepare` is given."""
+    """Words of `ltbench data prepare`."""
 
     dataset: str = Field(description="name of the data set")
     out: Path = Field(description="folder of the shards")
@@ -42,7 +42,7 @@ class Prepare(Config):
 
 
 class Check(Config):
-    """What `ltbench data check` is given."""
+    """Words of `ltbench data check`."""
 
     path: Path = Field(json_schema_extra=PLAIN, description="folder of shards")
     level: Literal["size", "crc", "sha256", "decode"] = Field("crc", description="what is checked")
@@ -50,7 +50,7 @@ class Check(Config):
 
 
 class Index(Config):
-    """What `ltbench data index` is given."""
+    """Words of `ltbench data index`."""
 
     tars: tuple[Path, ...] = Field(json_schema_extra=PLAIN, description="tars to index")
     out: Path = Field(description="folder of the index")
@@ -59,7 +59,7 @@ class Index(Config):
 
 
 class Show(Config):
-    """What `ltbench data show` is given."""
+    """Words of `ltbench data show`."""
 
     path: Path = Field(json_schema_extra=PLAIN, description="folder of shards")
     out: Path = Field(Path("long_tail.png"), description="picture of the long tail")

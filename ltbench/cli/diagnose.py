@@ -19,7 +19,7 @@ from ltbench.errors import UserError
 
 
 class Diagnose(Config):
-    """What both commands are given."""
+    """Words of both commands."""
 
     what: tuple[str, ...] = Field(tuple(ORDER), description="diagnostics; `list` explains them")
     out: Path | None = Field(None, description="folder of the report; by default diagnose/NAME")
@@ -31,14 +31,14 @@ class Diagnose(Config):
 
 
 class Model(Diagnose):
-    """What `ltbench diagnose` is given."""
+    """Words of `ltbench diagnose`."""
 
     model: str | None = Field(None, description="folder, .safetensors file, or name of a model")
     run: Path | None = Field(None, description="folder of a run")
 
 
 class Compare(Diagnose):
-    """What `ltbench diagnose compare` is given."""
+    """Words of `ltbench diagnose compare`."""
 
     models: tuple[str, ...] = Field(
         (), json_schema_extra=PLAIN, description="two models or more, as for model="

@@ -1,4 +1,4 @@
-"""What the command line prints of results and methods; nothing heavy is imported before use."""
+"""Results and methods as the command line prints them; heavy modules are imported on use."""
 
 from __future__ import annotations
 

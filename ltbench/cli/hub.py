@@ -27,7 +27,7 @@ MARKS = {"new": "green", "changed": "yellow", "same": "dim", "removed": "red", "
 
 
 class Publish(Config):
-    """What `ltbench publish` is given."""
+    """Words of `ltbench publish`."""
 
     run: Path = Field(description="folder of a finished run")
     repo: str = Field(description="repository on the Hub, ORG/NAME")
@@ -42,7 +42,7 @@ class Publish(Config):
 
 
 class Download(Config):
-    """What `ltbench download` is given."""
+    """Words of `ltbench download`."""
 
     name: str = Field(json_schema_extra=PLAIN, description="name, pattern or hf-hub:ORG/NAME@REV")
     seed: int | None = Field(None, ge=0, description="seed of the run; all by default")

@@ -17,7 +17,7 @@ from ltbench.errors import UserError, did_you_mean
 
 
 class Filters(Config):
-    """What the table of the leaderboard is given; patterns are those of a shell, in any case."""
+    """Words of `ltbench leaderboard`; patterns are those of a shell, in any case."""
 
     dataset: str | None = Field(None, description="pattern of the data set's name")
     ratio: str | None = Field(None, description="imbalance ratio")
@@ -31,13 +31,13 @@ class Filters(Config):
 
 
 class Build(Config):
-    """What `ltbench leaderboard build` is given."""
+    """Words of `ltbench leaderboard build`."""
 
     out: Path = Field(Path("leaderboard.html"), description="the file")
 
 
 class Submit(BaseModel):  # the revision of a Config is another thing
-    """What `ltbench leaderboard submit` is given."""
+    """Words of `ltbench leaderboard submit`."""
 
     run: Path = Field(description="folder of a finished run")
     repo: str = Field("", description="data set on the Hub that collects records, ORG/NAME")
@@ -49,7 +49,7 @@ class Submit(BaseModel):  # the revision of a Config is another thing
 
 
 class Verify(Config):
-    """What `ltbench leaderboard verify` is given."""
+    """Words of `ltbench leaderboard verify`."""
 
     row: str = Field("all", json_schema_extra=PLAIN, description="recipe, NAME.SEED, file or id")
     device: str = Field("auto", description="device to evaluate on")
@@ -57,7 +57,7 @@ class Verify(Config):
 
 
 class Publish(Config):
-    """What `ltbench leaderboard publish` is given."""
+    """Words of `ltbench leaderboard publish`."""
 
     repo: str = Field(description="data set on the Hub, ORG/NAME")
     space: str = Field("", description="static space of the page, ORG/NAME")

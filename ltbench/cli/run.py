@@ -19,7 +19,7 @@ from ltbench.errors import UserError
 
 
 class Run(Config):
-    """What `ltbench run` is given."""
+    """Words of `ltbench run`."""
 
     recipe: tuple[str, ...] = Field(
         (), description="name of a recipe, or path of its file; several with commas between"

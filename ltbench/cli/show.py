@@ -20,21 +20,21 @@ KINDS = ("recipes", "models", "methods", "updates", "solvers", "samplers", "back
 
 
 class List(Config):
-    """What `ltbench list` is given."""
+    """Words of `ltbench list`."""
 
     pattern: str = Field("*", json_schema_extra=PLAIN, description="pattern of a shell")
     pretrained: bool = Field(False, description="trained models only (models)")
 
 
 class Show(Config):
-    """What `ltbench show` is given."""
+    """Words of `ltbench show`."""
 
     recipe: str = Field(description="name of a recipe, or path of its file")
     words: tuple[str, ...] = Field((), json_schema_extra=REST, description="keys of the recipe")
 
 
 class Evaluate(Config):
-    """What `ltbench eval` is given."""
+    """Words of `ltbench eval`."""
 
     model: str = Field(description="folder or file of a run, name of a model, or hf-hub:ORG/NAME")
     seed: int = Field(0, ge=0, description="seed of a model that is given by its name")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ltbench.config.recipe import Choice, Recipe
+from ltbench.config.recipe import Choice, Recipe, Stage
 from ltbench.config.registry import registry as find_registry
 from ltbench.config.schema import Config, Tagged
 from ltbench.errors import UserError, did_you_mean
@@ -41,16 +41,34 @@ def build_recipe(tree: Tree, origins: Origins | None = None) -> Recipe:
 
 
 def build_data(tree: Tree, origins: Origins) -> Config:
-    """Return the options of a recipe's data set.
+    """Return the options of a recipe's data set; no method, update or sampler is imported.
 
     Raises:
-        UserError: every mistake in them, one line each.
+        UserError: every mistake outside the options of those, one line each.
     """
-    errors: list[str] = []
+    errors = _plain_mistakes(tree, origins)
     choice = _build_choice("DATASETS", tree.get("data"), "data", errors, origins)
     if choice is None or errors:
         raise UserError("\n".join(errors))
     return choice.config
+
+
+def _plain_mistakes(tree: Tree, origins: Origins) -> list[str]:
+    """Return unknown keys, and mistakes in parts of a recipe whose options are always the same."""
+    errors: list[str] = []
+    nodes: list[tuple[str, Any, type[Config]]] = [("", tree, Recipe)]
+    nodes += [(f"stages.{i}", stage, Stage) for i, stage in enumerate(tree.get("stages", ()))]
+    for path, node, model in nodes:
+        for key, value in node.items() if isinstance(node, Mapping) else ():
+            field = model.model_fields.get(key)
+            if field is None and (path or key != "epochs"):
+                errors.append(
+                    _explain({"type": "extra_forbidden", "loc": [key]}, path, model, origins)
+                )
+            inner = None if field is None or _tag(field) else _model_of(field.annotation)
+            if inner is not None and value is not None:
+                _build(inner, value, f"{path}.{key}" if path else key, errors, origins)
+    return errors
 
 
 def find_mistakes(options: type[C], values: Tree, path: str = "") -> tuple[C | None, list[str]]:

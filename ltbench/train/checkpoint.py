@@ -25,7 +25,7 @@ TENSORS, STATE = "tensors.safetensors", "state.json"
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """How far training has come: the next step to do."""
+    """Position in training: the next step to do."""
 
     stage: int = 0
     epoch: int = 0

@@ -1,4 +1,4 @@
-"""What a stage trains on: orders of images, and the batches of each step, streams included."""
+"""Orders of images of a stage, and the batches of each step, streams included."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ltbench.cli.main import main
+from ltbench.cli import main
 from ltbench.data.cifar import CIFAR10LT
 from ltbench.data.folder import Folder
 from ltbench.data.frozen_lists import read_frozen

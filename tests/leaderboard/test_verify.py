@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ltbench.cli import main
 from ltbench.cli.leaderboard import verify as command
-from ltbench.cli.main import main
 from ltbench.digest import digest_of, file_sha256
 from ltbench.errors import UserError
 from ltbench.leaderboard import verify as v
@@ -330,7 +330,7 @@ def test_mistakes_in_words_are_named(board, words, message):
 
 
 def _as_main(command, words):
-    from ltbench.cli.main import cli
+    from ltbench.cli.app import cli
 
     cli.add_command(command, "verify-here")
     try:
