@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from ltbench.cli import main as cli
+from ltbench.cli import app as cli
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.train.stage import StageRun

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from ltbench.cli import main as cli
+from ltbench.cli import app as cli
 from ltbench.leaderboard.catalogue import catalogue, describe
 from ltbench.methods import METHODS
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from ltbench import get_recipe
-from ltbench.cli import main as cli
+from ltbench.cli import app as cli
 from ltbench.errors import UserError
 from ltbench.train import grid
 

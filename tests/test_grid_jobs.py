@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from filelock import FileLock
 from rich.console import Console
 
-from ltbench.cli import main as cli
+from ltbench.cli import app as cli
 from ltbench.errors import UserError
 from ltbench.records.record import LOCK
 from ltbench.train import grid, jobs

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from ltbench.bench import resources, steps
 from ltbench.class_gradients.engine import HELD, Engine
-from ltbench.cli import main as cli
+from ltbench.cli import app as cli
 from ltbench.errors import UserError
 
 SMALL = steps.Case("resnet20_cifar", classes=4, batch=16, pixels=16)

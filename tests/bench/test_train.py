@@ -16,7 +16,7 @@ from ltbench.bench import train, train_report
 from ltbench.bench.pipeline import FAST, REFERENCE, Pipeline
 from ltbench.bench.reference import exact_recipe
 from ltbench.bench.train import PHASES, Clock
-from ltbench.cli import main as cli
+from ltbench.cli import app as cli
 from ltbench.config.files import get_recipe
 from ltbench.errors import UserError
 from ltbench.train.progress import NoProgress
