@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_tree
 
 from ltbench.config.validation import build_recipe
 from ltbench.diagnose.base import Subject
 from ltbench.hub.load import load_described
 from ltbench.records.record import Record
 from ltbench.train.run import run
+from tests.diagnose.tiny import tiny_tree
 
 MakeSubject = Callable[..., Subject]
 

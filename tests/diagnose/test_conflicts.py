@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import toys
-from test_contract import ready
+from toy_stages import ready
 
 from ltbench.class_gradients.agreement import agreement, between_groups
 from ltbench.data.base import DatasetInfo

@@ -9,8 +9,7 @@ import pytest
 import torch
 import toys
 from safetensors.torch import load_file
-from test_contract import make_update, ready
-from tiny import tiny_tree
+from toy_stages import make_update, ready
 
 from ltbench.config.recipe import Diagnose
 from ltbench.config.validation import build_recipe
@@ -23,6 +22,7 @@ from ltbench.train import watch as module
 from ltbench.train.run import run
 from ltbench.train.stage import StageRun
 from ltbench.train.watch import Watch, read_log
+from tests.diagnose.tiny import tiny_tree
 
 
 def trained(out, every: int):

@@ -9,11 +9,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from server import git_hash
 
 from ltbench.errors import UserError
 from ltbench.remote import hub as client
 from ltbench.remote.faults import explain
+from tests.hub.server import git_hash
 
 NET = "alice/net"
 WEIGHTS = b"\0weights" * 1000

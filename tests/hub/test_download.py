@@ -10,11 +10,11 @@ import warnings
 from pathlib import Path
 
 import pytest
-from conftest import TOKEN, point_at
-from server import HubServer
 
 from ltbench.errors import UserError
 from ltbench.remote import hub as client
+from tests.hub.fixtures import TOKEN, point_at
+from tests.hub.server import HubServer
 
 NET, FILE = "alice/net", "model.safetensors"
 SMALL = random.Random(0).randbytes(300_000)

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from test_leaderboard import VERIFIED, record_of
+from tests.leaderboard.test_leaderboard import VERIFIED, record_of
 
 from ltbench.evaluation.metrics import BINS, Metrics
 from ltbench.leaderboard.page import build_page

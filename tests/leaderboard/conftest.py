@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,25 +14,14 @@ from ltbench.hub.export import export
 from ltbench.records.record import record_text
 from ltbench.records.sealing import checksums_of, run_id_of
 from ltbench.train.run import run
+from tests.hub.fixtures import hub
 
-HUB = Path(__file__).parent.parent / "hub"
+__all__ = ["hub"]
+
 WORDS = [
     *("data=digits_lt", "data.image_size=8", "data.imbalance_ratio=10"),
     *("backbone=resnet20_cifar", "run.max_steps=10", "run.device=cpu", "run.threads=1"),
 ]
-
-
-def _hub_fixtures() -> ModuleType:
-    """Load the fixtures of the tests of the Hub; a conftest is known only to its own folder."""
-    sys.path.insert(0, str(HUB))
-    spec = importlib.util.spec_from_file_location("hub_fixtures", HUB / "conftest.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(HUB))
-    return module
-
-
-hub = _hub_fixtures().hub
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import hashlib
 import re
 from html.parser import HTMLParser
 
-import boards
 import pytest
 from click.testing import CliRunner
 
@@ -14,6 +13,7 @@ from ltbench.errors import UserError
 from ltbench.leaderboard import figures, published, view
 from ltbench.leaderboard.page import build_page
 from ltbench.leaderboard.tables import board_rows
+from tests.leaderboard import boards
 
 EMPTY = {"meta", "link", "input", "br", "img", "hr"}
 

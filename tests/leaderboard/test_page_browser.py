@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import boards
 import pytest
+
+from tests.leaderboard import boards
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

@@ -206,7 +206,7 @@ def test_backbones_without_maps_are_refused(whole):
 @pytest.mark.parametrize("key", ["plain", "sam", "plot-cagrad"])
 def test_what_an_epoch_does_not_use_stays(key):
     """The transformation before samples are generated, the pair classifier from then on."""
-    from test_contract import make_update
+    from toy_stages import make_update
 
     from ltbench.config.optim import Optim
     from ltbench.train.optim import build_optimizer
@@ -249,7 +249,7 @@ def test_a_batch_of_one_group_does_not_use_the_transformation(only):
 
 def test_plot_follows_when_generation_begins():
     """From then on the loss has more rows than the batch has images."""
-    from test_contract import ready
+    from toy_stages import ready
 
     from ltbench.config import validation
 

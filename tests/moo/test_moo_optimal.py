@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from moo_inputs import REGULAR, SCALES, STATIONARY
 
 from ltbench import moo
 from ltbench.moo import _simplex
 from ltbench.moo.epo import EPO, non_uniformity
+from tests.moo.moo_inputs import REGULAR, SCALES, STATIONARY
 
 CASES = {**REGULAR, **STATIONARY}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from moo_inputs import ONE, REGULAR, SCALES, STATIONARY, ZERO
 
 from ltbench import moo
 from ltbench.errors import UserError
@@ -15,6 +14,7 @@ from ltbench.moo.mean import Mean
 from ltbench.moo.mgda import MGDA
 from ltbench.moo.pcgrad import PCGrad, project, random_orders
 from ltbench.moo.slsqp import SLSQP
+from tests.moo.moo_inputs import ONE, REGULAR, SCALES, STATIONARY, ZERO
 
 SOLVER_CASES = {
     "mean": Mean(Mean.Config()),

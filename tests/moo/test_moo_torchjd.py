@@ -7,12 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from moo_inputs import REGULAR, ZERO
 
 from ltbench import moo
 from ltbench.errors import UserError
 from ltbench.moo.pcgrad import project
 from ltbench.moo.torchjd import TorchJD
+from tests.moo.moo_inputs import REGULAR, ZERO
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import toys
-from test_contract import ready
 from torch.nn import Conv2d
+from toy_stages import ready
 
 from ltbench import UserError, get_recipe
 from ltbench.class_gradients import Engine

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import faults
 import filelock
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from ltbench.data.shards.remote import cache_folder, open_remote
 from ltbench.errors import UserError
 from ltbench.remote import http as transfer
 from ltbench.remote.http import Address
+from tests.data.shards import faults
 
 N = faults.IMAGES
 SHARD = r"train-00001\.tar$"

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import faults
 import numpy as np
 import pytest
 import torch
@@ -27,6 +26,7 @@ from ltbench.data.shards.remote import open_remote
 from ltbench.data.shards.stream import stream_batches
 from ltbench.errors import UserError
 from ltbench.remote import http as transfer
+from tests.data.shards import faults
 
 N = faults.IMAGES  # 24 in three shards
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import toys
 from processes import Ranks
-from test_contract import KINDS, make_update, ready
+from toy_stages import KINDS, make_update, ready
 
 from ltbench.distributed import ranks
 from ltbench.methods.base import Batch

@@ -37,7 +37,7 @@ from ltbench.records.record import Record
 from ltbench.records.record import changes as changed_keys
 from ltbench.records.titles import backbone_title, dataset_names, matches, method_title
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COUNTS = (300, 50, 3)
 CHECKED = VerificationFacts(
     date="2026-01-02",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import toys
-from test_contract import make_update, ready
+from toy_stages import make_update, ready
 
 from ltbench.methods.weights import load_strict
 from ltbench.train.checkpoint import (

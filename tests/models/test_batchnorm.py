@@ -7,8 +7,8 @@ import pytest
 import torch
 import toys
 from processes import Ranks
-from test_contract import make_update, stage_of
 from torch import Tensor, nn
+from toy_stages import make_update, stage_of
 
 from ltbench import get_recipe
 from ltbench.config.optim import Optim

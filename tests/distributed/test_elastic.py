@@ -11,13 +11,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import elastic_worker
 import pytest
 from processes import Forked
 from safetensors.torch import load_file
 
+from tests.distributed import elastic_worker
+
 WORKER = Path(__file__).parent / "elastic_worker.py"
-SCRIPTS = Path(__file__).parent.parent / "tools" / "launch"
+SCRIPTS = Path(__file__).parents[2] / "tools" / "launch"
 # Two stages of 6 steps an epoch, with mixing, PLOT and a class-aware second stage.
 WORDS = [
     "recipe=quickstart",

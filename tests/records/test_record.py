@@ -22,7 +22,7 @@ from ltbench.machine import emulates_bfloat16, environment
 from ltbench.records.record import Record, load_content, make_record, record_text, validate_record
 from ltbench.records.sealing import checksums_of, run_id_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COUNTS = (300, 50, 3)
 
 
