@@ -16,10 +16,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ltbench import moved
 from ltbench.models import timm_hook
 from ltbench.version import __version__
 
 timm_hook.install()
+moved.install()
 
 # Where each public name lives. They are imported on first use, so that `import ltbench` and
 # listing names stay fast and free of torch.

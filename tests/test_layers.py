@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOORS = (
-    "errors digest seeding plotting version gradients",
+    "errors digest seeding plotting version gradients moved",
     "files machine distributed remote config losses",
     "data models moo",
     "methods class_gradients evaluation",
