@@ -96,8 +96,16 @@ def entry_of(name: str) -> str | None:
 
 
 def compared() -> list[tuple[str, str]]:
-    """Return every recipe and variant of ours, with the name of the variant or nothing."""
-    return [(name, variant) for name in list_recipes() for variant in ("", *list_variants(name))]
+    """Return every recipe and variant of theirs, with the name of the variant or nothing.
+
+    The small track's schedules are this project's own, with nothing to compare.
+    """
+    return [
+        (name, variant)
+        for name in list_recipes()
+        for variant in ("", *list_variants(name))
+        if variant != "small"
+    ]
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
