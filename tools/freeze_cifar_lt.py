@@ -104,7 +104,7 @@ def main(dataset: str, source: Path, check: bool, out: Path) -> None:
         if not check:
             (out / name).write_bytes(content)
         elif (out / name).read_bytes() != content:
-            raise click.ClickException(f"{out / name} differs from what {source} gives")
+            raise click.ClickException(f"{out / name} differs from that of {source}")
         click.echo(f"{'same' if check else 'wrote'} {out / name}")
 
 

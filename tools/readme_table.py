@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _changes(row: Row) -> str:
-    """Return what was modified in a row, without the update and what follows a shorter budget."""
+    """Return the modified settings of a row, except the update and those that follow a shorter budget."""
     before, _, keys = row["note"].partition("modified ")
     follow = (".update.", ".schedule.") if "shortened" in before else (".update.",)
     return ", ".join(k for k in keys.split(", ") if k and not any(part in k for part in follow))

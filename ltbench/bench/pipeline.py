@@ -37,7 +37,7 @@ class Pipeline:
         stage: which stage.
         previous: trained method of the stage before; ``None`` for untrained stages before this.
         double: compute in double precision, on the same images.
-        reporter: is told of each step.
+        reporter: receives every step.
 
     Raises:
         UserError: the reference pipeline does not mirror the recipe's data.
@@ -102,7 +102,7 @@ class Pipeline:
         return images
 
     def next_batch(self, batches: Iterator[list[Batch]]) -> list[Batch] | None:
-        """Return what the next step trains on, or ``None`` after the last one."""
+        """Return the batch of the next step, or ``None`` after the last one."""
         micro = next(batches, None)
         return [_doubled(b) for b in micro] if self.double and micro is not None else micro
 
@@ -140,7 +140,7 @@ def trained(
         recipe: what is trained.
         data: its data set.
         device: where.
-        reporter: is told about progress.
+        reporter: receives the progress.
     """
     method: Method | None = None
     for index, stage in enumerate(recipe.stages):

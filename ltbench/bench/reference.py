@@ -131,7 +131,7 @@ class ReferenceSplit:
     def finish(
         self, views: tuple[Tensor, ...], *, key: int | None, positions: np.ndarray
     ) -> tuple[Tensor, ...]:
-        """Return what ``load`` returned, which is finished."""
+        """Return the finished result of ``load``."""
         return views
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""What PLOT needs besides time: memory of a step, and bytes that ranks exchange."""
+"""Memory of a step under each update, and the bytes that ranks exchange."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ltbench.bench.steps import Case, Steps
+from ltbench.bench.steps import Steps
+from ltbench.bench.words import Case
 from ltbench.class_gradients.engine import Engine
 from ltbench.models.backbone import create_backbone
 
@@ -19,7 +20,7 @@ class Memory:
     """Peak memory of one pipeline.
 
     Args:
-        pipeline: of ``ltbench.bench.steps.PIPELINES``.
+        pipeline: of ``ltbench.bench.words.STEPS``.
         mebibytes: resident memory that three steps added to network and batch at their peak.
     """
 

@@ -1,4 +1,4 @@
-"""What one training step costs under each update, pipelines in turn in one process."""
+"""Time of a training step under each update, measured in turn in one process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
+from ltbench.bench.words import STEPS as PIPELINES
+from ltbench.bench.words import Case
 from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
 from ltbench.methods import METHODS
@@ -28,40 +30,6 @@ PLOT: dict[str, dict[str, Any]] = {
     "reference": {"mode": "official", "solver": "slsqp"},
     "torchjd": {},
 }
-Name = Literal["plain", "sam", "fast", "certified", "exact", "reference", "torchjd"]
-PIPELINES: tuple[Name, ...] = get_args(Name)
-"""``reference`` is the released algorithm, ``torchjd`` that package's Gramian engine in place of
-ours; it is left out where the package is not installed."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is trained.
-
-    Args:
-        backbone: name of the network.
-        part: parameters under multi-objective control.
-        classes: classes C of the problem.
-        present: classes in the batch; drawn at random if not given.
-        batch: images per step.
-        pixels: side of an image.
-    """
-
-    backbone: str = "resnet32_cifar"
-    part: str = "last"
-    classes: int = 10
-    present: int | None = None
-    batch: int = 128
-    pixels: int = 32
-
-    @property
-    def title(self) -> str:
-        """One line that tells cases apart."""
-        here = f", {self.present} present" if self.present else ""
-        return (
-            f"{self.backbone}, {self.part}, {self.classes} classes{here}, "
-            f"batch {self.batch}, {self.pixels} px"
-        )
 
 
 @dataclass(frozen=True)

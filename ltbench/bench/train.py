@@ -1,4 +1,4 @@
-"""What training steps cost under the fast and the reference pipeline, in turn in one process."""
+"""Time of training steps in the fast and the reference pipeline, in turn in one process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PHASE_ROUNDS = 3  # rounds at most in which phases are told apart
 
 @dataclass(frozen=True)
 class Speed:
-    """What a pipeline was measured to do.
+    """Measurements of a pipeline.
 
     Args:
         pipeline: of ``PIPELINES``.
@@ -134,7 +134,7 @@ class Clock:
 
     @contextmanager
     def watching(self, pipeline: Pipeline) -> Iterator[None]:
-        """Tell the phases of a pipeline's steps apart meanwhile."""
+        """Time the phases of a pipeline's steps inside the block."""
         solver = getattr(pipeline.run.update, "solver", None)
         calls: list[tuple[Any, str, str]] = [
             (pipeline, "next_batch", "data"),
@@ -243,7 +243,7 @@ def profile(pipeline: Pipeline, file: Path, *, steps: int = 4) -> None:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system

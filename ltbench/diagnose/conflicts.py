@@ -34,7 +34,7 @@ NUMBERED = 12  # classes up to which a heat map says its numbers
 
 
 class Conflicts(Diagnostic):
-    """How far the gradients of the classes agree, at the end of training and on the way."""
+    """Agreement of the classes' gradients, at the end of training and at its checkpoints."""
 
     title = "Conflicts between the gradients of classes"
     shown = (
@@ -77,7 +77,7 @@ class Conflicts(Diagnostic):
         gradients: Mode = "auto"
         """exact, one backward pass per class; fast, one in all; auto is exact for up to 20."""
         checkpoints: bool = True
-        """Whether the checkpoints in the run's folder are measured too."""
+        """Include the checkpoints in the run's folder."""
         classes: int = Field(20, ge=2, le=50)
         """Classes of the matrix at most."""
 

@@ -198,7 +198,7 @@ def score(batches: Iterable[Seen], prototypes: Tensor) -> Scored:
     values, answers, labels = (np.concatenate(p, axis=-1) for p in zip(*parts, strict=True))
     if not np.isfinite(values).all():
         raise UserError(
-            "the model gives NaN or infinite scores; training has diverged or the weights are "
+            "the model's scores are NaN or infinite; training has diverged or the weights are "
             "damaged"
         )
     by_name = dict(zip(SCORES, values, strict=True))

@@ -39,7 +39,7 @@ class Tsne(Diagnostic):
         "images, the same for all models. Trustworthiness (Venna and Kaski, 2001), from 0 to 1, "
         "measures to what extent neighbourhoods of 12 in the figure are neighbourhoods of the "
         "features; the 5-nearest-neighbour accuracy among these images is computed on the features "
-        "before any reduction. The paper gives no settings."
+        "before any reduction. The paper states no settings."
     )
     see = (
         "Whether rare classes form separate clusters or lie inside those of frequent classes. "

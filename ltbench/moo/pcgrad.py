@@ -22,7 +22,7 @@ class PCGrad(Solver):
         """Options of PCGrad.
 
         Args:
-            rescale: ``sum`` multiplies the direction by K, which gives the paper's sum.
+            rescale: ``sum`` multiplies the direction by K, which is the paper's sum.
         """
 
         rescale: Rescale = "none"

@@ -1,4 +1,4 @@
-"""What batches for the network cost (T1 to T3, T5), other people's pipelines beside ours."""
+"""Time of batches for the network (T1 to T3, T5), other people's pipelines beside ours."""
 
 from __future__ import annotations
 

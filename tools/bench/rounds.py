@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 Row = dict[str, Any]
-"""What was found: ``goal``, ``case``, ``pipeline``, ``images_per_second`` or ``seconds``, ``ratio``
+"""Results: ``goal``, ``case``, ``pipeline``, ``images_per_second`` or ``seconds``, ``ratio``
 (how many times as fast ours is), and ``least`` or ``most``, what it is to be (ratio if there is
 one, else speed or seconds)."""
 Pipeline = Callable[[int], int]  # number of the round -> images it handled
@@ -41,7 +41,7 @@ LEAST = {
     ("T6", "ImageNet", "ShardWriter"): 2.0,
     ("T6", "small images", "ShardWriter"): 5.0,
 }
-"""How many times as fast ours is to be as another pipeline, by goal, case and pipeline."""
+"""Speed that ours should reach relative to another pipeline, by goal, case and pipeline."""
 LEAST_SPEED = {"CIFAR, bytes": 100_000, "CIFAR, float": 55_000}  # images a second (T5)
 MOST = {"open": 0.05, "order": 0.5}  # seconds for iNaturalist 2018 (T7)
 MOST_CRC = 0.02  # of what an image costs (T7)

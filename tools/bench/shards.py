@@ -1,4 +1,4 @@
-"""What reading, packing and opening shards costs (T4, T6, T7), webdataset's tools beside ours."""
+"""Time of reading, packing and opening shards (T4, T6, T7), webdataset's tools beside ours."""
 
 from __future__ import annotations
 

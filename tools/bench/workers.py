@@ -1,4 +1,4 @@
-"""How much memory a loader process takes, by the size of the data set."""
+"""Memory of a loader process, by the size of the data set."""
 
 from __future__ import annotations
 
