@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _changes(row: Row) -> str:
-    """Return the modified settings of a row, except the update and those that follow a shorter budget."""
+    """Return the modified settings of a row, but for the update and what a shorter budget moves."""
     before, _, keys = row["note"].partition("modified ")
     follow = (".update.", ".schedule.") if "shortened" in before else (".update.",)
     return ", ".join(k for k in keys.split(", ") if k and not any(part in k for part in follow))
