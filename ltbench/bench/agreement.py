@@ -1,9 +1,8 @@
-"""How near fast and certified class gradients come to exact ones, on states of a real run."""
+"""Agreement of fast and certified class gradients with exact ones, on states of a real run."""
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ltbench.class_gradients.engine import Engine, Pass
 from ltbench.config import validation
+from ltbench.digest import read_json
 from ltbench.errors import UserError
 from ltbench.methods.base import Batch, Progress
 from ltbench.models.batchnorm import frozen_statistics
@@ -93,8 +93,8 @@ class State:
                 f"RUN/checkpoints/s0-e0010-t000000; there is no {described}"
             )
         snapshot = checkpoint.read_snapshot(folder)
-        index, history = int(snapshot.facts["stage"]), snapshot.facts["history"]
-        tree = json.loads(described.read_text(encoding="utf-8"))["tree"]
+        index, history = snapshot.stage, snapshot.facts["history"]
+        tree = read_json(described)["tree"]
         tree["data"] = {**tree["data"], **data}
         tree["stages"][index]["micro_batch"] = None  # the whole batch is one task
         recipe = validation.build_recipe(tree)

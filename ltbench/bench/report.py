@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, fields
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from rich.console import Console
 
 from ltbench.bench import agreement, resources, steps
 from ltbench.bench.table import plain_table
-from ltbench.config.schema import Config
-from ltbench.config.words import read_words
-from ltbench.errors import UserError
+from ltbench.bench.words import Plot
 
-CASES = (
-    steps.Case(classes=10),
-    steps.Case(classes=100),
-    steps.Case(classes=10, part="whole"),
-    steps.Case(classes=100, part="whole"),
-    steps.Case("resnet50", classes=1000, present=30, batch=32, pixels=112),
-)
 NETWORKS = (
     ("resnet32_cifar", "last"),
     ("resnet32_cifar", "whole"),
@@ -36,51 +23,8 @@ NETWORKS = (
 )
 
 
-class Words(Config):
-    """Words of `ltbench bench plot`; those of ``steps.Case`` replace the cases that are usual."""
-
-    what: tuple[Literal["steps", "memory", "traffic", "agreement"], ...] = (
-        "steps",
-        "memory",
-        "traffic",
-    )
-    pipelines: tuple[steps.Name, ...] = steps.PIPELINES
-    threads: int = Field(os.cpu_count() or 1, ge=1)
-    rounds: int = Field(7, ge=1)
-    device: str = "cpu"
-    channels_last: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
-    model: Path | None = Field(None, description="State of a run: RUN/checkpoints/NAME.")
-    batches: int = Field(4, ge=1)
-    data: dict[str, Any] = Field(default_factory=dict)
-    backbone: str = steps.Case.backbone
-    part: str = steps.Case.part
-    classes: int = Field(steps.Case.classes, ge=1)
-    present: int | None = Field(steps.Case.present, ge=1)
-    batch: int = Field(steps.Case.batch, ge=1)
-    pixels: int = Field(steps.Case.pixels, ge=1)
-
-    def cases(self) -> list[steps.Case]:
-        """Return the case that the words give, or the usual ones if they give none."""
-        names = [f.name for f in fields(steps.Case)]
-        if self.model_fields_set.isdisjoint(names):
-            return list(CASES)
-        return [steps.Case(**{name: getattr(self, name) for name in names})]
-
-
-def plot(words: Sequence[str], console: Console) -> dict[str, list[dict[str, Any]]]:
-    """Measure and print; return the same as plain data.
-
-    Args:
-        words: see ``Words``.
-        console: where tables go.
-
-    Raises:
-        UserError: a word or a value is unknown.
-    """
-    given = read_words(words, Words)
-    if "agreement" in given.what and given.model is None:
-        raise UserError("what=agreement needs `model=RUN/checkpoints/NAME`, a state of a run")
+def plot(given: Plot, console: Console) -> dict[str, list[dict[str, Any]]]:
+    """Measure and print; return the same as plain data."""
     torch.set_num_threads(given.threads)
     console.print(
         f"{platform.processor() or platform.machine()}, {given.threads} threads, "
@@ -93,7 +37,7 @@ def plot(words: Sequence[str], console: Console) -> dict[str, list[dict[str, Any
         return {name: measure[name](given, console) for name in given.what}
 
 
-def _steps(given: Words, console: Console) -> list[dict[str, Any]]:
+def _steps(given: Plot, console: Console) -> list[dict[str, Any]]:
     found = []
     options = given.model_dump(include={"rounds", "device", "channels_last", "precision"})
     for case in given.cases():
@@ -107,7 +51,7 @@ def _steps(given: Words, console: Console) -> list[dict[str, Any]]:
     return found
 
 
-def _memory(given: Words, console: Console) -> list[dict[str, Any]]:
+def _memory(given: Plot, console: Console) -> list[dict[str, Any]]:
     found = []
     names = ["plain", *(p for p in given.pipelines if p != "plain")]
     for case in given.cases():
@@ -123,7 +67,7 @@ def _memory(given: Words, console: Console) -> list[dict[str, Any]]:
     return found
 
 
-def _traffic(given: Words, console: Console) -> list[dict[str, Any]]:
+def _traffic(given: Plot, console: Console) -> list[dict[str, Any]]:
     console.print("MB that a rank sums per step, for the part, in single precision")
     table = plain_table("network", "part", "P", "K", "plain", "fast", "+ round", "exact")
     found = [t for n, p in NETWORKS for t in resources.traffic(n, p, (10, 100, 1000))]
@@ -134,7 +78,7 @@ def _traffic(given: Words, console: Console) -> list[dict[str, Any]]:
     return [asdict(t) for t in found]
 
 
-def _agreement(given: Words, console: Console) -> list[dict[str, Any]]:
+def _agreement(given: Plot, console: Console) -> list[dict[str, Any]]:
     assert given.model is not None
     state = agreement.State.load(given.model, given.data)
     console.print(f"updates against exact ones: {state.run.recipe.name}, after epoch {state.epoch}")

@@ -8,29 +8,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from rich.console import Console
 
 from ltbench.bench.pipeline import FAST, PIPELINES, REFERENCE, Pipeline, first_steps, trained
 from ltbench.bench.reference import exact_recipe
 from ltbench.bench.table import plain_table
 from ltbench.bench.train import PHASES, cores, measure, peak, profile
-from ltbench.config.files import get_recipe
+from ltbench.bench.words import Train
 from ltbench.config.recipe import Recipe
-from ltbench.config.schema import Config
-from ltbench.config.words import REST, read_words
 from ltbench.data.base import Data
 from ltbench.distributed.device import pick_device
-from ltbench.errors import UserError
 from ltbench.evaluation.evaluate import evaluate_split
 from ltbench.records.aggregate import plus_minus
 from ltbench.train.progress import ProgressBar
 from ltbench.train.run import set_up_torch
 
-ONLY = {"pipelines": "speed", "rounds": "speed", "seeds": "agreement"}
 SHOTS = ("top1", "many", "medium", "few")
 EXACT = f"{FAST}, exact"
 NOTE = (
@@ -39,45 +34,21 @@ NOTE = (
 )
 
 
-class Words(Config):
-    """Words of `ltbench bench train`; all others are for the recipe."""
-
-    recipe: str
-    what: Literal["speed", "agreement"] = "speed"
-    pipelines: tuple[Literal["fast", "reference"], ...] = ("fast", "reference")
-    rounds: int = Field(5, ge=1)
-    steps: int = Field(4, ge=1)
-    stage: int = Field(0, ge=0)
-    threads: int | None = Field(None, ge=1)
-    seeds: int = Field(1, ge=1)
-    overrides: tuple[str, ...] = Field((), json_schema_extra=REST)
-
-
-def report(words: Sequence[str], console: Console, trace: Path | None = None) -> dict[str, Any]:
+def report(
+    given: Train, recipe: Recipe, console: Console, trace: Path | None = None
+) -> dict[str, Any]:
     """Measure, print, and return the same as plain data.
 
     Args:
-        words: see ``Words``.
+        given: what is measured.
+        recipe: what is trained.
         console: where tables go.
         trace: gets a Chrome trace of some steps of the first pipeline.
 
     Raises:
-        UserError: a word or a value is unknown, or the recipe cannot be run here.
+        UserError: the recipe cannot be run here.
     """
-    given = _read(words)
-    if trace is not None and given.what != "speed":
-        raise UserError("`--profile` is for what=speed; leave it out")
-    if trace is not None and not trace.parent.is_dir():
-        raise UserError(f"`--profile`: there is no folder {trace.parent}; make it first")
-    threads = () if given.threads is None else (f"run.threads={given.threads}",)
-    recipe = get_recipe(given.recipe, *given.overrides, *threads)
     stage = given.stage
-    if stage >= len(recipe.stages) or recipe.stages[stage].epochs is None:
-        able = [str(i) for i, s in enumerate(recipe.stages) if s.epochs is not None]
-        raise UserError(
-            f"`stage`: expected a stage of `{recipe.name}` that trains ({', '.join(able)}), "
-            f"found {stage}"
-        )
     device = pick_device(recipe.run.device)
     set_up_torch(recipe)
     data: Data = recipe.data.config.load()  # type: ignore[attr-defined]
@@ -105,26 +76,11 @@ def report(words: Sequence[str], console: Console, trace: Path | None = None) ->
     return {**facts, "agreement": _agreement(recipe, data, device, given, console)}
 
 
-def _read(words: Sequence[str]) -> Words:
-    """Return the words, after checks that concern more than one."""
-    given = read_words(words, Words, rest=[*Recipe.model_fields, "epochs"])
-    for key, what in ONLY.items():
-        if key in given.model_fields_set and given.what != what:
-            raise UserError(f"`{key}` is for what={what}; leave it out of what={given.what}")
-    if len(set(given.pipelines)) < len(given.pipelines):
-        raise UserError(f"`pipelines`: expected each once, found {', '.join(given.pipelines)}")
-    if given.what == "agreement" and not any(w.startswith("epochs=") for w in given.overrides):
-        raise UserError(
-            "what=agreement trains the recipe under both pipelines: say how long with `epochs=N`"
-        )
-    return given
-
-
 def _speed(
     recipe: Recipe,
     data: Data,
     device: torch.device,
-    given: Words,
+    given: Train,
     console: Console,
     trace: Path | None,
 ) -> list[dict[str, Any]]:
@@ -165,7 +121,7 @@ def _agreement(
     recipe: Recipe,
     data: Data,
     device: torch.device,
-    given: Words,
+    given: Train,
     console: Console,
 ) -> dict[str, Any]:
     """Compare first steps and results of both pipelines and print them."""

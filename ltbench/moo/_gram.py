@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,9 +19,9 @@ def check_gram(gram: ArrayLike) -> Vector:
     """Return the Gram matrix as a symmetric float64 array [K, K].
 
     Raises:
-        UserError: the matrix is empty, not square, or holds a value that is not finite.
+        UserError: the matrix is not numeric, empty, not square, or has a value that is not finite.
     """
-    matrix = np.asarray(gram, dtype=np.float64)
+    matrix = as_array("gram", gram)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
         raise UserError(
             f"`gram` must be a square matrix [K, K] with K >= 1, found shape {list(matrix.shape)}; "
@@ -33,6 +33,24 @@ def check_gram(gram: ArrayLike) -> Vector:
             "skip the step when a loss or a gradient is not finite"
         )
     return np.asarray(matrix / 2 + matrix.T / 2)
+
+
+def as_array(name: str, values: Any) -> Vector:
+    """Return numbers as a float64 array; tensors of any type, device and graph are taken.
+
+    Raises:
+        UserError: they are no numbers.
+    """
+    try:
+        if hasattr(values, "detach"):
+            values = values.detach().cpu().double().numpy()
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(
+            f"`{name}` must be an array or tensor of numbers, found {type(values).__name__} "
+            f"({first})"
+        ) from error
 
 
 def scaled_gram(gram: ArrayLike) -> Vector:
@@ -96,7 +114,7 @@ def factor(rescale: str, size: int, c: float = 0.0) -> float:
 
 
 def _vector(name: str, values: ArrayLike, size: int) -> Vector:
-    vector = np.asarray(values, dtype=np.float64)
+    vector = as_array(name, values)
     if vector.shape != (size,):
         found = list(vector.shape) if isinstance(values, Sized) else "a scalar"
         raise UserError(f"`{name}` must have one entry per objective [{size}], found shape {found}")

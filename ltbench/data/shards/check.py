@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +11,14 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 from isal.isal_zlib import crc32 as crc32_of
-from PIL import Image
 
+from ltbench.data.codecs import LENIENT, decode_jpeg, eight_bits, open_image, reason_of
+from ltbench.data.shards import format
+from ltbench.data.shards.bounds import open_regular
 from ltbench.data.shards.format import (
     MANIFEST,
     Manifest,
+    content_of,
     fingerprint_of,
     member_ending,
     member_key,
@@ -25,7 +28,7 @@ from ltbench.data.shards.format import (
 )
 from ltbench.data.shards.jobs import Progress, Tick, run_jobs
 from ltbench.data.shards.layout import PLAN
-from ltbench.data.shards.resize import eight_bits, reason_of
+from ltbench.data.shards.manifest import index_problems
 from ltbench.data.shards.ustar import BLOCK, sample_head
 from ltbench.digest import file_sha256
 from ltbench.errors import UserError
@@ -38,7 +41,7 @@ _HEAD = 3 * BLOCK  # of a packed image: its label's member and its own header
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """Findings of a check.
 
     Args:
         level: of the check.
@@ -74,7 +77,7 @@ def check(
         folder: of a split, or the root above splits.
         level: one of ``LEVELS``.
         workers: processes; ``None`` takes one per usable core.
-        progress: told how many images are checked, and how many there are.
+        progress: called with the numbers of images checked and of all.
 
     Raises:
         UserError: the level is unknown, or the folder holds no shards.
@@ -128,6 +131,7 @@ class _Job:
     bytes: int
     sha256: str
     packed: bool  # by `pack`, so that every byte is known, not only those of the images
+    lenient: bool  # damaged JPEGs are accepted
     rows: np.ndarray
     keys: list[str]
 
@@ -157,6 +161,7 @@ def _check_tables(folder: Path, manifest: Manifest, jobs: list[_Job]) -> list[st
                 shard.bytes,
                 shard.sha256,
                 manifest.dataset != "foreign",
+                manifest.dataset in LENIENT,
                 index[rows],
                 [keys[row] for row in rows.tolist()],
             )
@@ -165,37 +170,28 @@ def _check_tables(folder: Path, manifest: Manifest, jobs: list[_Job]) -> list[st
 
 
 def _disagreements(manifest: Manifest, index: np.ndarray, keys: list[str]) -> Iterator[str]:
-    """Yield what manifest, index and keys say differently, though each is undamaged."""
+    """Yield contradictions between manifest, index and keys, each of them undamaged."""
     if len(keys) != len(index):
         yield f"{len(keys)} keys for {len(index)} images"
         return
     if len(set(keys)) != len(keys):
         yield "a key occurs twice"
-    in_shards = np.bincount(index["shard"], minlength=len(manifest.shards)).tolist()
-    if in_shards != [shard.samples for shard in manifest.shards]:
-        yield "the numbers of images in the shards are not those of the index"
+    problems = list(index_problems(manifest, index))
+    yield from problems
+    if problems:
         return
-    if index["label"].min(initial=0) < 0:
-        yield "the index has negative labels"
-        return
-    counts = np.bincount(index["label"], minlength=manifest.num_classes).tolist()
-    if counts != list(manifest.class_counts):
-        yield "the class counts are not those of the index"
-    sizes = np.array([shard.bytes for shard in manifest.shards], dtype=np.uint64)
-    outside = np.nonzero(index["offset"] + index["size"] > sizes[index["shard"]])[0]
-    for row in outside.tolist():
-        shard = manifest.shards[index["shard"][row]].name
-        yield (
-            f"image `{keys[row]}` would end at {index['offset'][row] + index['size'][row]} in "
-            f"{shard}, beyond its {sizes[index['shard'][row]]} bytes"
-        )
     if fingerprint_of(keys, index["label"], index["crc32"]) != manifest.fingerprint:
         yield "the fingerprint is not that of keys, labels and checksums"
+    small = int(index["size"].sum(dtype=np.int64)) <= format.CONTENT_LIMIT
+    crc32 = index["crc32"] if small else None
+    if content_of(keys, index["label"], index["size"], crc32) != manifest.content:
+        yield "the content is not that of labels, sizes and checksums: it is of other images"
 
 
 def _check_shard(level: Level, job: _Job, tick: Tick) -> list[str]:
     try:
-        size = job.path.stat().st_size
+        with open(open_regular(job.path), "rb") as file:  # noqa: PTH123 (a descriptor)
+            size = os.fstat(file.fileno()).st_size
         if size != job.bytes:
             return [f"{job.path}: {size} bytes, the manifest says {job.bytes}; copy it again"]
         if level == "size":
@@ -231,7 +227,7 @@ def _check_images(decode: bool, job: _Job, tick: Tick) -> Iterator[str]:
                     f"{where}: CRC-32 is {found:08x}, the index says {int(row['crc32']):08x}; copy "
                     "the shard again"
                 )
-            elif decode and (reason := _undecodable(data)):
+            elif decode and (reason := _undecodable(data, job.lenient)):
                 yield f"{where}: cannot be decoded: {reason}; replace the image and pack again"
             if job.packed and (reason := _wrong_head(head, key, label, size)):
                 yield f"{where}: {reason}; copy the shard again"
@@ -241,7 +237,7 @@ def _check_images(decode: bool, job: _Job, tick: Tick) -> Iterator[str]:
 
 
 def _wrong_head(head: bytes, key: str, label: int, size: int) -> str:
-    """Return what is wrong with the bytes before a packed image, or an empty string."""
+    """Return the fault in the bytes before a packed image, or an empty string."""
     name = member_key(key).encode("utf-8", "surrogateescape")
     for ending in (member_ending(key), ".jpg"):  # the second: resized
         expected = sample_head(name, ending.encode("utf-8", "surrogateescape"), label, size)
@@ -253,12 +249,13 @@ def _wrong_head(head: bytes, key: str, label: int, size: int) -> str:
     return "the tar headers before it are damaged"
 
 
-def _undecodable(data: bytes) -> str:
+def _undecodable(data: bytes, lenient: bool) -> str:
     """Return why an image cannot be read as RGB, or an empty string."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            eight_bits(image).convert("RGB")
+        if decode_jpeg(np.frombuffer(data, dtype=np.uint8), lenient=lenient) is None:
+            with open_image(data) as image:
+                image.load()
+                eight_bits(image).convert("RGB")
     except Exception as error:  # decoders raise anything, from KeyError to struct.error
         return reason_of(error)
     return ""

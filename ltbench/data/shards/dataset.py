@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +10,12 @@ import numpy as np
 
 from ltbench.data.base import Data, DatasetInfo, Source
 from ltbench.data.files import ImageOptions, LongTail
-from ltbench.data.listing import Listing
+from ltbench.data.listing import Listing, listing_sha256
 from ltbench.data.shards.format import INFO, MANIFEST, Manifest
 from ltbench.data.shards.reader import ShardSource
 from ltbench.errors import UserError
+from ltbench.files import expanded
+from ltbench.remote.address import without_credentials
 
 PARTS = ("train", "val", "test")
 
@@ -47,7 +49,7 @@ def is_packed(root: str | None) -> bool:
     """Return whether a root is an address, or a folder of shards, be they finished or not."""
     if not root or "://" in root:
         return bool(root)
-    folder = Path(root).expanduser()
+    folder = expanded(root)
     marks = [INFO, *(f"{part}/{mark}" for part in PARTS for mark in (MANIFEST, "plan.json"))]
     return any((folder / mark).is_file() for mark in marks)
 
@@ -63,6 +65,7 @@ def open_parts(root: str | None) -> dict[str, ShardSource] | None:
     """
     if not root or not is_packed(root):
         return None
+    root = without_credentials(root)
     if "://" in root:
         from ltbench.data.shards.hub import open_hub
         from ltbench.data.shards.remote import open_remote
@@ -70,10 +73,16 @@ def open_parts(root: str | None) -> dict[str, ShardSource] | None:
         splits = open_hub(root) if root.startswith("hf://") else open_remote(root)
         parts = {name: ShardSource(split) for name, split in splits.items()}
     else:
-        folder = Path(root).expanduser()
+        folder = expanded(root)
         there = [name for name in PARTS if (folder / name / MANIFEST).is_file()]
         unfinished = [name for name in PARTS if (folder / name / "plan.json").is_file()]
         parts = {name: ShardSource(folder / name) for name in dict.fromkeys([*there, *unfinished])}
+    for name, source in parts.items():
+        if source.manifest.split != name:
+            raise UserError(
+                f"the shards in `{root}/{name}` are of the {source.manifest.split} split: moved or "
+                "swapped; give each split the folder of its name"
+            )
     missing = [name for name in ("train", "test") if name not in parts]
     if missing:
         raise UserError(
@@ -84,14 +93,14 @@ def open_parts(root: str | None) -> dict[str, ShardSource] | None:
 
 
 def listings(parts: Mapping[str, ShardSource], root: str | None) -> dict[str, Listing]:
-    """Return what is known of the lists that shards were packed from; paths are left out."""
+    """Return the lists that shards were packed from, hashes taken anew; paths are left out."""
     return {
         name: Listing(
             file=Path(f"{root}/{name}/{MANIFEST}"),
             paths=[],
             labels=source.labels,
             lines=list(range(1, len(source) + 1)),
-            sha256=source.manifest.list_sha256,
+            sha256=listing_sha256(source.keys(), source.labels.tolist()),
         )
         for name, source in parts.items()
     }
@@ -112,10 +121,13 @@ def assemble(
         keep: sorted indices of the training images to use; ``None`` is all.
 
     Raises:
-        UserError: the splits are not of one data set.
+        UserError: the splits are not of one data set, a class has no training or test image, or a
+            manifest is of other images than its index.
     """
     manifests = {part: source.manifest for part, source in parts.items()}
     _check_same(manifests)
+    for source in parts.values():
+        source.verify()
     sources: dict[str, Source] = dict(parts)
     labels = {part: source.labels for part, source in parts.items()}
     train = parts["train"]
@@ -123,6 +135,7 @@ def assemble(
         sources["train"] = train.subset(keep)
         labels["train"] = train.labels[keep]
     counts = np.bincount(labels["train"], minlength=manifests["train"].num_classes)
+    _check_classes(labels, counts, manifests["train"].class_names)
     splits = {part: options.split(sources[part], labels[part]) for part in parts}
     splits["train"].stream = options.stream
     facts = {"source": "shards"}
@@ -152,4 +165,22 @@ def _check_same(manifests: Mapping[str, Manifest]) -> None:
                 f"the {part} shards are of `{manifest.dataset}` with {manifest.num_classes} "
                 f"classes, the training shards of `{train.dataset}` with {train.num_classes}; "
                 "use the splits of one data set"
+            )
+
+
+def _check_classes(
+    labels: Mapping[str, np.ndarray], counts: np.ndarray, names: Sequence[str]
+) -> None:
+    """Check that there are two classes or more, each with images to train on and to test."""
+    if len(counts) < 2:
+        raise UserError("the shards have one class; at least two are needed")
+    tested = np.bincount(labels["test"], minlength=len(counts))
+    for part, images in (("training", counts), ("test", tested)):
+        empty = np.flatnonzero(images == 0)
+        if len(empty):
+            more = f" (and {len(empty) - 1:,} more)" if len(empty) > 1 else ""
+            raise UserError(
+                f"class {empty[0]}, `{names[empty[0]]}`,{more} has no {part} image in the shards; "
+                "every class needs one: add images and pack again, or number the classes without "
+                "gaps"
             )

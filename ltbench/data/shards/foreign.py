@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tarfile import TarInfo
 from typing import Any, BinaryIO
 
 import numpy as np
 from isal.isal_zlib import crc32 as crc32_of
 
 from ltbench.data.shards import format
+from ltbench.data.shards.bounds import (
+    KEY_BYTES,
+    MOST_CLASSES,
+    MOST_IMAGES,
+    SPLITS,
+    is_shard_name,
+    open_regular,
+    shown,
+)
 from ltbench.data.shards.format import (
+    INDEX,
+    KEYS,
     MANIFEST,
     ROW,
     Manifest,
@@ -29,16 +39,19 @@ from ltbench.data.shards.format import (
     write_manifest,
 )
 from ltbench.data.shards.jobs import Progress, Tick, run_jobs
-from ltbench.data.shards.layout import PLAN, SPLITS
+from ltbench.data.shards.layout import PLAN
+from ltbench.data.shards.members import DamagedTar, Members
 from ltbench.data.shards.ustar import BLOCK
+from ltbench.digest import parse_json
 from ltbench.errors import UserError
 
 DATASET = "foreign"  # what manifests call these
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")  # the first counts
-MOST_CLASSES = 1_000_000  # a larger label is a mistake and must not allocate memory
+DENSE = 10_000  # classes; of more, half must have an image unless they have names
 
 _LARGEST = 2**32 - 1  # bytes of an image; what the index has room for
 _DIGITS = 64  # bytes of a label, at most
+_JSON = 2**20  # bytes of a label's JSON, at most
 _CHUNK = 2**20
 _PACKERS = {
     b"\x1f\x8b": "gzip",
@@ -76,7 +89,7 @@ def index_tars(
             field of the ``.json`` members.
         class_names: one name per class [C]; ``None`` takes the numbers up to the largest label.
         workers: processes; ``None`` takes one per usable core.
-        progress: told how many bytes are read, and how many there are.
+        progress: called with the numbers of bytes read and of all.
 
     Returns:
         The manifest that was written.
@@ -91,15 +104,21 @@ def index_tars(
     if (folder / PLAN).exists():
         raise UserError(f"`{folder}` holds packed shards; pass another out= or split=")
     sizes = [_size(tar) for tar in tars]
+    if class_names is not None and not 1 <= len(class_names) <= MOST_CLASSES:
+        raise UserError(f"1 to {MOST_CLASSES:,} class names are needed, found {len(class_names):,}")
     scans = run_jobs(partial(_scan, label), tars, sizes, workers=workers, progress=progress)
     _check_twice(tars, scans)
     names = _names(tars, scans, class_names)
     rows = np.concatenate([_rows(number, scan.samples) for number, scan in enumerate(scans)])
     samples = [sample for scan in scans for sample in scan.samples]
+    if len(samples) > MOST_IMAGES:
+        raise UserError(f"a split has at most {MOST_IMAGES:,} images, found {len(samples):,}")
     keys = [sample.name for sample in samples]
     small = int(rows["size"].sum(dtype=np.int64)) <= format.CONTENT_LIMIT
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for tar in tars:
+            _check_link(tar, folder)
         (folder / MANIFEST).unlink(missing_ok=True)  # until all is new
         for tar in tars:
             _link(tar, folder, out)
@@ -158,6 +177,12 @@ def _check_arguments(tars: list[Path], split: str, label: str) -> None:
         raise UserError("tars to index are needed, found none; name them in their order")
     seen: dict[str, Path] = {}
     for tar in tars:
+        if not is_shard_name(tar.name) or tar.name in (INDEX, KEYS, MANIFEST, PLAN):
+            raise UserError(
+                f"the index cannot know a tar as `{shown(tar.name)}`: a plain, printable name "
+                f"that does not begin with a dot and is none of {INDEX}, {KEYS}, {MANIFEST} and "
+                f"{PLAN} is needed; rename it"
+            )
         other = seen.setdefault(tar.name, tar)
         if other is not tar:
             raise UserError(
@@ -168,7 +193,7 @@ def _check_arguments(tars: list[Path], split: str, label: str) -> None:
 
 def _size(tar: Path) -> int:
     try:
-        with tar.open("rb") as file:
+        with open(open_regular(tar), "rb") as file:  # noqa: PTH123 (a descriptor)
             start = file.read(8)
             size = file.seek(0, os.SEEK_END)
     except OSError as error:
@@ -185,7 +210,7 @@ def _size(tar: Path) -> int:
 def _scan(label: str, tar: Path, tick: Tick) -> _Scan:
     """Find the samples of a tar, then read it from front to end for checksums."""
     try:
-        with tar.open("rb") as file:
+        with open(open_regular(tar), "rb") as file:  # noqa: PTH123 (a descriptor)
             samples, end = _find_samples(label, tar, file)
             return _Scan(samples, _add_checksums(tar, file, samples, end, tick))
     except OSError as error:
@@ -196,25 +221,21 @@ def _find_samples(label: str, tar: Path, file: BinaryIO) -> tuple[list[_Sample],
     """Return the samples of a tar in its order, and where its members end."""
     found: dict[str, _Sample] = {}
     ending, _, json_field = label.partition(":")
+    members = Members(file)
     try:
-        with tarfile.open(
-            fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
-        ) as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
-                parts = _SAMPLE.fullmatch(member.name)
-                if not member.isreg() or parts is None or _META.match(member.name):
-                    continue
-                key, kind = parts[1], parts[2].lower()
-                if kind in IMAGES:
-                    _take_image(found.setdefault(key, _Sample()), tar, member, kind)
-                elif kind == ending:
-                    sample = found.setdefault(key, _Sample())
-                    if sample.label >= 0:
-                        raise _twice(tar, member.name)
-                    sample.label = _label(tar, archive, member, json_field)
-            end = archive.offset
-    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        for member in members:
+            parts = _SAMPLE.fullmatch(member.name)
+            if not member.isreg() or parts is None or _META.match(member.name):
+                continue
+            key, kind = parts[1], parts[2].lower()
+            if kind in IMAGES:
+                _take_image(found.setdefault(key, _Sample()), tar, member, kind)
+            elif kind == ending:
+                sample = found.setdefault(key, _Sample())
+                if sample.label >= 0:
+                    raise _twice(tar, member.name)
+                sample.label = _label(tar, members, member, json_field)
+    except DamagedTar as error:
         raise UserError(
             f"`{tar}` is no tar, or damaged or cut ({error}); copy it again, or make it again"
         ) from error
@@ -223,17 +244,23 @@ def _find_samples(label: str, tar: Path, file: BinaryIO) -> tuple[list[_Sample],
             what = "label" if sample.name else "image"
             wanted = f".{ending}" if sample.name else ", ".join(f".{kind}" for kind in IMAGES)
             raise UserError(
-                f"sample `{key}` of `{tar}` has no {what} ({wanted}); make the tar again, or say "
-                "where labels are with label="
+                f"sample `{shown(key)}` of `{tar}` has no {what} ({wanted}); make the tar again, "
+                "or say where labels are with label="
             )
-    return sorted(found.values(), key=lambda sample: sample.offset), end
+    return sorted(found.values(), key=lambda sample: sample.offset), members.end
 
 
-def _take_image(sample: _Sample, tar: Path, member: tarfile.TarInfo, kind: str) -> None:
-    if not 0 < member.size <= _LARGEST or member.issparse() or "\n" in member.name:
+def _take_image(sample: _Sample, tar: Path, member: TarInfo, kind: str) -> None:
+    name = member.name
+    if (
+        not 0 < member.size <= _LARGEST
+        or member.issparse()
+        or "\n" in name
+        or len(name.encode("utf-8", "surrogateescape")) >= KEY_BYTES
+    ):
         raise UserError(
-            f"image {member.name!r} of `{tar}` is empty, sparse, over 4 GiB or named on two lines; "
-            "make the tar again without it"
+            f"image `{shown(name)}` of `{tar}` is empty, sparse, over 4 GiB, or has a name on two "
+            f"lines or of more than {KEY_BYTES - 1:,} bytes; make the tar again without it"
         )
     if sample.name:
         before = _kind(sample.name)
@@ -251,29 +278,28 @@ def _kind(name: str) -> str:
 
 
 def _twice(tar: Path, name: str) -> UserError:
-    return UserError(f"`{tar}` holds `{name}` twice; make it again, each sample once")
+    return UserError(f"`{tar}` holds `{shown(name)}` twice; make it again, each sample once")
 
 
-def _label(tar: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, json_field: str) -> int:
-    file = archive.extractfile(member)
-    assert file is not None
-    content = file.read() if json_field else file.read(_DIGITS)
-    found: Any = content.decode("utf-8", "replace").strip()
+def _label(tar: Path, members: Members, member: TarInfo, json_field: str) -> int:
     known = ""
+    content = members.content(member, _JSON + 1 if json_field else _DIGITS)
+    found: Any = content.decode("utf-8", "replace").strip()
     if json_field:
+        found = "none"
         try:
-            fields = json.loads(content)
-            known = f"; it has {', '.join(list(fields)[:8])}"
+            fields = parse_json(content, limit=_JSON)
+            known = f"; it has {', '.join(shown(name) for name in list(fields)[:8])}"
             found = fields[json_field]
         except (ValueError, TypeError, KeyError):
-            found = "none"
-    if isinstance(found, str) and found.isascii() and found.isdigit():
+            pass
+    if isinstance(found, str) and found.isascii() and found.isdigit() and len(found) <= _DIGITS:
         found = int(found)
     if type(found) is not int or not 0 <= found < MOST_CLASSES:
         where = f"field `{json_field}`" if json_field else "the label"
         raise UserError(
-            f"`{member.name}` of `{tar}`: {where} is a number from 0 to {MOST_CLASSES - 1}, found "
-            f"`{str(found)[:40]}`{known}; say where labels are with label="
+            f"`{shown(member.name)}` of `{tar}`: {where} is a number from 0 to "
+            f"{MOST_CLASSES - 1}, found `{shown(found)}`{known}; say where labels are with label="
         )
     return found
 
@@ -335,8 +361,8 @@ def _check_twice(tars: list[Path], scans: list[_Scan]) -> None:
             other = owners.setdefault(parts[1], tar)
             if other is not tar:
                 raise UserError(
-                    f"sample `{parts[1]}` is in `{other}` and in `{tar}`; make them again with a "
-                    "name of its own for each sample"
+                    f"sample `{shown(parts[1])}` is in `{other}` and in `{tar}`; make them "
+                    "again with a name of its own for each sample"
                 )
 
 
@@ -345,14 +371,20 @@ def _names(
 ) -> tuple[str, ...]:
     if class_names is None:
         largest = max(sample.label for scan in scans for sample in scan.samples)
+        seen = len({sample.label for scan in scans for sample in scan.samples})
+        if largest >= DENSE and 2 * seen <= largest:
+            raise UserError(
+                f"the largest label is {largest:,}, but only {seen:,} labels occur: labels are "
+                "numbers of classes, 0, 1, 2, ... without gaps, not ids; make the tars again"
+            )
         return tuple(str(label) for label in range(largest + 1))
     for tar, scan in zip(tars, scans, strict=True):
         for sample in scan.samples:
             if sample.label >= len(class_names):
                 raise UserError(
-                    f"`{sample.name}` of `{tar}` has label {sample.label}, but there are names of "
-                    f"{len(class_names)} classes, 0 to {len(class_names) - 1}; one per class is "
-                    "needed"
+                    f"`{shown(sample.name)}` of `{tar}` has label {sample.label}, but there are "
+                    f"names of {len(class_names)} classes, 0 to {len(class_names) - 1}; one "
+                    "per class is needed"
                 )
     return tuple(class_names)
 
@@ -361,14 +393,17 @@ def _rows(number: int, samples: list[_Sample]) -> np.ndarray:
     return np.array([(number, s.label, s.offset, s.size, s.crc32) for s in samples], dtype=ROW)
 
 
+def _check_link(tar: Path, folder: Path) -> None:
+    link = folder / tar.name
+    if link.exists() and not link.is_symlink() and not link.samefile(tar):
+        raise UserError(f"`{link}` is another file than `{tar}`; pass another out=")
+
+
 def _link(tar: Path, folder: Path, root: Path) -> None:
     """Make a tar visible in the folder of the split; a link inside the root may move with it."""
     link, target = folder / tar.name, tar.absolute()
     if link.exists() and link.samefile(target):
         return
-    if link.is_symlink():
-        link.unlink()
-    elif link.exists():
-        raise UserError(f"`{link}` is another file than `{tar}`; pass another out=")
+    link.unlink(missing_ok=True)
     inside = root.absolute() in target.parents
     link.symlink_to(os.path.relpath(target, folder.absolute()) if inside else target)

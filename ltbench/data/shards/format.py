@@ -5,17 +5,31 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ltbench.data.shards.bounds import (
+    MANIFEST_BYTES,
+    index_bytes,
+    keys_bytes,
+    open_regular,
+    read_regular,
+    shown,
+    unpack,
+)
+from ltbench.data.shards.manifest import Manifest as Manifest
+from ltbench.data.shards.manifest import Shard as Shard
+from ltbench.data.shards.manifest import manifest_problems
+from ltbench.digest import parse_json
 from ltbench.errors import UserError
-from ltbench.files import write_atomic
+from ltbench.files import SEALED, seal, write_atomic
 
 FORMAT = 1
 INDEX, KEYS, MANIFEST, INFO = "index.npy", "keys.zlib", "manifest.json", "_info.json"
@@ -28,65 +42,10 @@ ROW = np.dtype(
 )
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One tar file.
-
-    Args:
-        name: file name, without folder.
-        bytes: size of the file.
-        sha256: of the whole file.
-        samples: number of images in it.
-    """
-
-    name: str
-    bytes: int
-    sha256: str
-    samples: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a sharded split is; written last, so that a folder without it is unfinished.
-
-    Args:
-        dataset: registered name of the data set, or ``"list"``, ``"folder"``, ``"foreign"``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        samples: number of images N.
-        class_counts: images of each class in this split [C].
-        class_names: one name per class [C].
-        shards: the tars, in the order that the index numbers them.
-        index_sha256: of ``index.npy``.
-        keys_sha256: of ``keys.zlib``.
-        fingerprint: ``fingerprint_of`` keys, labels and checksums.
-        content: what the same images give as ``Split.fingerprint`` when read from files.
-        list_sha256: ``Listing.sha256`` of the list it was packed from, ``""`` without one.
-        parameters: how it was packed: shard size, seed, resizing.
-    """
-
-    dataset: str
-    split: str
-    samples: int
-    class_counts: tuple[int, ...]
-    class_names: tuple[str, ...]
-    shards: tuple[Shard, ...]
-    index_sha256: str
-    keys_sha256: str
-    fingerprint: str
-    content: str
-    list_sha256: str = ""
-    parameters: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes C."""
-        return len(self.class_counts)
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a manifest beside its shards; from then on readers accept the folder."""
     content = {"format": FORMAT, **asdict(manifest)}
-    write_atomic(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomic(folder / MANIFEST, seal(json.dumps(content, indent=1)))
 
 
 def parse_manifest(text: str | bytes, origin: str) -> Manifest:
@@ -97,26 +56,42 @@ def parse_manifest(text: str | bytes, origin: str) -> Manifest:
         origin: where it comes from, for messages.
 
     Raises:
-        UserError: it is damaged, or of a format this version does not read.
+        UserError: it is damaged, says what cannot be, or is of a format this version does not
+            read.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text, limit=MANIFEST_BYTES, strict=True)
         found = content.pop("format")
-        if found != FORMAT:
+        if type(found) is not int or found != FORMAT:
             raise UserError(
-                f"{origin} has format {found}, this version reads {FORMAT}; use the version of "
-                "ltbench that wrote it, or prepare the data again"
+                f"{origin} has format {shown(found)}, this version reads {FORMAT}; use the "
+                "version of ltbench that wrote it, or prepare the data again"
             )
+        if content.pop("checksum", None) is not None:  # older versions wrote none
+            sealed = SEALED.fullmatch(text.encode() if isinstance(text, str) else text)
+            if sealed is None or hashlib.sha256(sealed[1]).hexdigest().encode() != sealed[2]:
+                raise ValueError("damaged or edited: its checksum does not match")
         for name in ("class_counts", "class_names"):
-            content[name] = tuple(content[name])
-        content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
-        return Manifest(**content)
+            content[name] = tuple(_list(content, name))
+        content["shards"] = tuple(Shard(**shard) for shard in _list(content, "shards"))
+        manifest = Manifest(**content)
+        problem = next(manifest_problems(manifest), "")
+        if problem:
+            raise ValueError(problem)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = shown(error)
         raise UserError(
             f"{origin} is not a manifest of ltbench's shards ({reason}); copy it again, or run "
             "`ltbench data prepare` again"
         ) from error
+    return manifest
+
+
+def _list(content: dict[str, Any], name: str) -> list[Any]:
+    found = content[name]
+    if not isinstance(found, list):
+        raise ValueError(f"{name} is a list, found a {type(found).__name__}")
+    return found
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -126,12 +101,17 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: there is none, so the folder is unfinished or something else; or it is damaged.
     """
     try:
-        text = (folder / MANIFEST).read_bytes()
-    except OSError as error:
+        text = read_regular(folder / MANIFEST, MANIFEST_BYTES)
+    except FileNotFoundError as error:
         raise UserError(
             f"`{folder}` has no {MANIFEST}: it holds no finished shards; run `ltbench data "
             "prepare` to the end (it goes on where it stopped), or `ltbench data index` for tars "
             "made elsewhere"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot read `{folder / MANIFEST}`: {error.strerror}; copy it again, or run `ltbench "
+            "data prepare` again"
         ) from error
     return parse_manifest(text, str(folder / MANIFEST))
 
@@ -162,15 +142,16 @@ def read_index(folder: Path, manifest: Manifest) -> np.ndarray:
         UserError: it is missing, damaged or another split's.
     """
     path = folder / INDEX
-    _check_hash(path, manifest.index_sha256)
+    _check_hash(path, manifest.index_sha256, index_bytes(manifest.samples))
     try:
         rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read `{path}`: {error}; copy it again") from error
+    except Exception as error:  # its header is text for Python's parser, which raises anything
+        reason = shown(error)
+        raise UserError(f"cannot read `{path}`: {reason}; copy it again") from error
     if rows.dtype != ROW or rows.shape != (manifest.samples,):
         raise UserError(
-            f"`{path}` holds {rows.dtype} {list(rows.shape)}, needed are {manifest.samples} rows "
-            f"of {ROW}; copy it again"
+            f"`{path}` holds {str(rows.dtype)[:80]} {list(rows.shape)}, needed are "
+            f"{manifest.samples} rows of {ROW}; copy it again"
         )
     return rows
 
@@ -181,10 +162,16 @@ def read_keys(folder: Path, manifest: Manifest) -> list[str]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = folder / KEYS
-    _check_hash(path, manifest.keys_sha256)
-    text = zlib.decompress(path.read_bytes()).decode("utf-8", "surrogateescape")
-    return text.split("\n")[:-1]
+    path, limit = folder / KEYS, keys_bytes(manifest.samples)
+    _check_hash(path, manifest.keys_sha256, limit)
+    try:
+        text = unpack(read_regular(path, limit), limit)
+        if text.count(b"\n") != manifest.samples or text[-1:] != b"\n":
+            raise ValueError(f"{text.count(10)} keys for {manifest.samples} images")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read `{path}`: {reason}; copy the folder again") from error
+    return text.decode("utf-8", "surrogateescape").split("\n")[:-1]
 
 
 def fingerprint_of(keys: Iterable[str], labels: np.ndarray, crc32: np.ndarray) -> str:
@@ -273,13 +260,23 @@ def write_info(root: Path) -> None:
     write_atomic(root / INFO, (json.dumps({"splits": splits}, indent=1) + "\n").encode())
 
 
-def _check_hash(path: Path, expected: str) -> None:
+def _check_hash(path: Path, expected: str, limit: int) -> None:
+    """Check the SHA-256 of a file of at most ``limit`` bytes."""
+    digest = hashlib.sha256()
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        with open(open_regular(path), "rb", buffering=0) as file:  # noqa: PTH123 (a descriptor)
+            size = os.fstat(file.fileno()).st_size
+            while size <= limit and (block := file.read(2**20)):
+                digest.update(block)
     except OSError as error:
         raise UserError(f"cannot read `{path}`: {error.strerror}; copy it again") from error
-    if found != expected:
+    if size > limit:
+        raise UserError(
+            f"`{path}` has {size:,} bytes, the images of its manifest need at most {limit:,}; copy "
+            "the folder again"
+        )
+    if digest.hexdigest() != expected:
         raise UserError(
             f"`{path}` is damaged or belongs to other shards: the manifest says SHA-256 "
-            f"{expected[:12]}..., found {found[:12]}...; copy the folder again"
+            f"{expected[:12]}..., found {digest.hexdigest()[:12]}...; copy the folder again"
         )

@@ -1,4 +1,4 @@
-"""Shards in a dataset repository of the Hugging Face Hub, in a cache of the Hub's client."""
+"""Shards in a dataset repository of the Hugging Face Hub, cached by the Hub's client."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from ltbench.data.shards.bounds import MANIFEST_BYTES, index_bytes, keys_bytes
 from ltbench.data.shards.format import INDEX, KEYS, MANIFEST
 from ltbench.data.shards.remote import (
     RemoteSplit,
@@ -17,7 +18,7 @@ from ltbench.data.shards.remote import (
     not_an_address,
 )
 from ltbench.remote import hub as client
-from ltbench.remote.http import Address
+from ltbench.remote.address import Address
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,21 @@ class HubFolder:
         return f"`{'/'.join(filter(None, [self.root, path]))}`"
 
     def request(self, path: str) -> urllib.request.Request:
-        """Return what to ask for a file, with the user's token if there is one."""
+        """Return the request of a file, with the user's token if there is one."""
         return client.request(self.repo, self._inside(path), self.commit, kind="dataset")
 
-    def fetch(self, path: str, *, sha256: str | None = None, size: int | None = None) -> Path:
+    def fetch(
+        self,
+        path: str,
+        *,
+        sha256: str | None = None,
+        size: int | None = None,
+        limit: int | None = None,
+    ) -> Path:
         """Return a file, fetched into the cache unless it is there, and checked."""
         return client.download(
             self.repo, self._inside(path), self.commit, kind="dataset", sha256=sha256, size=size,
-            cache=cache_base() / "hub",
+            limit=limit, cache=cache_base() / "hub",
         )  # fmt: skip
 
     def _inside(self, path: str) -> str:
@@ -57,18 +65,18 @@ class HubFolder:
 
 @dataclass(frozen=True)
 class HubSplit(RemoteSplit):
-    """A split in a repository; a shard in the cache was whole when it came."""
+    """A split in a repository; shards are checked when they are fetched into the cache."""
 
     place: HubFolder
 
     def has(self, number: int) -> bool:
-        """Whether a shard is in the cache, by its size."""
+        """Return whether a shard is in the cache, by its size."""
         shard = self.manifest.shards[number]
         path = self.folder / shard.name
         return path.is_file() and path.stat().st_size == shard.bytes
 
     def shard(self, number: int) -> Path:
-        """Return a shard's file, after it was fetched."""
+        """Return the file of a shard, fetched if need be."""
         if not self.has(number):
             self.repair(number)
         return self.folder / self.manifest.shards[number].name
@@ -94,13 +102,14 @@ def open_hub(root: str) -> dict[str, RemoteSplit]:
     repo, revision, folder = found.groups("")
     commit = client.resolve(repo, unquote(revision) or "main", kind="dataset")
     place = HubFolder(root.rstrip("/"), repo, commit, folder)
-    names = find_splits(place, lambda path: place.fetch(path).read_bytes())
+    names = find_splits(place, lambda path: place.fetch(path, limit=MANIFEST_BYTES).read_bytes())
     return {name: _open_split(place, name) for name in names}
 
 
 def _open_split(place: HubFolder, name: str) -> HubSplit:
-    path = place.fetch(f"{name}/{MANIFEST}")
+    path = place.fetch(f"{name}/{MANIFEST}", limit=MANIFEST_BYTES)
     manifest = manifest_of(path.read_bytes(), place.shown(f"{name}/{MANIFEST}"))
-    place.fetch(f"{name}/{INDEX}", sha256=manifest.index_sha256)
-    place.fetch(f"{name}/{KEYS}", sha256=manifest.keys_sha256)
+    index, keys = index_bytes(manifest.samples), keys_bytes(manifest.samples)
+    place.fetch(f"{name}/{INDEX}", sha256=manifest.index_sha256, limit=index)
+    place.fetch(f"{name}/{KEYS}", sha256=manifest.keys_sha256, limit=keys)
     return HubSplit(place, name, path.parent, manifest)

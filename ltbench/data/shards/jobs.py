@@ -15,8 +15,8 @@ from ltbench.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-Tick = Callable[[int], None]  # told how much of its job a worker has done
-Progress = Callable[[int, int], None]  # told how much of everything is done, and how much it is
+Tick = Callable[[int], None]  # called with the finished amount of a job
+Progress = Callable[[int, int], None]  # called with the finished and the whole amount of all jobs
 
 _POLL = 0.1  # seconds between two looks at the workers
 
@@ -43,7 +43,7 @@ def run_jobs(
         jobs: what it gets.
         amounts: size of each job in the unit of ``progress``.
         workers: processes; 1 does the jobs in this one, ``None`` takes one per usable core.
-        progress: told how far the work is.
+        progress: called with the finished and the whole amount.
 
     Raises:
         UserError: a job raised one, or a worker was killed.

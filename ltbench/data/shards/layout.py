@@ -13,14 +13,24 @@ from typing import Any
 
 import numpy as np
 
+from ltbench.data.shards.bounds import (
+    KEY_BYTES,
+    MANIFEST_BYTES,
+    MOST_CLASSES,
+    MOST_IMAGES,
+    SPLITS,
+    is_dataset_name,
+    read_regular,
+    shown,
+)
 from ltbench.data.shards.format import FORMAT, member_ending, member_key
 from ltbench.data.shards.ustar import END, LABEL, sample_bytes
+from ltbench.digest import parse_json
 from ltbench.errors import UserError
 from ltbench.files import write_atomic
 from ltbench.seeding import derive, keyed_permutation
 
 PLAN = "plan.json"
-SPLITS = ("train", "val", "test")
 LARGEST = 2**30  # bytes of a shard and of an image
 
 
@@ -116,11 +126,11 @@ def agree(folder: Path, plan: Plan) -> None:
         write_atomic(path, content)
         return
     try:
-        begun = json.loads(path.read_bytes())
+        begun = parse_json(read_regular(path, MANIFEST_BYTES), limit=MANIFEST_BYTES)
         changed = [name for name in plan.facts if begun.get(name) != plan.facts[name]]
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"`{path}` cannot be read ({error}); delete `{folder}`, or pass another out="
+            f"`{path}` cannot be read ({str(error)[:200]}); delete `{folder}`, or pass another out="
         ) from error
     if changed:
         what = ", ".join(_difference(name, begun.get(name), plan.facts[name]) for name in changed)
@@ -138,7 +148,7 @@ _HASHED = {
 
 
 def _difference(name: str, old: Any, new: Any) -> str:
-    return _HASHED.get(name) or f"{name} was {old}, now it is {new}"
+    return _HASHED.get(name) or f"{name} was {shown(old)}, now it is {shown(new)}"
 
 
 def place_in(root: str | Path) -> Callable[[str], str]:
@@ -151,11 +161,20 @@ def _check_labels(part: PartToPack) -> None:
     labels, classes = np.asarray(part.labels), len(part.class_names)
     if part.split not in SPLITS:
         raise UserError(f"a split is one of {', '.join(SPLITS)}, found `{part.split}`")
+    if not is_dataset_name(part.dataset):
+        raise UserError(
+            f"the name of a data set has letters, digits and _.-, found `{shown(part.dataset)}`"
+        )
     if len(labels) == 0:
         raise UserError(f"the {part.split} split of {part.dataset} has no images to pack")
     if len(labels) != len(part.paths):
         raise UserError(
             f"one label per image is needed, found {len(part.paths)} paths and {len(labels)} labels"
+        )
+    if len(labels) > MOST_IMAGES or classes > MOST_CLASSES:
+        raise UserError(
+            f"a split has at most {MOST_IMAGES:,} images of {MOST_CLASSES:,} classes, found "
+            f"{len(labels):,} of {classes:,}"
         )
     wrong = np.nonzero((labels < 0) | (labels >= classes))[0]
     if len(wrong):
@@ -175,6 +194,11 @@ def _keys(part: PartToPack) -> list[str]:
             raise UserError(
                 f"image {path!r} has no name with an ending such as .jpg, on one line, by which "
                 "readers of shards know images; rename it"
+            )
+        if len(path) >= KEY_BYTES or len(os.fsencode(path)) >= KEY_BYTES or "\0" in path:
+            raise UserError(
+                f"image {path[:60]!r}... has a path of {len(path):,} characters; at most "
+                f"{KEY_BYTES - 1:,} bytes, none of them 0, are possible"
             )
         key = member_key(path)
         other = owners.get(key)

@@ -64,7 +64,7 @@ def pack(
         seed: of the order of the images in the shards, 0 or larger.
         resize_short: re-encode images whose short side is longer than this many pixels.
         workers: processes; ``None`` takes one per usable core.
-        progress: told how many images are packed, and how many there are.
+        progress: called with the numbers of images packed and of all.
 
     Returns:
         The manifest that was written.

@@ -14,14 +14,17 @@ import numpy as np
 from isal.isal_zlib import crc32 as crc32_of
 
 from ltbench.data.shards import format
+from ltbench.data.shards.bounds import open_regular
 from ltbench.data.shards.format import (
     INDEX,
     Shard,
     content_of,
+    fingerprint_of,
     read_index,
     read_keys,
     read_manifest,
 )
+from ltbench.data.shards.manifest import index_problems
 from ltbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,18 +72,14 @@ class ShardSource:
 
     def _open(self) -> None:
         self.index = np.asarray(read_index(self.folder, self.manifest))
-        labels = self.index["label"].astype(np.int64)
         shards = self.manifest.shards
-        counts = np.bincount(np.maximum(labels, 0), minlength=self.manifest.num_classes)
-        if (
-            counts.tolist() != list(self.manifest.class_counts)
-            or int(labels.min(initial=0)) < 0
-            or int(self.index["shard"].max(initial=0)) >= max(1, len(shards))
-        ):
+        problem = next(index_problems(self.manifest, self.index), "")
+        if problem:
             raise UserError(
-                f"`{self.folder / INDEX}` and the manifest beside it disagree about classes or "
-                "shards; copy the folder again, or run `ltbench data prepare` again"
+                f"`{self.folder / INDEX}` and the manifest beside it disagree: {problem}; copy the "
+                "folder again, or run `ltbench data prepare` again"
             )
+        labels = self.index["label"].astype(np.int64)
         self.labels = labels if self.rows is None else labels[self.rows]
         self.class_counts = np.bincount(self.labels, minlength=self.manifest.num_classes)
         self._files = _Files(self.folder, self.remote, shards)
@@ -108,8 +107,8 @@ class ShardSource:
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
         """Return the bytes of some images, uint8 [n] each; they change at the next call.
 
-        At the first one that the system has not in memory, it is told of the whole batch before
-        anything is waited for.
+        At the first image that is not in the page cache, the whole batch is announced to the
+        system before any wait.
 
         Args:
             indices: which images, int64 [B].
@@ -122,11 +121,11 @@ class ShardSource:
         order = np.lexsort((wanted["offset"], wanted["shard"]))
         wanted = wanted.take(order)  # several times as fast as wanted[order]
         ends = np.cumsum(wanted["size"], dtype=np.int64)
-        if len(order) and ends[-1] > len(self._buffer):
-            self._buffer = np.empty(int(ends[-1]), dtype=np.uint8)
-        buffer, room = self._buffer, self._buffer.data
         columns = [wanted[name].tolist() for name in ("shard", "offset", "crc32")]
         descriptors = self._files.open(columns[0])
+        if len(order) and ends[-1] > len(self._buffer):
+            self._buffer = self._room(int(ends[-1]))
+        buffer, room = self._buffer, self._buffer.data
         images = [buffer] * len(order)
         rest: list[_Job] = []
         # This loop is what reading small images costs, so it calls nothing else until it must.
@@ -171,20 +170,60 @@ class ShardSource:
         return f"{self._key(row)} ({self.manifest.shards[self.index[row]['shard']].name})"
 
     def fingerprint(self, labels: np.ndarray) -> str:
-        """Return what a folder of the same files gives.
+        """Return ``content_of`` the images, as a folder of the same files has it.
 
         Args:
             labels: class of each image [N].
         """
-        if self.rows is None and np.array_equal(labels, self.labels):
-            return self.manifest.content
-        rows = np.arange(len(self)) if self.rows is None else self.rows
-        keys = read_keys(self.folder, self.manifest)
-        chosen = self.index[rows]
+        chosen = self.index if self.rows is None else self.index[self.rows]
         small = int(chosen["size"].sum(dtype=np.int64)) <= format.CONTENT_LIMIT
-        paths = [keys[row] for row in rows.tolist()]
+        paths: Sequence[str] = ()
+        if not small:  # only then are names part of it
+            paths = self.keys()
         crc32 = chosen["crc32"] if small else None
-        return content_of(paths, np.asarray(labels), chosen["size"], crc32)
+        found = content_of(paths, np.asarray(labels), chosen["size"], crc32)
+        whole = self.rows is None and np.array_equal(labels, self.labels)
+        if whole and found != self.manifest.content:
+            raise UserError(
+                f"the manifest in `{self.folder}` says {self.manifest.content[:20]}... of the "
+                f"images, its index {found[:20]}...: one of them is of other shards; copy the "
+                "folder again, or run `ltbench data prepare` again"
+            )
+        return found
+
+    def keys(self) -> list[str]:
+        """Return the path of each image as its list has it [N].
+
+        Raises:
+            UserError: the keys are missing or damaged.
+        """
+        keys = read_keys(self.folder, self.manifest)
+        return keys if self.rows is None else [keys[row] for row in self.rows.tolist()]
+
+    def verify(self) -> None:
+        """Check the manifest's fingerprint, which records name, against index and keys.
+
+        Raises:
+            UserError: they differ, or the keys are damaged.
+        """
+        keys = read_keys(self.folder, self.manifest)
+        found = fingerprint_of(keys, self.index["label"], self.index["crc32"])
+        if found != self.manifest.fingerprint:
+            raise UserError(
+                f"the manifest in `{self.folder}` has fingerprint "
+                f"{self.manifest.fingerprint[:12]}..., its index and keys {found[:12]}...: one of "
+                "them is of other shards; copy the folder again, or run `ltbench data prepare` "
+                "again"
+            )
+
+    def _room(self, size: int) -> np.ndarray:
+        try:
+            return np.empty(size, dtype=np.uint8)
+        except MemoryError as error:
+            raise UserError(
+                f"there is no memory for a batch of {size:,} bytes of images in `{self.folder}`; "
+                "use a smaller batch, or check the folder with `ltbench data check`"
+            ) from error
 
     def _key(self, row: int) -> str:
         if self._keys is None:
@@ -282,7 +321,7 @@ class _Files:
         path = self._folder / self._shards[shard].name
         if self._remote is not None:
             path = self._remote.shard(shard)
-        found = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        found = open_regular(path)
         size, expected = os.fstat(found).st_size, self._shards[shard].bytes
         if size != expected:
             os.close(found)

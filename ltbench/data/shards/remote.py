@@ -1,4 +1,4 @@
-"""Shards on a web server, cached on this machine; `hub` has those of the Hub."""
+"""Shards on a web server, cached on this machine; those of the Hub are in ``hub``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import BinaryIO
 
 import filelock
 
+from ltbench.data.shards.bounds import MANIFEST_BYTES, index_bytes, keys_bytes
 from ltbench.data.shards.format import (
     INDEX,
     INFO,
@@ -27,11 +29,13 @@ from ltbench.data.shards.format import (
     parse_manifest,
     read_manifest,
 )
-from ltbench.digest import file_sha256
+from ltbench.digest import file_sha256, parse_json, read_json
 from ltbench.errors import UserError
-from ltbench.files import write_atomic
+from ltbench.files import create, expanded, write_atomic
+from ltbench.remote import http
+from ltbench.remote.address import Address
 from ltbench.remote.faults import Missing, Unreachable
-from ltbench.remote.http import TRIES, Address, Body, Place
+from ltbench.remote.http import TRIES, Body, Place
 
 SPLITS = ("train", "val", "test")
 LAYOUT = f"the folder that `ltbench data prepare` wrote, with {INFO} and train/{MANIFEST} in it"
@@ -42,7 +46,7 @@ THREADS = 4  # that prefetch
 
 @dataclass(frozen=True)
 class RemoteSplit:
-    """A split whose manifest, index and keys are here and whose shards come when they are needed.
+    """A split with manifest, index and keys on this machine; shards are fetched when needed.
 
     Args:
         place: of the data set.
@@ -61,7 +65,7 @@ class RemoteSplit:
         return self.place.shown(f"{self.split}/{name}")
 
     def shard(self, number: int) -> Path:
-        """Return a shard's file, after it was fetched; one process of a machine fetches it.
+        """Return the file of a shard, fetched by one process of a machine if need be.
 
         Args:
             number: of the shard, as the index has it.
@@ -77,11 +81,11 @@ class RemoteSplit:
         return self.folder / shard.name
 
     def has(self, number: int) -> bool:
-        """Whether a shard is in the cache: its hash was right once, and its size is right now."""
+        """Return whether a shard is in the cache, of the right size and checked when it came."""
         shard = self.manifest.shards[number]
         path = self.folder / shard.name
         try:
-            checked = json.loads(_sidecar(path).read_bytes())
+            checked = read_json(_sidecar(path), limit=1024)
             return path.stat().st_size == shard.bytes and checked == {"sha256": shard.sha256}
         except (OSError, ValueError):
             return False
@@ -100,7 +104,7 @@ class RemoteSplit:
             self._obtain(shard)
 
     def prefetch(self, numbers: Sequence[int]) -> list[threading.Thread]:
-        """Fetch shards in the background, a few at a time; a read that needs one does not wait.
+        """Fetch shards in the background, a few at a time, without delaying reads of others.
 
         Args:
             numbers: of the shards, the most urgent first.
@@ -118,7 +122,7 @@ class RemoteSplit:
         return threads
 
     def stream(self, number: int, start: int = 0) -> Body | BinaryIO:
-        """Return a shard's bytes from some byte on, without keeping them.
+        """Return the bytes of a shard, without storing them.
 
         Args:
             number: of the shard.
@@ -144,7 +148,7 @@ class RemoteSplit:
 def open_remote(root: str) -> dict[str, RemoteSplit]:
     """Return the splits of a prepared data set by name, with their indices but not their shards.
 
-    Where nothing answers, what an earlier run left in the cache is used, with a warning.
+    If the server does not answer, the copy of an earlier run is used, with a warning.
 
     Args:
         root: ``http(s)://...``, the folder that ``ltbench data prepare`` wrote.
@@ -175,11 +179,11 @@ def cache_base() -> Path:
     """Return the folder of all caches: $LTBENCH_CACHE, or in the user's cache folder."""
     own = os.environ.get("LTBENCH_CACHE")
     users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(own or f"{users}/ltbench").expanduser()
+    return expanded(own or f"{users}/ltbench")
 
 
 def cache_folder(address: Address) -> Path:
-    """Return where the files of an address are kept."""
+    """Return the cache folder of an address."""
     digest = hashlib.sha256(address.identity.encode()).hexdigest()[:24]
     readable = address.identity.partition("?")[0].partition("://")[2]
     readable = re.sub(r"[^\w.]+", "-", readable).strip("-.")[:60]
@@ -187,7 +191,7 @@ def cache_folder(address: Address) -> Path:
 
 
 def find_splits(place: Place, read: Callable[[str], bytes]) -> list[str]:
-    """Return which splits are at a place.
+    """Return the names of the splits at a place.
 
     Args:
         place: for messages.
@@ -197,11 +201,11 @@ def find_splits(place: Place, read: Callable[[str], bytes]) -> list[str]:
         UserError: there are none, or no answer.
     """
     try:
-        told = json.loads(read(INFO))["splits"]
-        names = [name for name in SPLITS if name in told]
+        told = parse_json(read(INFO), limit=MANIFEST_BYTES)["splits"]
+        names = [name for name in SPLITS if name in dict(told)]
     except Missing:
         names = [name for name in SPLITS if _exists(f"{name}/{MANIFEST}", read)]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, IndexError):
         names = []
     if not names:
         raise UserError(f"there are no shards at {place.shown()}: {HINT}")
@@ -251,21 +255,39 @@ def _open_split(address: Address, name: str, folder: Path, tries: int) -> Remote
         KEYS: manifest.keys_sha256,
         MANIFEST: hashlib.sha256(text).hexdigest(),
     }
+    limits = {INDEX: index_bytes(manifest.samples), KEYS: keys_bytes(manifest.samples)}
     if any(_sha256(folder / file) != digest for file, digest in parts.items()):
         with _locked(folder, MANIFEST):
             for file in (INDEX, KEYS):
                 if _sha256(folder / file) != parts[file]:
-                    _download(address, f"{name}/{file}", folder / file, parts[file], tries=tries)
+                    _download(
+                        address, f"{name}/{file}", folder / file, parts[file],
+                        limit=limits[file], tries=tries,
+                    )  # fmt: skip
             write_atomic(folder / MANIFEST, text)
     return RemoteSplit(address, name, folder, manifest)
 
 
 def _text(address: Address, path: str, tries: int) -> bytes:
-    body = Body(address, path, tries=tries, hint=HINT)
+    """Return a file of JSON; one whose end the server does not announce is fetched until whole."""
+    for number in range(1, tries + 1):
+        body = Body(address, path, limit=MANIFEST_BYTES, tries=tries, hint=HINT)
+        try:
+            text = b"".join(iter(body.read, b""))
+        finally:
+            body.close()
+        if body.announced or number == tries or _is_json(text):
+            break
+        time.sleep(http.BACKOFF * 3 ** (number - 1))
+    return text
+
+
+def _is_json(text: bytes) -> bool:
     try:
-        return b"".join(iter(body.read, b""))
-    finally:
-        body.close()
+        parse_json(text, limit=MANIFEST_BYTES)
+    except ValueError:
+        return False
+    return True
 
 
 def _download(
@@ -275,15 +297,16 @@ def _download(
     sha256: str,
     *,
     size: int | None = None,
+    limit: int | None = None,
     tries: int = TRIES,
 ) -> None:
-    """Fetch a file under another name, check it, give it its name; a second time if it is wrong."""
+    """Fetch a file under a temporary name and check its hash, twice at most; then rename it."""
     partial = target.with_name(f"{target.name}.part")
     for _ in range(2):
-        body = Body(place, path, size=size, tries=tries, hint=HINT)
+        body = Body(place, path, size=size, limit=limit, tries=tries, hint=HINT)
         digest = hashlib.sha256()
         try:
-            with partial.open("wb") as file:
+            with create(partial) as file:
                 for data in iter(body.read, b""):
                     file.write(data)
                     digest.update(data)
@@ -307,7 +330,7 @@ def _download(
 
 @contextlib.contextmanager
 def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold a lock on a file of the cache; wait for others as long as they get on with it."""
+    """Hold a lock on a file of the cache; wait for another holder while it makes progress."""
     lock = folder / f".{name}.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)

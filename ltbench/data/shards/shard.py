@@ -9,17 +9,18 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from isal.isal_zlib import crc32 as crc32_of
 
+from ltbench.data.shards.bounds import open_regular
 from ltbench.data.shards.format import MANIFEST, member_ending
 from ltbench.data.shards.jobs import Tick
 from ltbench.data.shards.layout import place_in
 from ltbench.data.shards.ustar import END, padding, sample_head
 from ltbench.digest import file_sha256
 from ltbench.errors import UserError
-from ltbench.files import write_atomic
+from ltbench.files import create, read_sealed, seal, write_atomic
 
 _FLUSH = 2**20  # bytes that are collected before they are hashed and written
 
@@ -46,7 +47,7 @@ class Sidecar(TypedDict):
 
 @dataclass(frozen=True)
 class Packing:
-    """What the shards of one packing have in common.
+    """Facts common to the shards of one packing.
 
     Args:
         folder: of the split.
@@ -93,7 +94,7 @@ def pack_shard(task: Packing, job: ShardJob, tick: Tick) -> Sidecar:
     Args:
         task: of the packing.
         job: of the shard.
-        tick: told how many images are done.
+        tick: called with the number of images done.
 
     Raises:
         UserError: an image cannot be read or has changed, or the disk is full.
@@ -110,7 +111,7 @@ def pack_shard(task: Packing, job: ShardJob, tick: Tick) -> Sidecar:
         content = _write_shard(task, job, partial_path, tick)
         partial_path.replace(path)
         sync_folder(folder)
-        write_atomic(sidecar, json.dumps(content).encode())
+        write_atomic(sidecar, seal(json.dumps(content)))
         sync_folder(folder)
     except OSError as error:
         raise UserError(
@@ -128,15 +129,18 @@ def _finished(
 ) -> Sidecar | None:
     """Return the sidecar of a shard that an earlier packing finished, if all of it is right."""
     try:
-        content: Sidecar = json.loads(sidecar.read_bytes())
+        if not sidecar.is_file():
+            return None
+        content = cast(Sidecar, read_sealed(sidecar, ""))
         images, size = len(job.rows), content["bytes"]
         whole = (
             content["plan"] == task.plan
             and len(content["offset"]) == images
+            and path.is_file()
             and path.stat().st_size == size
             and file_sha256(path, lambda done: tick(images * done // size)) == content["sha256"]
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return content if whole else None
 
@@ -149,8 +153,8 @@ def _write_shard(task: Packing, job: ShardJob, path: Path, tick: Tick) -> Sideca
     checksums: list[int] = []
     at = flushed = 0
     waiting: list[bytes] = []
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
+    with create(path) as file:
+        descriptor = file.fileno()
         for place, (key, label) in enumerate(zip(job.keys, job.labels, strict=True)):
             data, ending = read(place)
             size = len(data)
@@ -167,8 +171,6 @@ def _write_shard(task: Packing, job: ShardJob, path: Path, tick: Tick) -> Sideca
                 tick(place + 1)
         _write(descriptor, digest, [*waiting, END])
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     tick(len(offsets))
     return {
         "plan": task.plan,
@@ -189,7 +191,7 @@ def _write(descriptor: int, digest: Any, blocks: list[bytes]) -> None:
 
 
 def _reader(task: Packing, job: ShardJob) -> Callable[[int], tuple[bytes, bytes]]:
-    """Return a function that gives content and ending of the shard's image at a place."""
+    """Return a function from an image's place in the shard to its content and ending."""
     endings = [member_ending(path).encode("utf-8", "surrogateescape") for path in job.paths]
     short, root = task.resize_short, task.root
     if callable(root):
@@ -220,7 +222,7 @@ def _reader(task: Packing, job: ShardJob) -> Callable[[int], tuple[bytes, bytes]
 
 def _read_file(path: str, size: int, stamp: int) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = open_regular(path)
         try:
             data = os.read(descriptor, size + 1)
             while len(data) < size and (more := os.read(descriptor, size + 1 - len(data))):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import random
-import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -17,14 +18,17 @@ from isal.isal_zlib import crc32 as crc32_of
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ltbench.data.images import ImageSplit
-from ltbench.data.loader import Last, Loaded, Loader, steps_per_epoch, worker_errors
+from ltbench.data.loader import Last, Loaded, Loader, steps_per_epoch
+from ltbench.data.shards.bounds import open_regular
 from ltbench.data.shards.reader import ShardSource
+from ltbench.data.workers import check_descriptors, share, worker_errors
 from ltbench.errors import UserError
 from ltbench.remote.http import Body
 from ltbench.seeding import derive, keyed_permutation
 
 HELD = 1000  # images that a process holds to shuffle them
 _BLOCK = 512  # of a tar
+_PATIENCE = 100  # reads at the end of a tar
 
 
 class StreamLoader(Loader):
@@ -204,7 +208,11 @@ class _Stream(IterableDataset[Any]):
             indices = np.fromiter(batch, dtype=np.int64)
             split.source = _Held(self.source, batch)
             images = split.load(indices, key=self.key, positions=positions, views=self.views)
-            yield Loaded(images, torch.from_numpy(split.labels[indices]), torch.from_numpy(indices))
+            labels, index = torch.from_numpy(split.labels[indices]), torch.from_numpy(indices)
+            problem = share((*images, labels, index))
+            if problem:
+                raise UserError(problem)
+            yield Loaded(images, labels, index)
 
 
 @dataclass(frozen=True)
@@ -266,7 +274,7 @@ def _members(source: ShardSource, rows: np.ndarray, start: int) -> Iterator[tupl
                 row = next(wanted, -1)
                 if row < 0:
                     return
-        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        except Exception as error:  # tarfile raises anything, from IndexError to RecursionError
             reason = str(error.args[0] if error.args else error).split("\n")[0]
         if isinstance(tap.error, UserError):
             raise tap.error
@@ -281,13 +289,14 @@ class _Tap:
 
     def __init__(self, source: ShardSource, shard: int, start: int) -> None:
         self.error: Exception | None = None
+        self._empty = 0  # reads in a row that came back empty
         self._stream: Body | BinaryIO
         if source.remote is not None:
             self._stream = source.remote.stream(shard, start)
             return
         path = source.folder / source.manifest.shards[shard].name
         try:
-            self._stream = path.open("rb")
+            self._stream = os.fdopen(open_regular(path), "rb")
         except OSError as error:
             raise UserError(
                 f"cannot read `{path}`: {error.strerror}; copy this shard again"
@@ -301,12 +310,20 @@ class _Tap:
         self._stream.close()
 
     def read(self, n: int) -> bytes:
-        """Return the next bytes, none where there are no more or an error."""
+        """Return the next bytes, none at the end or after an error.
+
+        Raises:
+            EOFError: the end was read again and again.
+        """
+        data = b""
         try:
-            return self._stream.read(n)
+            data = self._stream.read(n)
         except (UserError, OSError) as error:
             self.error = error
-            return b""
+        self._empty = 0 if data else self._empty + 1
+        if self._empty > _PATIENCE:  # tarfile asks for the end of some headers for ever
+            raise EOFError("unexpected end of data")
+        return data
 
 
 def _load(
@@ -325,7 +342,9 @@ def _load(
         multiprocessing_context=start_method if workers else None,
         generator=torch.Generator(),  # the default one would draw from the global stream
     )
-    with worker_errors():
+    if workers:
+        check_descriptors(workers)
+    with worker_errors() if workers else nullcontext():
         for positions, item in zip(dataset.jobs, loader, strict=True):
             if isinstance(item, str):
                 raise UserError(item)
