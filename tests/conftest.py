@@ -11,25 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from processes import Forked, Ranks, run_command
 from xdist.scheduler import LoadScopeScheduling
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"
 
-# Folders and files whose tests share something costly: a trained model, ranks that wait.
+# Folders and files whose tests share something costly: a trained model, ranks that wait. Groups
+# begin before single tests, so files with a long test are groups too: none is left for the end.
 GROUPS = {
     "diagnose": ("diagnose",),
-    "published": ("hub", "leaderboard"),
+    "hub": ("hub",),
+    "leaderboard": ("leaderboard",),
     "bench": ("bench",),
     "ranks": ("test_distributed.py", "test_unused_parameters.py", "test_batchnorm.py"),
     "shards": ("shards", "test_stream_recipes.py"),
     "cifar": ("test_cifar.py",),
     "prepare": ("test_prepare.py",),
-    "catalogue": ("test_catalogue.py",),
     "resume": ("test_resume.py",),
+    "checkpoint": ("test_checkpoint.py",),
+    "grids": ("test_grid.py", "test_grid_jobs.py"),
     "elastic": ("test_elastic.py",),
+    "torchrun": ("test_torchrun.py",),
+    "cli": ("cli",),
+    "packaging": ("test_packaging.py",),
 }
 
 _asked: set[str] = set()  # vectors that the running test has looked up
@@ -93,8 +98,16 @@ def _vectors() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
+    import torch  # not above: the process that only hands tests to workers does without
+
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no curves, which would take as long as a short training."""
+    monkeypatch.setattr("ltbench.train.curves._picture", lambda history: b"")
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 # The server only imports: a thread of torch's, started before the fork, would be lost in children.
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["ltbench.train.run", "ltbench.cli.app", "matplotlib.pyplot"])
@@ -102,6 +100,8 @@ def _child(
     os.chdir(folder)
     # Whoever runs the tests in the background may have made us ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    import torch
+
     torch.set_num_threads(1)
     function(*args)
 
@@ -130,6 +130,8 @@ class Ranks:
         Raises:
             AssertionError: it failed on a rank. The group is formed anew at the next call.
         """
+        import torch
+
         if not self._processes:
             self._start()
         for end in self._ends:
@@ -176,6 +178,8 @@ def _answer(end: Connection, until: float) -> tuple[str, bytes]:
 
 
 def _rank(end: Connection, rank: int, world: int, folder: str) -> None:
+    import torch
+
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world

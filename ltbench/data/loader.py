@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ltbench.data.base import Split
 from ltbench.data.images import ImageSplit
 from ltbench.data.memory import MemorySplit
+from ltbench.data.workers import check_descriptors, share, worker_errors
 from ltbench.errors import UserError
 
 Last = Literal["keep", "drop"]
@@ -51,7 +53,7 @@ class Loaded:
 def steps_per_epoch(
     n: int, batch_size: int, *, world: int = 1, accumulate: int = 1, last: Last = "keep"
 ) -> int:
-    """Return how many steps ``batches`` makes of an order of ``n`` images.
+    """Return the number of steps that ``batches`` makes of an order of ``n`` images.
 
     Args:
         n: length of the order.
@@ -137,6 +139,7 @@ class Loader:
         self.workers = workers
         self.quarantine = quarantine
         self._noted: set[str] = set()
+        self._started = False
         self._jobs = _Jobs()
         self._loader = DataLoader(
             _Images(split),
@@ -149,6 +152,9 @@ class Loader:
             multiprocessing_context=start_method if workers else None,
             generator=torch.Generator(),  # the default one would draw from the global stream
         )
+        # In a cycle that is collected, torch's queues would close before they tell the processes
+        # to end, and each would be waited for in vain for 5 s: a reference from outside.
+        weakref.finalize(self, _same, self._loader).atexit = False
 
     def batches(
         self,
@@ -212,7 +218,10 @@ class Loader:
 
     def _run(self, jobs: Sequence[Job]) -> Iterator[Loaded]:
         self._jobs.jobs = jobs
-        with worker_errors():
+        if self.workers and not self._started:
+            check_descriptors(self.workers)
+            self._started = True
+        with worker_errors() if self.workers else nullcontext():
             for job, item in zip(jobs, self._loader, strict=True):
                 if isinstance(item, str):
                     raise UserError(item)
@@ -234,7 +243,7 @@ class Loader:
             self._noted.add(note)
             warnings.warn(f"replaced by another image of its class: {note}", stacklevel=2)
             if self.quarantine is not None:
-                with self.quarantine.open("a", encoding="utf-8") as file:
+                with suppress(OSError), self.quarantine.open("a", encoding="utf-8") as file:
                     file.write(f"{note}\n")
         if len(self._noted) > max(1, REPLACED * len(self.split)):
             raise UserError(
@@ -273,20 +282,6 @@ def eval_batches(
     return Loader(split, workers=workers, device=device).eval_batches(batch_size, **options)
 
 
-@contextmanager
-def worker_errors() -> Iterator[None]:
-    """Inside, the death of a loader process is a ``UserError``."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a data worker died ({str(error).splitlines()[0]}); lower `workers`, "
-            f"or give the process more memory or shared memory"
-        ) from error
-
-
 class _Jobs(Sampler[Any]):
     """Hands the jobs of the epoch at hand to the loader processes."""
 
@@ -317,7 +312,8 @@ class _Images(Dataset[Any]):
             return str(error)  # an exception would come back with the worker's traceback in it
         labels = torch.from_numpy(self.split.labels[job.indices])
         notes: list[str] = getattr(self.split, "take_notes", list)()
-        return Loaded(images, labels, torch.from_numpy(job.indices), tuple(notes))
+        index = torch.from_numpy(job.indices)
+        return share((*images, labels, index)) or Loaded(images, labels, index, tuple(notes))
 
 
 def _job(order: np.ndarray, rows: np.ndarray, key: int | None, views: int) -> Job:

@@ -20,6 +20,7 @@ def checkpoint(tmp_path_factory):
     return next((out / "checkpoints").glob("s1-*-stage"))
 
 
+@pytest.mark.slow  # test_bench.py compares the updates of all pipelines by default
 def test_modes_come_nearer_in_the_order_of_what_they_cost(checkpoint):
     state = agreement.State.load(checkpoint, {})
     assert state.epoch == 2

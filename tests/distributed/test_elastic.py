@@ -239,7 +239,7 @@ def test_another_number_of_ranks_goes_on_with_the_next_image(first, then, unbrok
 @pytest.mark.parametrize("kind", ["mistake", "kill", "bug"])
 def test_a_rank_that_fails_ends_the_run_with_its_own_message(kind, how, tmp_path):
     """Nobody waits: without that the others would run into the test's time limit."""
-    job = how(tmp_path, 2, mishap=f"{kind}:1:0.1.3")
+    job = how(tmp_path, 2, mishap=f"{kind}:1:0.0.3")  # after a checkpoint
     assert job.codes == [1]
     lines = [line for line in job.said.splitlines() if "error:" in line]
     theirs = [line for line in lines if line.startswith("[rank 0] error: another rank failed")]
