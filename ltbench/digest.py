@@ -1,12 +1,69 @@
-"""Hashes of trees and files, and the canonical JSON they are taken of."""
+"""Hashes of trees and files, canonical JSON, and a JSON reader with bounds."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+JSON_BYTES = 16 * 2**20  # of a JSON text, unless its reader expects more
+JSON_DEPTH = 64  # nested lists and mappings; a recipe has about ten
+JSON_PARTS = 4_000_000  # lists and mappings of a text
+_MARKS = b'"[]{}'
+_OTHERS = bytes(set(range(256)) - set(_MARKS))
+
+
+def parse_json(text: bytes | str, *, limit: int = JSON_BYTES, strict: bool = False) -> Any:
+    """Return the value of a JSON text whose size and nesting are bounded.
+
+    Both bounds are checked before the parser sees the text, so that a hostile one costs neither
+    memory nor the interpreter's stack.
+
+    Args:
+        text: JSON in UTF-8.
+        limit: largest size in bytes.
+        strict: refuse keys given twice, NaN and infinity as well.
+
+    Raises:
+        ValueError: the text is too long, nested too deeply, or not JSON.
+    """
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if len(raw) > limit:
+        raise ValueError(f"more than {limit:,} bytes of JSON")
+    text = raw.decode("utf-8", "surrogatepass")  # no other encoding, in which marks would hide
+    marks = raw.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _OTHERS)
+    marks = re.sub(rb'"[^"]*"', b"", marks)  # brackets in strings do not nest
+    if marks.count(b"[") + marks.count(b"{") > JSON_PARTS:
+        raise ValueError(f"more than {JSON_PARTS:,} lists and mappings")
+    for _ in range(JSON_DEPTH):  # each pass removes the innermost level
+        marks = marks.replace(b"[]", b"").replace(b"{}", b"")
+    if b"[" in marks or b"{" in marks:
+        raise ValueError(f"not closed, or nested more than {JSON_DEPTH} deep")
+    if not strict:
+        return json.loads(text)
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_each_once)
+
+
+def read_json(path: Path, *, limit: int = JSON_BYTES, strict: bool = False) -> Any:
+    """Return the value of a JSON file, of which no more than ``limit`` bytes are read.
+
+    Args:
+        path: of the file.
+        limit: see ``parse_json``.
+        strict: see ``parse_json``.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: as ``parse_json``.
+    """
+    _check_regular(path)
+    with path.open("rb") as file:
+        return parse_json(file.read(limit + 1), limit=limit, strict=strict)
 
 
 def canonical(value: Any) -> str:
@@ -27,8 +84,12 @@ def file_sha256(path: Path, tick: Callable[[int], None] | None = None) -> str:
 
     Args:
         path: of the file.
-        tick: told after each block how many bytes were read.
+        tick: called after each block with the number of bytes read so far.
+
+    Raises:
+        OSError: it cannot be read.
     """
+    _check_regular(path)
     digest, done = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
         while block := file.read(2**20):
@@ -42,3 +103,22 @@ def file_sha256(path: Path, tick: Callable[[int], None] | None = None) -> str:
 def git_blob(content: bytes) -> str:
     """Return the hash by which git, and so the Hub, knows a small file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _check_regular(path: Path) -> None:
+    """Raise ``OSError`` for a pipe or a device, which could be read without an end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"`{key}` is given twice")
+        found[key] = value
+    return found

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from pydantic import field_validator
 
 from ltbench.config.schema import Config
+from ltbench.remote.address import without_credentials
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,6 +123,11 @@ class Source(Protocol):
 class DatasetConfig(Config):
     """Options of a data set, which ``load`` reads."""
 
+    @field_validator("root", mode="before", check_fields=False)
+    @classmethod
+    def _without_credentials(cls, root: object) -> object:
+        return without_credentials(root) if isinstance(root, str) else root
+
     def ready(self) -> None:
         """Check quickly that there are data to load, without importing torch.
 
@@ -135,3 +142,14 @@ class DatasetConfig(Config):
             UserError: the root is missing or empty, or its content does not match the options.
         """
         raise NotImplementedError
+
+
+def place_options(dataset: Any) -> set[str]:
+    """Return the options of a data set that say where it lies, not what it is.
+
+    Args:
+        dataset: class of the options, or a part with a ``Config``.
+    """
+    fields = getattr(dataset, "Config", dataset).model_fields
+    extra = {name: info.json_schema_extra for name, info in fields.items()}
+    return {n for n, e in extra.items() if isinstance(e, dict) and e.get("digest") is False}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -25,6 +24,7 @@ from ltbench.data.longtail import Profile
 from ltbench.data.pipelines import MemoryAugment as Augment
 from ltbench.data.shards.dataset import is_packed, open_parts
 from ltbench.errors import UserError
+from ltbench.files import expanded
 
 STATISTICS = {  # mean and standard deviation of each channel, as in the literature
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -126,7 +126,7 @@ class CIFARLT(DatasetConfig):
         if parts is not None:
             return shard_source(parts, self.dataset)
         if self.download and self.root:
-            return torchvision_source(Path(self.root).expanduser(), self.dataset, download=True)
+            return torchvision_source(expanded(self.root), self.dataset, download=True)
         root = find_root(self.root, self._needed())
         return find_source(root, self.dataset, frozen.class_names)
 

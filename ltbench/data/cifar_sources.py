@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from ltbench.data.codecs import open_image, reason_of
 from ltbench.data.shards.format import read_keys
 from ltbench.data.shards.reader import ShardSource
 from ltbench.errors import UserError
@@ -208,11 +207,11 @@ class _Files:
         for image, row in zip(images, rows.tolist(), strict=True):
             path = self.paths[row]
             try:
-                with Image.open(path) as opened:
+                with open_image(path) as opened:
                     pixels = np.asarray(opened.convert("RGB"))
-            except (OSError, SyntaxError, UnidentifiedImageError) as error:
+            except Exception as error:  # decoders raise anything, from KeyError to struct.error
                 raise UserError(
-                    f"broken image `{path}` ({_one_line(error)}); copy it again"
+                    f"broken image `{path}` ({_one_line(reason_of(error))}); copy it again"
                 ) from None
             if pixels.shape != (SIDE, SIDE, 3):
                 raise UserError(
@@ -263,7 +262,7 @@ class _Shards:
         for low in range(0, len(rows), 1024):
             some = rows[low : low + 1024]
             for row, encoded in enumerate(self.source.read(some), start=low):
-                images[row] = np.asarray(Image.open(io.BytesIO(encoded.tobytes())).convert("RGB"))
+                images[row] = np.asarray(open_image(encoded.tobytes()).convert("RGB"))
         return images
 
 

@@ -2,89 +2,73 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ltbench.data.codecs import decode_jpeg, eight_bits, open_image, reason_of
 from ltbench.errors import UserError
 from ltbench.seeding import keyed_uniform
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 Name = str | Callable[[], str]
 
-try:
-    from torchvision.io import decode_jpeg
-except ImportError:  # its decoders are deprecated; Pillow gives the same pixels, more slowly
-    decode_jpeg = None
-
 TRIES = 10  # boxes drawn before falling back to the centre
 AREA = (0.08, 1.0)  # fraction of the image
 RATIO = (3 / 4, 4 / 3)  # width / height
 _SLOTS = 32  # random numbers reserved for the crop of one image
 _TOP, _LEFT, _FIRST_TRY = range(3)
-_START, _END = b"\xff\xd8", b"\xff\xd9"  # markers of a complete JPEG
 
 
-def decode_pixels(data: np.ndarray, name: Name) -> Tensor:
-    """Return the RGB pixels of an image file of any mode and format.
+def decode_pixels(data: np.ndarray, name: Name, *, lenient: bool = False) -> Tensor:
+    """Return the RGB pixels of an image file of any mode in one of ``codecs.FORMATS``.
 
-    A complete JPEG is decoded by torchvision, with the same library as Pillow and so to the same
-    pixels. Everything else is decoded by Pillow: other formats, CMYK, a JPEG without end marker.
-    Orientation tags are ignored, as in the data loaders of the literature.
+    Grey images of 16 bits keep the upper eight, an animation its first frame. Orientation tags are
+    ignored, as in the data loaders of the literature.
 
     Args:
         data: content of the file, uint8 [n].
         name: name of the image in messages; a function is called only for a message.
+        lenient: accept a JPEG with damaged data, as the data loaders of the literature do.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
-        UserError: the file is empty, truncated, not an image, or has more than 16 bits per channel.
+        UserError: the file is empty, cut, damaged, not an image, or has more than 16 bits per
+            channel or more than ``codecs.MAX_PIXELS`` pixels.
     """
-    whole = data[:2].tobytes() == _START and data[-2:].tobytes() == _END
-    if whole and decode_jpeg is not None:
-        try:
-            pixels = decode_jpeg(torch.from_numpy(data if data.flags.writeable else data.copy()))
-        except RuntimeError:
-            pixels = torch.empty(0, 0, 0)
-        if pixels.shape[0] in (1, 3):
-            rgb: Tensor = pixels.permute(1, 2, 0).expand(-1, -1, 3).contiguous()
-            return rgb
-    return torch.from_numpy(np.array(decode_pil(data, name)))
+    pixels = _jpeg(data, name, lenient)
+    return torch.from_numpy(np.array(_by_pillow(data, name)) if pixels is None else pixels)
 
 
-def decode_pil(data: np.ndarray, name: Name) -> Image.Image:
-    """Return an image file of any mode (grey, palette, CMYK, with or without alpha) as RGB.
+def decode_pil(data: np.ndarray, name: Name, *, lenient: bool = False) -> Image.Image:
+    """Return the pixels of ``decode_pixels`` as a Pillow image in RGB."""
+    pixels = _jpeg(data, name, lenient)
+    return _by_pillow(data, name) if pixels is None else Image.fromarray(pixels)
 
-    Args:
-        data: content of the file, uint8 [n].
-        name: name of the image in messages; a function is called only for a message.
 
-    Raises:
-        UserError: the file is empty, truncated, not an image, or has more than 16 bits per channel.
-    """
+def _jpeg(data: np.ndarray, name: Name, lenient: bool) -> np.ndarray | None:
     if len(data) == 0:
         raise _unreadable(name, "it is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data.data)) as image:
+        return decode_jpeg(data, lenient=lenient)
+    except ValueError as error:
+        raise _unreadable(name, reason_of(error)) from error
+
+
+def _by_pillow(data: np.ndarray, name: Name) -> Image.Image:
+    try:
+        with open_image(data.data) as image:
             image.load()
-            if image.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            if image.mode not in ("I", "F"):
-                through = "RGBA" if "transparency" in image.info else image.mode
-                return image.convert(through).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise _unreadable(name, "it is not an image, or a damaged one") from error
+            return eight_bits(image).convert("RGB")
     except Exception as error:  # decoders raise anything, from KeyError to struct.error
-        raise _unreadable(name, f"{error}".split("\n")[0] or type(error).__name__) from error
-    raise UserError(f"image `{_text(name)}` has 32 bits per channel; convert it to 8 bits")
+        raise _unreadable(name, reason_of(error)) from error
 
 
 def _text(name: Name) -> str:
@@ -153,16 +137,17 @@ def resized_crop(pixels: Tensor, box: Box, out: Tensor) -> None:
     out.copy_(_resized(pixels[top : top + tall, left : left + wide], *out.shape[1:]))
 
 
-def resized_centre(pixels: Tensor, out: Tensor) -> None:
+def resized_centre(pixels: Tensor, out: Tensor, short: int | None = None) -> None:
     """Resize an image to a short side of ``S * 256 / 224`` and crop the centre.
 
     Args:
         pixels: uint8 [H, W, 3].
         out: output, uint8 [3, S, S].
+        short: another length of the short side, at least S.
     """
     height, width = pixels.shape[:2]
     size = out.shape[1]
-    short = round(size * 256 / 224)
+    short = short or round(size * 256 / 224)
     tall, wide = short, short
     if height < width:
         wide = int(short * width / height)

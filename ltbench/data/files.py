@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from isal.isal_zlib import crc32 as crc32_of
 from pydantic import Field
 
 from ltbench.data.base import DatasetConfig, Source
+from ltbench.data.codecs import LENIENT
 from ltbench.data.longtail import class_profile, subsample
 from ltbench.data.pipelines import Augment, Channels, Decoder, Unreadable, statistics
 from ltbench.data.shards import format
@@ -29,11 +31,15 @@ class FileSource:
     Args:
         paths: path of each image, relative to ``root`` [N]; paths may repeat.
         root: folder of the images.
+        empty: accept empty files, which are replaced in training.
     """
 
-    def __init__(self, paths: Sequence[str], root: str | Path) -> None:
-        self.root = str(root)
-        self._paths = np.array([os.fsencode(path) for path in paths])  # one block, shared on fork
+    def __init__(self, paths: Sequence[str], root: str | Path, *, empty: bool = False) -> None:
+        self.root, self._empty = str(root), empty
+        how = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+        self._paths = np.array([path.encode(*how) for path in paths])  # one block, shared on fork
+        self._facts: np.ndarray | None = None  # sizes and times at the first look
+        self.contents: np.ndarray | None = None  # see ``fingerprint``
 
     def __len__(self) -> int:
         """Return the number of images N."""
@@ -62,14 +68,14 @@ class FileSource:
         Raises:
             UserError: a file is missing or empty.
         """
-        facts = {name: _size(_join(self.root, name)) for name in set(self._paths.tolist())}
-        return np.array([facts[name] for name in self._paths.tolist()], dtype=np.int64)
+        return self._look()[:, 0]
 
     def fingerprint(self, labels: np.ndarray) -> str:
         """Return ``content_of`` the files, with checksums up to a total of 2 GiB.
 
         Above that, names and sizes detect a partial or re-encoded copy, but not modified files of
-        equal length. Folders are ignored, since public copies differ in path prefixes.
+        equal length. Folders are ignored, since public copies differ in path prefixes. Size and
+        checksum of each file stay in ``contents``, int64 [N], if there are checksums.
 
         Args:
             labels: class of each image, int64 [N].
@@ -77,26 +83,51 @@ class FileSource:
         Raises:
             UserError: a file is missing or empty.
         """
-        sizes = self.sizes()
+        self._facts = self._look()
+        sizes = self._facts[:, 0]
         if int(sizes.sum()) > format.CONTENT_LIMIT:
             return content_of(self.paths, labels, sizes, None)
         names: list[bytes] = self._paths.tolist()
         known = {name: crc32_of(_read(_join(self.root, name)).data) for name in set(names)}
-        return content_of(self.paths, labels, sizes, np.array([known[name] for name in names]))
+        crc32 = np.array([known[name] for name in names])
+        self.contents = sizes << 32 | crc32
+        return content_of(self.paths, labels, sizes, crc32)
+
+    def check_unchanged(self) -> None:
+        """Check that sizes and times of the files are those at the time of ``fingerprint``.
+
+        Raises:
+            UserError: a file has changed, or is missing.
+        """
+        if self._facts is None:
+            return
+        changed = np.flatnonzero((self._look() != self._facts).any(axis=1))
+        if len(changed):
+            raise UserError(
+                f"images that changed while they were in use: {len(changed):,} (first: "
+                f"`{self.name(int(changed[0]))}`), so that a record cannot say what they were; put "
+                f"the old ones back and run this again, or start anew with another out="
+            )
+
+    def _look(self) -> np.ndarray:
+        """Return size in bytes and time of modification in ns of each file, int64 [N, 2]."""
+        names: list[bytes] = self._paths.tolist()
+        facts = {name: _status(_join(self.root, name), self._empty) for name in set(names)}
+        return np.array([facts[name] for name in names], dtype=np.int64).reshape(-1, 2)
 
 
 def _join(root: str, name: bytes) -> str:
     return os.path.join(root, os.fsdecode(name))  # noqa: PTH118 (Path is slow here)
 
 
-def _size(path: str) -> int:
+def _status(path: str, empty: bool) -> tuple[int, int]:
     try:
-        size = Path(path).stat().st_size
+        status = os.stat(path)  # noqa: PTH116 (Path is slow here)
     except OSError as error:
         raise UserError(f"cannot read image `{path}`: {error.strerror}") from error
-    if size == 0:
+    if status.st_size == 0 and not empty:
         raise UserError(f"image `{path}` is empty (0 bytes); copy it again or remove it")
-    return size
+    return status.st_size, status.st_mtime_ns
 
 
 def _read(path: str) -> np.ndarray:
@@ -110,6 +141,8 @@ def _read(path: str) -> np.ndarray:
 class ImageOptions(DatasetConfig):
     """Options of all data sets of image files."""
 
+    lenient: ClassVar[bool] = False  # accept JPEGs with damaged data
+
     root: str | None = Field(
         None, description="folder of the images", json_schema_extra={"digest": False}
     )
@@ -122,7 +155,7 @@ class ImageOptions(DatasetConfig):
     )
     decode: Decoder = Field(
         "fast",
-        description="fast: decode and resize with torchvision, and run the pipelines imagenet, "
+        description="fast: decode and resize as tensors, and run the pipelines imagenet, "
         "crop, inat, inat_jitter and plain on whole batches; pil: Pillow and torchvision, image "
         "by image",
     )
@@ -154,12 +187,15 @@ class ImageOptions(DatasetConfig):
                 f"data.stream=true needs data.root=SHARDS, made by `ltbench data prepare`; found "
                 f"image files in `{root}`"
             )
-        return self.split(FileSource(paths, root), labels)
+        source = FileSource(paths, root, empty=self.unreadable == "replace")
+        return self.split(source, labels)
 
     def split(self, source: Source, labels: np.ndarray) -> ImageSplit:
         """Return a split of images of any source with the transforms of this data set."""
         from ltbench.data.images import ImageSplit
+        from ltbench.data.shards.reader import ShardSource
 
+        packed = source.manifest.dataset if isinstance(source, ShardSource) else ""
         return ImageSplit(
             source,
             labels,
@@ -168,6 +204,7 @@ class ImageOptions(DatasetConfig):
             augment_views=self.augment_views,
             decode=self.decode,
             unreadable=self.unreadable,
+            lenient=self.lenient or packed in LENIENT,
         )
 
 

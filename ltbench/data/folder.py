@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,15 +8,24 @@ import numpy as np
 from pydantic import Field
 
 from ltbench.data.base import Data, DatasetInfo
+from ltbench.data.codecs import ENDINGS
 from ltbench.data.files import ImageOptions, LongTail
+from ltbench.data.layouts import (
+    LAYOUT,
+    Layout,
+    check_nesting,
+    check_same_classes,
+    class_folders,
+    find_layout,
+)
 from ltbench.data.listing import find_root
+from ltbench.data.overlap import Occurrences, overlap
 from ltbench.data.shards.dataset import assemble, is_packed, open_parts
+from ltbench.data.walk import Walk
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_permutation
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-_LAYOUT = "data.root needs train/<class>/ and test/<class>/ folders of images, or <class>/ folders"
-NEEDED = f"data set `folder` needs data.root=DIR; {_LAYOUT}"
+NEEDED = f"data set `folder` needs data.root=DIR; {LAYOUT}"
 
 
 class Folder(ImageOptions, LongTail):
@@ -25,7 +33,9 @@ class Folder(ImageOptions, LongTail):
 
     Classes are numbered in the order of their folder names. Without a ``train`` folder,
     ``test_per_class`` images of each class are held out for testing. A ``val`` folder is the
-    validation set, or the test set if there is no ``test`` folder.
+    validation set, or the test set if there is no ``test`` folder. Usual variants of these names
+    (``Train``, ``training``, ``test_set``, ``validation``, ...) are known; hidden files and folders
+    are left out, files with other endings with a note.
     """
 
     train: str = Field("train", description="folder of the training set")
@@ -58,10 +68,9 @@ class Folder(ImageOptions, LongTail):
             data = assemble(self, "folder", parts, self.thin(parts["train"].labels))
             return replace(data, manifest={**self.thinned(), **data.manifest})
         root = find_root(self.root, NEEDED)
-        if (root / self.train).is_dir():
-            names, train, test, val, manifest = self._parts(root)
-        else:
-            names, train, test, val, manifest = self._one_tree(root)
+        layout = find_layout(root, self.train, self.test, self.val)
+        found = self._one_tree(root) if layout.train is None else self._parts(root, layout)
+        names, train, test, val, manifest = found
         train = train.take(self.thin(train.labels))
         counts = np.bincount(train.labels, minlength=len(names))
         return Data(
@@ -72,20 +81,20 @@ class Folder(ImageOptions, LongTail):
             manifest={"source": "folder", **manifest, **self.thinned()},
         )
 
-    def _parts(self, root: Path) -> _Found:
-        names = _classes(root / self.train)
-        test_dir = self.test or next((d for d in ("test", "val") if (root / d).is_dir()), None)
-        if test_dir is None:
-            raise UserError(
-                f"`{root}` has `{self.train}` but neither `test` nor `val`; name the test folder "
-                f"with data.test=, or give data.root={root / self.train} to hold out images of it"
-            )
-        val_dir = self.val or ("val" if test_dir != "val" and (root / "val").is_dir() else None)
-        train = _images(root, self.train, names)
-        test = _images(root, test_dir, names)
-        val = _images(root, val_dir, names) if val_dir else None
-        _complete(train, names, root / self.train, "training")
-        _complete(test, names, root / test_dir, "test")
+    def _parts(self, root: Path, layout: Layout) -> _Found:
+        assert layout.train
+        assert layout.test
+        names = class_folders(root / layout.train)
+        check_nesting(root / layout.train, names, parts=True)
+        walk = Walk(root, [root / part for part in layout if part])
+        found = {
+            part: _images(walk, root / folder, names, root / layout.train, part)
+            for part, folder in zip(("train", "test", "val"), layout, strict=True)
+            if folder
+        }
+        walk.report()
+        train, test, val = found["train"], found["test"], found.get("val")
+        facts = overlap(root, {part: images.occurrences for part, images in found.items()})
         smallest = int(np.bincount(test.labels).min())
         if self.test_images == "all":
             note = "all"
@@ -95,11 +104,11 @@ class Folder(ImageOptions, LongTail):
                 few = names[int(np.bincount(test.labels).argmin())]
                 raise UserError(
                     f"data.test_per_class={wanted}, but class `{few}` has {smallest} images in "
-                    f"`{root / test_dir}`; use {smallest} or less, or data.test_images=all"
+                    f"`{root / layout.test}`; use {smallest} or less, or data.test_images=all"
                 )
             test = test.take(_draw(test.labels, wanted, self.split_seed))
             note = f"balanced, {wanted} a class, seed {self.split_seed}"
-        return _Found(names, train, test, val, {"test": note})
+        return _Found(names, train, test, val, {"test": note, **facts})
 
     def _one_tree(self, root: Path) -> _Found:
         if self.test_images == "all" or self.test or self.val:
@@ -107,28 +116,34 @@ class Folder(ImageOptions, LongTail):
                 f"`{root}` has no `{self.train}` folder, so its test part is held out from the "
                 f"classes; data.test, data.val and data.test_images=all need one"
             )
-        names = _classes(root)
-        images = _images(root, "", names)
+        names = class_folders(root)
+        check_nesting(root, names, parts=False)
+        walk = Walk(root, [])
+        images = _images(walk, root, names, root, "train")
+        walk.report()
         held = self.test_per_class or 10
-        _complete(images, names, root, "training")
-        counts = np.bincount(images.labels)
-        if counts.min() <= held:
-            raise UserError(
-                f"class `{names[int(counts.argmin())]}` has {counts.min()} images, so that "
-                f"data.test_per_class={held} leaves none to train on; lower it"
-            )
+        _check_enough(np.bincount(images.labels), names, held)
+        facts = overlap(root, {"train": images.occurrences})
         test = _draw(images.labels, held, self.split_seed)
         train = np.setdiff1d(np.arange(len(images.labels)), test)
         note = f"held out, {held} a class, seed {self.split_seed}"
-        return _Found(names, images.take(train), images.take(test), None, {"test": note})
+        return _Found(names, images.take(train), images.take(test), None, {"test": note, **facts})
 
 
 class _Images(NamedTuple):
     paths: list[str]
     labels: np.ndarray
+    ids: list[int]
 
     def take(self, indices: np.ndarray) -> _Images:
-        return _Images([self.paths[i] for i in indices.tolist()], self.labels[indices])
+        rows = indices.tolist()
+        return _Images(
+            [self.paths[i] for i in rows], self.labels[indices], [self.ids[i] for i in rows]
+        )
+
+    @property
+    def occurrences(self) -> Occurrences:
+        return Occurrences(self.paths, self.labels, self.ids)
 
 
 class _Found(NamedTuple):
@@ -139,55 +154,43 @@ class _Found(NamedTuple):
     manifest: dict[str, str]
 
 
-def _subfolders(folder: Path) -> set[str]:
-    with os.scandir(folder) as entries:
-        return {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
-
-
-def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(_subfolders(folder)))
-    if len(names) < 2:
-        found = f"one folder, `{names[0]}`" if names else "no folder"
+def _images(walk: Walk, folder: Path, names: tuple[str, ...], train: Path, part: str) -> _Images:
+    """Return the images below ``folder/<class>/`` at any depth, by class and path."""
+    if folder != train:
+        check_same_classes(folder, train, names)
+    classes = walk.images(folder, names)
+    counts = np.array([len(images) for images in classes])
+    if counts.min() == 0 and part != "val":
+        kind, left_out = "training" if part == "train" else part, walk.left_out()
         raise UserError(
-            f"at least two class folders are needed in `{folder}`, found {found}; {_LAYOUT}"
+            f"class `{names[int(counts.argmin())]}` has no {kind} image in `{folder}` (such "
+            f"classes: {int((counts == 0).sum()):,}{f'; {left_out}' if left_out else ''}); images "
+            f"end in {', '.join(ENDINGS)}; add some or remove the class"
         )
-    return names
+    return _Images(
+        [path for images in classes for path, _ in images],
+        np.repeat(np.arange(len(names)), counts),
+        [image for images in classes for _, image in images],
+    )
 
 
-def _images(root: Path, part: str, names: tuple[str, ...]) -> _Images:
-    """Return the images below ``root/part/<class>/`` at any depth, sorted."""
-    folder = root / part
-    if not folder.is_dir():
-        raise UserError(f"there is no folder `{folder}`; {_LAYOUT}")
-    here = _subfolders(folder)
-    if here != set(names):
-        odd = sorted(here ^ set(names))[0]
-        where = "only there" if odd in here else "only in the training part"
+def _check_enough(counts: np.ndarray, names: tuple[str, ...], held: int) -> None:
+    """Check that each class has images left to train on after ``held`` go to the test part."""
+    smallest = int(counts.min())
+    if smallest > held:
+        return
+    first = names[int(counts.argmin())]
+    if smallest == 1:
         raise UserError(
-            f"`{folder}` has other classes than the training part: `{odd}` is {where}; "
-            f"the folder names must agree"
+            f"class `{first}` has 1 image (such classes: {int((counts == 1).sum()):,}), which "
+            f"cannot be both trained and tested on; add images or a test folder (train/<class>/ "
+            f"and test/<class>/), or remove or merge the class"
         )
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        found = [
-            os.path.relpath(os.path.join(at, file), root)  # noqa: PTH118
-            for at, _, files in os.walk(folder / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(ENDINGS) and not file.startswith(".")
-        ]
-        paths += sorted(found)
-        labels += [label] * len(found)
-    return _Images(paths, np.array(labels, dtype=np.int64))
-
-
-def _complete(images: _Images, names: tuple[str, ...], folder: Path, part: str) -> None:
-    counts = np.bincount(images.labels, minlength=len(names))
-    if counts.min() == 0:
-        raise UserError(
-            f"class `{names[int(counts.argmin())]}` has no {part} image in `{folder}` "
-            f"({', '.join(ENDINGS)}); add some or remove the class"
-        )
+    raise UserError(
+        f"class `{first}` has {smallest} images, so that data.test_per_class={held} leaves none to "
+        f"train on (such classes: {int((counts <= held).sum()):,}); lower it to {smallest - 1} or "
+        f"less, or give a test folder"
+    )
 
 
 def _draw(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -56,6 +56,7 @@ class ImageSplit:
         unreadable: treatment of training images that cannot be decoded: ``"raise"`` an error, or
             ``"replace"`` them by the next decodable image of their class in the (circular) order
             of the split, with a note. In evaluation it is always an error.
+        lenient: accept JPEGs with damaged data; see ``decode_pixels``.
     """
 
     in_memory = False
@@ -71,11 +72,12 @@ class ImageSplit:
         augment_views: Sequence[Augment] = (),
         decode: Decoder = "fast",
         unreadable: Unreadable = "raise",
+        lenient: bool = False,
     ) -> None:
         self.source = source
         self.labels = np.asarray(labels, dtype=np.int64)
         self.image_size = image_size
-        self.decode, self.unreadable = decode, unreadable
+        self.decode, self.unreadable, self.lenient = decode, unreadable, lenient
         self._names = (augment, *augment_views)
         self._statistics = statistics(augment)
         self._transforms = [
@@ -149,10 +151,13 @@ class ImageSplit:
         """Return the SHA-256 of labels and images in order: ``shards.format.content_of``.
 
         Raises:
-            UserError: a file is missing or empty.
+            UserError: a file is missing or empty, or has changed since the first call.
         """
         if self._fingerprint is None:
             self._fingerprint = self.source.fingerprint(self.labels)
+        else:
+            check: Callable[[], None] = getattr(self.source, "check_unchanged", lambda: None)
+            check()  # files; shards are checked by their checksums
         return self._fingerprint
 
     def prefetch(self, order: np.ndarray) -> None:
@@ -192,7 +197,8 @@ class ImageSplit:
 
     def _decode(self, data: np.ndarray, index: int) -> Tensor | Image.Image:
         name = partial(self.source.name, index)
-        return decode_pixels(data, name) if self.decode == "fast" else decode_pil(data, name)
+        read = decode_pixels if self.decode == "fast" else decode_pil
+        return read(data, name, lenient=self.lenient)
 
     def _stand_in(self, index: int, reason: UserError) -> Tensor | Image.Image:
         """Return the next decodable image of the class."""

@@ -20,7 +20,9 @@ from ltbench.data.listing import (
     read_list,
     read_names,
 )
+from ltbench.data.overlap import Occurrences, overlap
 from ltbench.data.shards.dataset import assemble, is_packed, open_parts
+from ltbench.data.walk import Files, files_in
 from ltbench.errors import UserError
 
 NEEDED = "data set `list` needs data.root=DIR, the folder that its lists refer to"
@@ -64,8 +66,15 @@ class ListOptions(ImageOptions):
             UserError: images are missing, or the class names do not fit.
         """
         paths = {part: rewrite(listing.paths, self.prefix) for part, listing in listings.items()}
-        for part, listing in listings.items():
-            check_files(root, paths[part], listing.file)
+        for listing in listings.values():
+            check_inside(root, listing, self.prefix)
+        ids = {
+            part: check_files(root, paths[part], listing.file) for part, listing in listings.items()
+        }
+        facts = self.compare(
+            root,
+            {part: Occurrences(paths[part], listings[part].labels, ids[part]) for part in listings},
+        )
         labels = {part: listing.labels for part, listing in listings.items()}
         num_classes = count_classes(listings["train"])
         if keep is not None:
@@ -83,8 +92,20 @@ class ListOptions(ImageOptions):
             train=splits["train"],
             test=splits["test"],
             val=splits.get("val"),
-            manifest={f"{part}_list": listing.sha256 for part, listing in listings.items()},
+            manifest={
+                **{f"{part}_list": listing.sha256 for part, listing in listings.items()},
+                **facts,
+            },
         )
+
+    def compare(self, root: Path, parts: Mapping[str, Occurrences]) -> dict[str, str]:
+        """Return facts for the record about images that the lists name twice; here none.
+
+        Args:
+            root: folder of the images.
+            parts: ``"train"`` and the other parts.
+        """
+        return {}
 
 
 class ImageList(ListOptions, LongTail):
@@ -118,6 +139,32 @@ class ImageList(ListOptions, LongTail):
         data = self.assemble("list", root, listings, self.thin(listings["train"].labels))
         return replace(data, manifest={"source": "list", **self.thinned(), **data.manifest})
 
+    def compare(self, root: Path, parts: Mapping[str, Occurrences]) -> dict[str, str]:
+        """Issue notes about images that the lists name twice; return facts for the record."""
+        return overlap(root, parts)
+
+
+def check_inside(root: Path, listing: Listing, prefix: Mapping[str, str]) -> None:
+    """Check that the paths of a list, apart from replaced prefixes, do not lead out of the root.
+
+    Raises:
+        UserError: a path is absolute or has a ``..``.
+    """
+    text = "\n".join(("", *listing.paths))
+    if "\n/" not in text and ".." not in text:
+        return
+    for path, line in zip(listing.paths, listing.lines, strict=True):
+        old = max((old for old in prefix if path.startswith(old)), key=len, default="")
+        rest = path[len(old) :]
+        absolute = rest.startswith("/") and not prefix.get(old)
+        if absolute or ".." in rest.split("/"):
+            cut = f"{root}/" if path.startswith(f"{root}/") else f"{path.rpartition('/')[0]}/"
+            raise UserError(
+                f"{listing.file}, line {line}: `{path[:200]}` leads out of data.root=`{root}`; "
+                f"name images by their path below it, or replace the beginning of paths, e.g. "
+                f'data.prefix={{"{cut[:200]}": ""}}'
+            )
+
 
 def rewrite(paths: Iterable[str], prefix: Mapping[str, str]) -> list[str]:
     """Return the paths with the longest matching prefix replaced."""
@@ -131,22 +178,37 @@ def rewrite(paths: Iterable[str], prefix: Mapping[str, str]) -> list[str]:
     return result
 
 
-def check_files(root: Path, paths: Sequence[str], source: Path) -> None:
+def check_files(root: Path, paths: Sequence[str], source: Path) -> list[str]:
     """Check that all files exist, listing each folder once.
+
+    Returns:
+        Path of each file itself where ``paths`` lead through links, else as in ``paths`` [N].
 
     Raises:
         UserError: files are missing; the message has their number, the first three and the likely
             cause.
     """
-    inside: dict[str, set[str] | None] = {}
-    missing = []
-    for path in paths:
+    top = os.path.realpath(root)
+    inside: dict[str, Files] = {}
+    plain: dict[str, set[str]] = {}  # names of the files whose path is as in the list
+    rest: list[int] = []
+    for row, path in enumerate(paths):
         folder, _, name = path.rpartition("/")
-        if folder not in inside:
-            inside[folder] = _names(os.path.join(root, folder))  # noqa: PTH118
-        names = inside[folder]
-        if names is None or name not in names:
-            missing.append(path)
+        names = plain.get(folder)
+        if names is None:
+            files = inside[folder] = files_in(top, folder)
+            names = plain[folder] = set() if files.moved else files.names
+        if name not in names:
+            rest.append(row)
+    missing, real = [], list(paths)
+    for row in rest:
+        folder, _, name = paths[row].rpartition("/")
+        if name in inside[folder].names:
+            real[row] = inside[folder].moved + name
+        elif name in inside[folder].links:
+            real[row] = inside[folder].links[name]
+        else:
+            missing.append(paths[row])
     if missing:
         some = ", ".join(f"`{path}`" for path in missing[:3])
         more = ", ..." if len(missing) > 3 else ""
@@ -154,18 +216,15 @@ def check_files(root: Path, paths: Sequence[str], source: Path) -> None:
             f"{len(missing):,} of {len(paths):,} images of `{source}` are not below "
             f"data.root=`{root}`: {some}{more}; {_likely_cause(root, missing, len(paths))}"
         )
-
-
-def _names(folder: str) -> set[str] | None:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except OSError:
-        return None
+    return real
 
 
 def _likely_cause(root: Path, missing: Sequence[str], total: int) -> str:
     first = missing[0]
+    if "\\" in first:
+        return "paths have backslashes: write `/` instead"
+    if root.joinpath(first).is_symlink():
+        return "links that lead nowhere, or no files: copy the images themselves"
     parts = first.split("/")
     for cut in range(1, len(parts)):
         if root.joinpath(*parts[cut:]).is_file():

@@ -18,6 +18,7 @@ from ltbench.data.pipelines import Augment
 from ltbench.data.shards.dataset import assemble, is_packed, listings, open_parts
 from ltbench.data.shards.reader import ShardSource
 from ltbench.errors import UserError
+from ltbench.files import expanded
 
 LISTS = "https://github.com/facebookresearch/classifier-balancing"
 
@@ -55,6 +56,7 @@ class Official(ListOptions):
     """Data set with official lists, which ``load`` verifies first."""
 
     registered: ClassVar[str]  # name in the registry and of the facts
+    lenient: ClassVar[bool] = True
     needs: ClassVar[str]  # description of the images and their source, for messages
 
     image_size: int = Field(224, ge=8, le=2048, description="side of the network's input in pixels")
@@ -107,7 +109,7 @@ class Official(ListOptions):
         """Return the root and the paths of the lists; one message names everything missing."""
         if not self.root:
             raise UserError(self._missing("no data.root is given"))
-        root = Path(self.root).expanduser()
+        root = expanded(self.root)
         if not root.is_dir():
             raise UserError(self._missing(f"data.root=`{self.root}` is not a folder"))
         if next(root.iterdir(), None) is None:

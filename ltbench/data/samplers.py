@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from ltbench.config import schema
@@ -331,8 +330,8 @@ class Deferred(Sampler):
         return _draw(labels, p, seed, epoch)
 
 
-class TorchSampler(torch.utils.data.Sampler[int]):
-    """Adapter of a sampler for ``torch.utils.data.DataLoader``.
+class TorchSampler:
+    """Adapter of a sampler for ``torch.utils.data.DataLoader``, which takes any iterable.
 
     Call ``set_epoch`` before each epoch, as with PyTorch's ``DistributedSampler``.
 

@@ -273,7 +273,7 @@ def as_pixels(text: str) -> np.ndarray:
     """Return the pixels [H, W, 3] of a text made by ``as_text``."""
     from PIL import Image
 
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text)), formats=("PNG",)))
 
 
 def _groups_figure(results: Mapping[str, Tables]) -> Figure:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ltbench.config.validation import find_mistakes
-from ltbench.config.words import split_values
+from ltbench.config.values import split_values
 from ltbench.diagnose import DIAGNOSTICS
 from ltbench.diagnose.base import Diagnostic, Subject, Tables
 from ltbench.diagnose.report import Section, drawing, duration, picture, render

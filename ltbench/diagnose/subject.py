@@ -13,6 +13,7 @@ from ltbench.diagnose.base import Subject
 from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
+from ltbench.methods.weights import check_classes
 from ltbench.records.record import RECIPE, RECORD, Record
 from ltbench.train import checkpoint
 from ltbench.train.stage import saved_method
@@ -43,7 +44,7 @@ def open_subjects(
     """Return the models of run folders, weight files, publish folders or names of the zoo.
 
     Args:
-        sources: what ``ltbench.load`` takes.
+        sources: models as for ``ltbench.load``.
         options: of the data set that differ from the runs', e.g. ``root``; for all subjects.
         device: ``auto``, ``cpu`` or ``cuda``.
 
@@ -63,6 +64,7 @@ def open_subjects(
         if key not in loaded:
             loaded[key] = recipe.data.config.load()  # type: ignore[attr-defined]
         data = loaded[key]
+        check_classes(facts, data.info, source)
         counts = tuple(facts["class_counts"])
         if data.info.class_counts != counts:
             raise UserError(
@@ -80,15 +82,14 @@ def open_subjects(
 def states(subject: Subject) -> Iterator[State]:
     """Yield the checkpoints of a subject's run, oldest first, then the model itself.
 
-    A checkpoint is rebuilt when it is asked for. Its model has the weights and the method of then.
+    A checkpoint is rebuilt on access, with the weights and the method of that time.
 
     Raises:
         UserError: a checkpoint is damaged.
     """
     final = _end(subject)
     home = subject.folder / "checkpoints" if subject.folder is not None else None
-    folders = sorted(p for p in home.glob("s*-e*-t*") if p.is_dir()) if home is not None else []
-    for folder in folders:
+    for folder in checkpoint.folders(home) if home is not None else ():
         state = _checkpoint(subject, folder)
         if (state.index, state.finished) < (final.index, final.finished):
             yield state
@@ -104,7 +105,7 @@ def _end(subject: Subject) -> State:
 
 def _checkpoint(subject: Subject, folder: Path) -> State:
     snapshot = checkpoint.read_snapshot(folder)
-    index, position = int(snapshot.facts["stage"]), snapshot.position
+    index, position = snapshot.stage, snapshot.position
     epochs = subject.recipe.stages[index].epochs or 0
     ended = position.stage > index
     finished = epochs if ended else position.epoch

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from ltbench.data.base import Source, Split
+from ltbench.data.codecs import ENDINGS
 from ltbench.data.decode import decode_pil
 from ltbench.data.files import FileSource, ImageOptions
-from ltbench.data.folder import ENDINGS
 from ltbench.data.images import ImageSplit
 from ltbench.data.memory import MemorySplit
 from ltbench.diagnose.base import Subject

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ltbench.data.base import Data, Split
-from ltbench.data.loader import eval_batches
+from ltbench.data.loader import Loaded, eval_batches
 from ltbench.distributed import ranks
 from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
@@ -24,6 +24,7 @@ def evaluate_split(
     rule: str = "strict",
     workers: int = 0,
     batch_size: int = 250,
+    each: Callable[[Loaded, Tensor], None] | None = None,
 ) -> Metrics:
     """Evaluate a module on a split; each image is counted exactly once.
 
@@ -35,6 +36,7 @@ def evaluate_split(
         rule: definition of shot groups, see ``ltbench.data.shots.shot_groups``.
         workers: processes that decode images.
         batch_size: images per forward pass and rank.
+        each: called with every batch of this rank and its logits, float32 [B, C].
 
     Raises:
         UserError: the module returns another number of classes.
@@ -51,6 +53,8 @@ def evaluate_split(
                 f"shape {list(logits.shape)}; evaluate a model trained on it"
             )
         counts.update(logits.float(), loaded.labels)
+        if each is not None:
+            each(loaded, logits.float())
     counts.load_tensor(ranks.all_reduce_(counts.tensor()))
     return counts.metrics(class_counts, rule)
 
@@ -63,6 +67,8 @@ def evaluate(
     rule: str = "strict",
     workers: int = 2,
     batch_size: int = 250,
+    class_counts: Sequence[int] | None = None,
+    each: Callable[[Loaded, Tensor], None] | None = None,
     **options: Any,
 ) -> Metrics:
     """Evaluate any module on the test set of a long-tailed data set.
@@ -74,6 +80,9 @@ def evaluate(
         rule: definition of shot groups, see ``ltbench.data.shots.shot_groups``.
         workers: processes that decode images.
         batch_size: images per forward pass.
+        class_counts: training images of each class [C], which define the shot groups; by default
+            those of the data set, which need not be the ones that the module was trained on.
+        each: called with every batch and its logits, float32 [B, C].
         options: options of the data set, e.g. ``root="images"``.
 
     Raises:
@@ -88,9 +97,10 @@ def evaluate(
     return evaluate_split(
         module.to(where),
         dataset.test,  # type: ignore[union-attr]
-        dataset.info.class_counts,  # type: ignore[union-attr]
+        dataset.info.class_counts if class_counts is None else class_counts,  # type: ignore[union-attr]
         device=where,
         rule=rule,
         workers=workers,
         batch_size=batch_size,
+        each=each,
     )

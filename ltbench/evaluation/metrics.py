@@ -40,7 +40,7 @@ def open_set_f(
     Args:
         predictions: predicted classes, or -1 [B].
         labels: true classes, or -1 [B].
-        rejected_is_wrong: whether a rejected known image is a false positive.
+        rejected_is_wrong: count a rejected known image as a false positive.
 
     Returns:
         A number in [0, 1].
@@ -228,7 +228,7 @@ class Accumulator:
 
         Args:
             confidence: probability of the predicted class [B], in [0, 1].
-            correct: whether the prediction is right [B].
+            correct: true where the prediction is right [B].
             labels: class of each image [B].
         """
         import torch

@@ -24,7 +24,7 @@ def make_card(record: Record, recipe: Mapping[str, Any], repository: str | None)
     Args:
         record: of the published weights.
         recipe: the recipe's tree without paths.
-        repository: where it will lie; ``None`` leaves a placeholder.
+        repository: repository of the model; ``None`` leaves a placeholder.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -80,7 +80,7 @@ def escaped(text: object) -> str:
 
 
 def as_code(text: object) -> str:
-    """Return text for a fenced block of code, which it cannot end: one line, no backticks."""
+    """Return text for a fenced block of code: one line without backticks, which would end it."""
     return " ".join(str(text).split()).replace("`", "'")
 
 

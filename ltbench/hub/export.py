@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ltbench.data import DATASETS
 from ltbench.digest import file_sha256
 from ltbench.errors import UserError
-from ltbench.hub.folder import CARD, CONFIG, RECIPE, RESULTS, files_in
+from ltbench.hub.folder import CARD, CONFIG, RECIPE, RESULTS, files_in, published_recipe
 from ltbench.methods.weights import read_weights
 from ltbench.records.record import RECORD, WEIGHTS, Record
 
@@ -43,8 +43,8 @@ def export(
 
     Args:
         run: folder of a run.
-        out: where to write; must not exist, or be a publish folder, which is replaced.
-        repository: where it will be published, for the text of the card.
+        out: folder to write; if it exists, it must be a publish folder, which is replaced.
+        repository: repository that the card names.
         half: store floating-point weights as float16. The rounded model is evaluated anew on the
             recipe's own test data, which must be there, and the record says so.
         licence: licence of the weights; by default what the record says.
@@ -187,9 +187,14 @@ def _write(
 
 
 def _public(record: Record, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe's tree without paths of the machine it ran on."""
+    """Return the recipe's tree without paths of the machine it ran on.
+
+    Raises:
+        UserError: it names a network or data that a published model may not.
+    """
     resolved = json.loads(json.dumps(record.recipe.resolved))
-    return {**{key: facts["recipe"][key] for key in PLAIN}, **resolved}
+    tree = {**{key: facts["recipe"][key] for key in PLAIN}, **resolved}
+    return published_recipe(tree, record.recipe.name)
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
@@ -220,12 +225,12 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _measured(
     record: Record, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: Path
 ) -> Record:
-    """Return the record of the same run with other weights: what they hash to, what they reach."""
+    """Return the record of the same run with the hash and the metrics of other weights."""
     from ltbench.config.validation import build_recipe
     from ltbench.distributed.device import pick_device
     from ltbench.evaluation.evaluate import evaluate_split
     from ltbench.methods.build import rebuild
-    from ltbench.methods.weights import load_strict
+    from ltbench.methods.weights import check_classes, load_strict
 
     if record.checkpoint is None:
         raise ValueError("a record without weights is not published")
@@ -241,6 +246,7 @@ def _measured(
             "`half` needs the run's own test data to measure rounded weights; what "
             "data.root of the run holds now is something else"
         )
+    check_classes(facts, data.info, "the run")
     method = rebuild(dict(facts), str(weights))
     load_strict(method, tensors, str(weights))
     device = pick_device(recipe.run.device)

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ltbench.errors import UserError
+from ltbench.files import expanded
 from ltbench.methods.base import Method
-from ltbench.methods.weights import load_strict, read_weights
+from ltbench.methods.weights import check_fit, load_strict, read_weights
 from ltbench.models import BACKBONES
 from ltbench.records.record import WEIGHTS
 
@@ -18,8 +20,8 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
     Args:
         pattern: of the names.
-        pretrained: the names that ``load`` knows, instead of those that ``create_model`` knows:
-            ours, then timm's.
+        pretrained: list the names for ``load`` instead of those for ``create_model``, which are
+            ours followed by timm's.
     """
     if pretrained:
         from ltbench.hub import zoo
@@ -32,14 +34,14 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
 
 def load(source: str | Path, *, seed: int = 0, device: str = "cpu") -> Method:
-    """Return a trained method in evaluation mode: calling it gives the logits of its ``predict``.
+    """Return a trained method in evaluation mode; its call returns the logits of ``predict``.
 
     Args:
         source: the first of these that fits: a run's folder, a ``model.safetensors``, a folder
             written by ``ltbench publish``, ``local-dir:PATH`` of one, ``hf-hub:org/name`` with
             ``@revision`` or not, or a name of the zoo (``ltbench list models pretrained=true``).
         seed: of the run, for a name of the zoo.
-        device: where to put it.
+        device: device of the returned method.
 
     Raises:
         UserError: the files are missing, damaged or from another model, or cannot be fetched.
@@ -49,21 +51,52 @@ def load(source: str | Path, *, seed: int = 0, device: str = "cpu") -> Method:
 
 
 def load_described(source: str | Path, *, seed: int = 0) -> tuple[Method, dict[str, Any]]:
-    """Return a trained method and the description that lies beside its weights."""
+    """Return a trained method and the description that lies beside its weights.
+
+    The recipe in the description names a data set by ``{"name": ..., options}``; places of data
+    are among the options if the model lies in a run's folder, never if it was published.
+
+    Args:
+        source: see ``load``.
+        seed: see ``load``.
+
+    Raises:
+        UserError: see ``load``.
+    """
     from ltbench.methods.build import rebuild
 
     tensors, facts, origin = _read(source, seed)
+    _check_shapes(tensors, facts, origin)
     method = rebuild(facts, origin)
     load_strict(method, tensors, origin)
+    recipe = facts["recipe"]
+    if isinstance(recipe["data"], str):
+        facts = {**facts, "recipe": {**recipe, "data": {"name": recipe["data"]}}}
     return method.eval(), facts
 
 
+def _check_shapes(tensors: Mapping[str, torch.Tensor], facts: dict[str, Any], origin: str) -> None:
+    """Compare weights with the described model before memory is allocated for the model.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    from ltbench.methods.build import rebuild
+
+    try:
+        with torch.device("meta"):
+            own = rebuild(facts, origin).state_dict()
+    except (RuntimeError, NotImplementedError):  # parts that cannot be made without memory
+        return
+    check_fit(own, tensors, origin)
+
+
 def _read(source: str | Path, seed: int) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
-    """Return weights, description and what a message calls them."""
+    """Return weights, their description, and their name in messages."""
     from ltbench.hub import zoo
     from ltbench.hub.folder import is_folder, read_folder
 
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), expanded(source)
     folder = path if path.is_dir() else path.parent
     if path.exists():
         if path.is_file() and path.suffix != ".safetensors":
@@ -74,7 +107,7 @@ def _read(source: str | Path, seed: int) -> tuple[dict[str, torch.Tensor], dict[
             return (*read_folder(folder), str(weights))
         return (*read_weights(weights), str(weights))
     if text.startswith(_LOCAL):
-        folder = Path(text.removeprefix(_LOCAL)).expanduser()
+        folder = expanded(text.removeprefix(_LOCAL))
     elif text.startswith(zoo.HUB):
         folder = zoo.fetch_repository(*zoo.parse_address(text))
     elif isinstance(source, str) and re.fullmatch(r"\w[\w.-]*", source):

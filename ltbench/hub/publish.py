@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ltbench.digest import file_sha256, git_blob
+from ltbench.digest import JSON_BYTES, file_sha256, git_blob, read_json
 from ltbench.errors import UserError
 from ltbench.hub.export import export
 from ltbench.hub.folder import CONFIG, FILES, RESULTS, files_in, is_result
@@ -30,7 +29,7 @@ class Difference:
 
     Args:
         path: of the file.
-        state: what publishing does: ``kept`` are files that others put there.
+        state: effect of publishing; ``kept`` are files that others put there.
         bytes: size, of a removed or kept file that in the repository.
         diff: lines of a unified diff, for a small text that changed.
     """
@@ -43,10 +42,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Published:
-    """What publishing did, or with ``dry_run`` would do.
+    """Outcome of a publication, or of a dry run.
 
     Args:
-        repository: where.
+        repository: ``org/name``.
         revision: the commit, 40 hex digits; ``None`` after a dry run.
         differences: file by file.
         record: of the published weights.
@@ -61,7 +60,7 @@ class Published:
 
     @property
     def changed(self) -> bool:
-        """Whether the repository had to change."""
+        """True if the repository had to change."""
         return any(d.state in ("new", "changed", "removed") for d in self.differences)
 
 
@@ -87,7 +86,7 @@ def publish(
         out: keep the publish folder here; with ``dry_run`` by default ``publish`` in the run's.
         half: store float16 weights, measured anew, see ``export``.
         licence: of the weights.
-        private: whether a new repository is private.
+        private: make a new repository private.
 
     Raises:
         UserError: the run cannot be published, the repository holds another model, or the Hub
@@ -232,8 +231,8 @@ def _check_same_model(
     what = "files that ltbench did not write"
     if CONFIG in remote:
         try:
-            content = client.download(repository, CONFIG, head).read_text(encoding="utf-8")
-            found = json.loads(content)["ltbench"]
+            content = read_json(client.download(repository, CONFIG, head, limit=JSON_BYTES))
+            found = content["ltbench"]
             if (found["digest"], found["seed"]) == (record.recipe.digest, record.seed):
                 return
             what = f"digest {found['digest']}, seed {found['seed']}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timm.models import build_model_with_cfg, load_pretrained, register_model
+from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from ltbench.errors import UserError
@@ -31,7 +31,7 @@ class TimmMethod(nn.Module):
     other means than ``ltbench publish``, bring it to ``torch.contiguous_format`` first.
 
     Args:
-        method: what predicts.
+        method: the trained method.
         num_classes: classes C; another number than the method's replaces its classifier.
     """
 
@@ -81,7 +81,7 @@ class TimmMethod(nn.Module):
             has there; of several the pooled features, [B, E, D] or [B, E D].
 
         Raises:
-            UserError: the method's network gives logits only.
+            UserError: the method's network returns logits only.
         """
         from ltbench.models.branches import ExpertMean
         from ltbench.models.residual import ResLTNetwork, branch_features
@@ -135,7 +135,7 @@ def ltbench_method(
     Args:
         pretrained: load the weights; every name, shape and the file's hash must be right.
         pretrained_cfg: of the published model; timm reads it from ``config.json``.
-        cache_dir: where timm keeps what it downloads.
+        cache_dir: folder of timm's downloads.
         num_classes: another number than that of the weights puts a fresh linear classifier in
             the place of the trained one, after all weights were loaded.
         in_chans: must be 3.
@@ -162,8 +162,8 @@ def ltbench_method(
         False,
         pretrained_cfg=pretrained_cfg,
         names=pretrained_cfg.get("label_names"),
-        mean=pretrained_cfg["mean"],
-        std=pretrained_cfg["std"],
+        mean=pretrained_cfg.get("mean"),
+        std=pretrained_cfg.get("std"),
         **args,
     )
     if pretrained:
@@ -179,13 +179,14 @@ def _build(
     dataset: str,
     class_counts: list[int],
     names: list[str] | None,
-    mean: list[float],
-    std: list[float],
+    mean: list[float] | None,
+    std: list[float] | None,
     num_classes: int,
     in_chans: int,
     **unknown: Any,
 ) -> TimmMethod:
     """Build a model for timm's ``build_model_with_cfg``; ``num_classes`` is that of the weights."""
+    from ltbench.hub.folder import published_recipe
     from ltbench.methods.build import rebuild
 
     unknown.pop("global_pool", None)
@@ -193,22 +194,25 @@ def _build(
         raise UserError(
             f"unknown argument `{next(iter(unknown))}` of `{ARCHITECTURE}`; it takes num_classes"
         )
-    facts = {"recipe": recipe, "dataset": dataset, "class_counts": class_counts}
+    recipe = published_recipe(recipe, ARCHITECTURE)
+    facts: dict[str, Any] = {"recipe": recipe, "dataset": dataset, "class_counts": class_counts}
     facts["class_names"] = names or [str(k) for k in range(len(class_counts))]
     return TimmMethod(rebuild({**facts, "mean": mean, "std": std}, ARCHITECTURE), num_classes)
 
 
 def _load(model: TimmMethod, cache_dir: str | Path | None) -> None:
     """Load the weights into a fresh model; what timm alone would let pass is an error here."""
-    from ltbench.hub.folder import is_ours, read_folder
+    from ltbench.hub.folder import is_ours, read_folder, read_tensors
     from ltbench.methods.weights import load_strict
+    from ltbench.records.record import WEIGHTS
 
     cfg = model.pretrained_cfg
     folder = _fetched(cfg, cache_dir)
+    origin = str(cfg.get("hf_hub_id") or folder)
     if is_ours(folder):
-        load_strict(model.method, read_folder(folder)[0], str(cfg.get("hf_hub_id") or folder))
+        load_strict(model.method, read_folder(folder)[0], origin)
     else:  # fine-tuned and saved by timm: the names are this module's, and no hash is known
-        load_pretrained(model, cfg, num_classes=model.num_classes, strict=True, cache_dir=cache_dir)
+        load_strict(model, read_tensors(folder / WEIGHTS), origin)
 
 
 def _fetched(cfg: dict[str, Any], cache_dir: str | Path | None) -> Path:
@@ -269,7 +273,7 @@ def _own_logits(method: Method, features: Tensor) -> Tensor:
 def _body(plain: nn.Module) -> list[nn.Module]:
     """Return what a method's plain network does before its classifier."""
     if not isinstance(plain, nn.Sequential):
-        raise UserError("this method's network gives logits only; there are no features to take")
+        raise UserError("this method's network returns logits only; there are no features to take")
     return list(plain)[:-1]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import json
 import re
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ltbench.config.registry import natural
 from ltbench.config.resources import leaderboard_dir
-from ltbench.digest import file_sha256
+from ltbench.digest import JSON_BYTES, file_sha256, read_json
 from ltbench.errors import UserError, did_you_mean
 from ltbench.files import copied
 from ltbench.hub.folder import CARD, CONFIG, RECIPE
@@ -30,7 +29,7 @@ class _Part(BaseModel):
 
 
 class Entry(_Part):
-    """Where one model lies: inside the package, on the Hub, or both."""
+    """Place of one model: inside the package, on the Hub, or both."""
 
     repository: str | None = None
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
@@ -52,14 +51,14 @@ class Entry(_Part):
 
     @property
     def place(self) -> str:
-        """Where it lies, in words."""
+        """The place in words."""
         if self.embedded is not None:
             return "in the package"
         return f"{HUB}{self.repository}@{str(self.revision)[:12]}"
 
 
 class Index(_Part):
-    """What ``zoo.json`` says: recipe name -> seed -> entry."""
+    """Content of ``zoo.json``: recipe name -> seed -> entry."""
 
     schema_version: Literal[1]
     models: dict[str, dict[int, Entry]]
@@ -75,7 +74,7 @@ def read_index() -> dict[str, dict[int, Entry]]:
     if not path.is_file():
         return {}
     try:
-        return Index.model_validate(json.loads(path.read_text(encoding="utf-8"))).models
+        return Index.model_validate(read_json(path)).models
     except ValidationError as error:
         first = error.errors()[0]
         where, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
@@ -183,7 +182,8 @@ def fetch_repository(
     inside = f"{folder}/" if folder else ""
 
     def get(name: str, digest: str | None = None, bytes_: int | None = None) -> Path:
-        path = client.download(repo, inside + name, pinned, sha256=digest, size=bytes_)
+        limit = None if name == WEIGHTS else JSON_BYTES
+        path = client.download(repo, inside + name, pinned, sha256=digest, size=bytes_, limit=limit)
         return (path if out is None else copied(path, out / inside / name)).parent
 
     get(CONFIG)
@@ -198,7 +198,7 @@ def parse_address(text: str) -> tuple[str, str]:
     """Split ``hf-hub:org/name[@revision]`` into repository and revision, ``main`` by default.
 
     Raises:
-        UserError: it is none.
+        UserError: the text is not of this form.
     """
     found = re.fullmatch(rf"{HUB}([^@]+?)(?:@([^@]+))?", text)
     if not found:

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from ltbench.config.network import check_args
 from ltbench.errors import UserError, did_you_mean
 from ltbench.models import BACKBONES
 from ltbench.models.loading import load_weights
@@ -97,7 +98,7 @@ class Backbone(StageChain):
         super().__init__(net, stages_of(net) if stages is None else stages)
         width: Any = getattr(net, "head_hidden_size", None) or getattr(net, "num_features", None)
         self.num_features: int = width if num_features is None else num_features
-        self.pretrained = False  # whether initialised from given weights
+        self.pretrained = False  # initialised from given weights
         self._cached: tuple[int, FeatureCache] | None = None
 
     @classmethod
@@ -218,12 +219,16 @@ def create_backbone(
         pretrained: load the public weights of that name; needs network access or a cache.
         weights: path of a safetensors file with the network's names (a classifier is ignored);
             for CIFAR ResNets also the names of public files, see ``map_public_weights``.
-        args: further arguments of timm's ``create_model``.
+        args: options of the architecture, see ``ltbench.config.network``.
 
     Raises:
-        UserError: the name or an argument is unknown, or the weights are unavailable or do not
-            fit.
+        UserError: the name or an argument is unknown or refused, or the weights are unavailable or
+            do not fit.
     """
+    try:
+        args = {k: v for k, v in check_args(args).items() if k != "in_chans"}
+    except ValueError as error:
+        raise UserError(f"backbone `{name}`: {error}") from error
     ours = name in BACKBONES
     hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     if not (ours or hub or timm.is_model(name)):

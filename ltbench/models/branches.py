@@ -24,7 +24,7 @@ class Branches(nn.Module):
         count: number of branches E, at least 1.
         at: first stage of the tails: name of a stage, ``last``, or ``block`` for the last residual
             block only.
-        trained: whether a previous stage trained the backbone; given weights count as trained.
+        trained: a previous stage trained the backbone; given weights count as trained.
 
     Raises:
         UserError: there is no such stage, or the last stage has no blocks.

@@ -18,7 +18,7 @@ class LinearHead(nn.Linear):
     Args:
         num_features: number of features D.
         num_classes: number of classes C.
-        bias: whether to add a bias.
+        bias: add a bias.
     """
 
     def __init__(self, num_features: int, num_classes: int, bias: bool = True) -> None:

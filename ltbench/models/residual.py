@@ -62,7 +62,7 @@ class ResLTNetwork(nn.Module):
         head: the branches.
         gamma: exponent of the normalisation of the classifier, which then has no bias; ``None``
             uses the classifier as trained.
-        after_pooling: whether the branches run on pooled features.
+        after_pooling: run the branches on pooled features.
     """
 
     def __init__(

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from ltbench.errors import UserError
+from ltbench.remote import limits
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 T = TypeVar("T")
+_UNREADABLE = (TypeError, LookupError, AttributeError, RecursionError)  # of an answer's JSON
 
 TRIES = 4
 PAUSE = 0.5  # seconds before the second try, doubled before each further one
@@ -25,7 +27,7 @@ class Missing(UserError):
 
 
 class Unreachable(UserError):
-    """The Hub gave no usable answer, however often it was asked."""
+    """The Hub gave no usable answer to any of several requests."""
 
 
 class Conflict(UserError):
@@ -34,33 +36,45 @@ class Conflict(UserError):
 
 @dataclass(frozen=True)
 class Fault:
-    """What an exception of the client means.
+    """Meaning of an exception of the client.
 
     Args:
         reason: one line without secrets.
-        error: what to raise.
+        error: class of the exception to raise.
     """
 
     reason: str
     error: type[UserError] = UserError
 
 
-def attempt(what: str, call: Callable[[], T], *, tries: int = TRIES) -> T:
-    """Return what a call to the Hub returns, repeating it while the fault may pass.
+def attempt(
+    what: str,
+    call: Callable[[], T],
+    *,
+    tries: int = TRIES,
+    seconds: float | None = None,
+    progress: Callable[[], int] = lambda: 0,
+) -> T:
+    """Return the result of a call to the Hub, repeated while the fault may pass.
 
     Args:
         what: file and repository, as messages name them.
-        call: does one attempt.
+        call: one attempt.
         tries: attempts at most.
+        seconds: deadline of one attempt; by default ``limits.DEADLINE``.
+        progress: returns the bytes received so far; while they grow, there is no deadline.
 
     Raises:
-        UserError: one line that names ``what``; no exception of the client hangs on it, since
-            those hold the request and its token.
+        UserError: one line that names ``what``; no exception of the client is attached to it,
+            since those hold the request and its token.
     """
     begun = time.monotonic()
+    limits.bound_answers()
     for number in range(1, tries + 1):
         try:
-            return call()
+            return limits.within(call, seconds or limits.DEADLINE, progress)
+        except limits.TooLarge as error:
+            raise limits.TooLarge(f"{what}: {error}") from None
         except UserError:
             raise
         except Exception as error:
@@ -76,11 +90,16 @@ def attempt(what: str, call: Callable[[], T], *, tries: int = TRIES) -> T:
 
 
 def explain(error: BaseException) -> Fault | None:
-    """Return what an exception means, or nothing if it is none of the Hub, the net or the disk."""
+    """Return the meaning of an exception of the Hub, the net or the disk, or ``None``."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(error)
+    if isinstance(error, _UNREADABLE) and _raised_in(error, ("huggingface_hub", "httpx", "json")):
+        return Fault(
+            f"{_endpoint()} gave an answer that its client cannot read "
+            f"({type(error).__name__}: {one_line(error)}); check HF_ENDPOINT, or try again later"
+        )
     if error.__cause__ is not None and isinstance(error, (OSError, RuntimeError, ValueError)):
         return explain(error.__cause__) or Fault(one_line(error))
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
@@ -108,9 +127,10 @@ def explain(error: BaseException) -> Fault | None:
 
 
 def one_line(text: object) -> str:
-    """Return a message as one line, without tokens and what signs an address."""
+    """Return a message as one line, without tokens, passwords and signatures of addresses."""
     line = " ".join(str(text).split())
     line = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", line)
+    line = re.sub(r"(://)[^\s/@]+@", r"\1", line)
     line = re.sub(r"hf_[A-Za-z0-9]{8,}|(?i:bearer)\s+\S+", "[token]", line)
     return line[:300] or type(text).__name__
 
@@ -158,8 +178,17 @@ def _refused(error: HfHubHTTPError) -> Fault:
 
 
 def _is_a(error: BaseException, name: str) -> bool:
-    """Whether a class of this name is among the error's: the client's HTTP library may change."""
+    """Return whether an error has a class of this name; the client's HTTP library may change."""
     return any(c.__name__ == name and "http" in c.__module__ for c in type(error).__mro__)
+
+
+def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
+    """Return whether an error comes from the code of one of these packages."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    module = str(place.tb_frame.f_globals.get("__name__")) if place is not None else ""
+    return module.startswith(packages)
 
 
 def _endpoint() -> str:

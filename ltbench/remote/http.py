@@ -1,22 +1,21 @@
-"""HTTP downloads by byte ranges; a broken transfer is resumed."""
+"""HTTP downloads by byte ranges, bounded in time and size; a broken transfer is resumed."""
 
 from __future__ import annotations
 
-import base64
 import http.client
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ltbench.errors import UserError
+from ltbench.remote.address import Address as Address
 from ltbench.remote.faults import Missing, Unreachable
+from ltbench.remote.opener import open_request
 
 TRIES = 3  # of a request, without progress in between
 BACKOFF = 1.0  # seconds before the second try, three times that before the third
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds without a byte, and for a whole head
 SLOWEST = 1024  # bytes a second, over two time-outs, below which a connection counts as broken
 PROGRESS = 2**20  # bytes after which a broken connection is a new one and not the next try
 CHUNK = 2**18  # bytes that are handled at once
@@ -24,65 +23,32 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}  # worth another try
 
 
 class Place(Protocol):
-    """Folder that ``Body`` reads files of."""
+    """Folder whose files ``Body`` reads."""
 
     def shown(self, path: str = "") -> str:
         """Return the address of a file for messages, without credentials."""
 
     def request(self, path: str) -> urllib.request.Request:
-        """Return what to ask for a file, with the user's credentials if there are any."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Folder on a web server.
-
-    Args:
-        root: ``http(s)://[USER:PASSWORD@]HOST/FOLDER[?QUERY]``.
-    """
-
-    root: str
-
-    def shown(self, path: str = "") -> str:
-        """Return the address of a file for messages, without credentials."""
-        return f"`{'/'.join(filter(None, [self._public(), path]))}`"
-
-    def _public(self) -> str:
-        parts = urlsplit(self.root)
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, host, parts.path, "", "")).rstrip("/")
-
-    @property
-    def identity(self) -> str:
-        """What no two addresses share; user and password are left out."""
-        query = urlsplit(self.root).query
-        return f"{self._public()}?{query}" if query else self._public()
-
-    def request(self, path: str) -> urllib.request.Request:
-        """Return what to ask for a file, with the user's credentials if there are any."""
-        parts = urlsplit(self.root)
-        user, _, host = parts.netloc.rpartition("@")
-        at = f"{parts.path.rstrip('/')}/{quote(path)}"
-        request = urllib.request.Request(urlunsplit((parts.scheme, host, at, parts.query, "")))
-        if user:
-            login = base64.b64encode(unquote(user).encode()).decode()
-            request.add_unredirected_header("Authorization", f"Basic {login}")
-        return request
+        """Return the request of a file, with the user's credentials if there are any."""
 
 
 class Body:
-    """The bytes of a remote file; a broken connection is taken up where it broke.
+    """Bytes of a remote file; a broken connection is taken up where it broke.
+
+    No more than ``size`` or ``limit`` bytes are received, whatever the server sends, and every
+    wait for it ends: for the head after ``TIMEOUT``, for data at less than ``SLOWEST``.
 
     Args:
-        place: of the folder.
-        path: of the file below it.
-        start: first byte wanted.
-        size: of the whole file, where it is known.
-        tries: of a request, without progress in between.
-        hint: what to do where there is no such file.
+        place: folder of the file.
+        path: path of the file below it.
+        start: first byte to read.
+        size: size of the whole file in bytes, if it is known.
+        limit: largest size in bytes of a file whose size is not known.
+        tries: attempts of a request without progress in between.
+        hint: advice for the case that there is no such file.
 
     Raises:
-        UserError: by ``read``, which is where the file is asked for.
+        UserError: by ``read``, which sends the request.
     """
 
     def __init__(
@@ -92,15 +58,18 @@ class Body:
         *,
         start: int = 0,
         size: int | None = None,
+        limit: int | None = None,
         tries: int = TRIES,
         hint: str = "check the address",
     ) -> None:
         self.place, self.path, self.at, self.size, self.hint = place, path, start, size, hint
+        self.limit = limit
+        self.announced = False  # the end of the body can be told from a broken connection
         self._tries, self._failed, self._progress = tries, 0, 0
         self._response: Any = None
 
     def read(self, n: int = CHUNK) -> bytes:
-        """Return the next bytes, at most ``n``, at least one; nothing at the end."""
+        """Return the next bytes, at least one and at most ``n``; nothing at the end."""
         while True:
             if self.size is not None and self.at >= self.size:
                 self.close()
@@ -109,10 +78,11 @@ class Body:
             try:
                 if self._response is None:
                     self._connect()
-                data = self._receive(n)
+                data = self._receive(n if self.size is None else min(n, self.size - self.at))
                 if data or self.size is None:
                     self.at += len(data)
                     self._progress += len(data)
+                    self._check_limit(self.at)
                     return data
                 reason = f"the connection ended after {self.at:,} of {self.size:,} bytes"
             except urllib.error.HTTPError as error:
@@ -134,7 +104,7 @@ class Body:
             time.sleep(BACKOFF * 3 ** (self._failed - 1) if wait is None else wait)
 
     def close(self) -> None:
-        """Let the connection go; the next ``read`` makes a new one."""
+        """Close the connection; the next ``read`` makes a new one."""
         if self._response is not None:
             self._response.close()
             self._response = None
@@ -143,21 +113,21 @@ class Body:
         request = self.place.request(self.path)
         if self.at:
             request.add_header("Range", f"bytes={self.at}-")
-        opener = urllib.request.build_opener(_Redirects)
-        response = opener.open(request, timeout=TIMEOUT)
+        response = open_request(request, TIMEOUT)
         self._response = response
         self._waited, self._got = 0.0, 0
         resumed = response.status == 206
-        length = response.headers.get("Content-Length")
-        if length is not None:
-            size = int(length) + (self.at if resumed else 0)
+        if response.length is not None:
+            size = response.length + (self.at if resumed else 0)
             if self.size is not None and size != self.size:
                 self.close()
                 raise UserError(
                     f"{self.place.shown(self.path)} has {size:,} bytes, its manifest says "
                     f"{self.size:,}: an unfinished upload or another shard; copy it there again"
                 )
+            self._check_limit(size)
             self.size = size
+        self.announced = self.size is not None or bool(response.chunked)
         skip = 0 if resumed else self.at  # a server that knows no ranges
         while skip:
             skipped = len(self._receive(min(skip, CHUNK)))
@@ -167,6 +137,7 @@ class Body:
 
     def _receive(self, n: int) -> bytes:
         began = time.monotonic()
+        self._response.limit_wait(2 * TIMEOUT)
         data: bytes = self._response.read1(n)
         self._waited += time.monotonic() - began
         self._got += len(data)
@@ -175,6 +146,14 @@ class Body:
                 raise OSError(f"{self._got:,} bytes in {self._waited:.0f} s")
             self._waited, self._got = 0.0, 0
         return data
+
+    def _check_limit(self, size: int) -> None:
+        if self.limit is not None and size > self.limit:
+            self.close()
+            raise UserError(
+                f"{self.place.shown(self.path)} is larger than the {self.limit:,} bytes that such "
+                "a file can have; check the address, and that the folder was copied there whole"
+            )
 
     def _refused(self, status: int) -> UserError:
         what = f"{self.place.shown(self.path)} cannot be fetched: HTTP {status}"
@@ -199,25 +178,7 @@ def _seconds(text: str | None) -> float | None:
 def _advice(status: int | None) -> str:
     if status in (401, 403):
         return (
-            "access is refused: log in to the Hub with `hf auth login`, or write "
-            "https://USER:PASSWORD@HOST/FOLDER"
+            "access is refused: log in to the Hub with `hf auth login`, or give data.root with "
+            "USER:PASSWORD@ before its host"
         )
     return "check the address and the network, or try again later"
-
-
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Takes credentials along within one host, and to no other."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        new = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if new is not None and _origin(newurl) == _origin(req.full_url):
-            for name, value in req.unredirected_hdrs.items():
-                new.add_unredirected_header(name, value)
-        return new

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ltbench.digest import file_sha256, git_blob
 from ltbench.errors import UserError
-from ltbench.remote.faults import TRIES, Conflict, Missing, Unreachable, attempt
+from ltbench.remote import cache as cache_files
+from ltbench.remote import limits
+from ltbench.remote.cache import discard as _discard
+from ltbench.remote.faults import TRIES, Conflict, Missing, Unreachable, attempt, one_line
 
 __all__ = [
     "Committed",
@@ -37,6 +39,7 @@ Kind = Literal["model", "dataset", "space"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FETCHES = 3  # of a file whose content is wrong, before it is refused
 QUIET = 60.0  # seconds that an upload or a commit may get no answer
+UPLOAD, UPLOAD_RATE = 600.0, 2**14  # seconds for a commit, and bytes a second that add to them
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 
 
@@ -59,7 +62,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Committed:
-    """What became of a commit.
+    """Outcome of a commit.
 
     Args:
         oid: the commit, or the one before if nothing had to change.
@@ -82,8 +85,8 @@ def endpoint() -> str:
 def resolve(repo: str, revision: str = "main", *, kind: Kind = "model") -> str:
     """Return the commit that a branch or tag points at, 40 hex digits.
 
-    Where the Hub gives no answer, or in offline mode, it is what it was when last asked, with a
-    warning. A commit is returned as it is, without asking.
+    If the Hub gives no answer, or in offline mode, the last known commit is returned with a
+    warning. A commit is returned as it is, without a request.
 
     Args:
         repo: ``org/name``.
@@ -98,8 +101,7 @@ def resolve(repo: str, revision: str = "main", *, kind: Kind = "model") -> str:
     _check_repo(repo, revision)
     if COMMIT.fullmatch(revision):
         return revision
-    kept = _ref(repo, revision, kind)
-    known = kept.read_text(encoding="utf-8").strip() if kept.is_file() else ""
+    known = cache_files.noted_commit(repo, revision, kind)
     if COMMIT.fullmatch(known) and constants.HF_HUB_OFFLINE:
         _say_stale(repo, revision, known, "offline mode is on")
         return known
@@ -116,10 +118,13 @@ def resolve(repo: str, revision: str = "main", *, kind: Kind = "model") -> str:
             raise
         _say_stale(repo, revision, known, str(error))
         return known
+    if not COMMIT.fullmatch(found):
+        raise UserError(
+            f"{repo}@{revision}: {endpoint()} names no commit of 40 hex digits, but "
+            f"{one_line(found)!r:.60}; check HF_ENDPOINT, or try again later"
+        )
     if found != known:
-        with contextlib.suppress(OSError):  # a cache that only reads is good enough
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(found, encoding="utf-8")
+        cache_files.note_commit(repo, revision, kind, found)
     return found
 
 
@@ -161,6 +166,7 @@ def download(
     kind: Kind = "model",
     sha256: str | None = None,
     size: int | None = None,
+    limit: int | None = None,
     cache: Path | None = None,
 ) -> Path:
     """Return a file of a repository, fetched into the cache unless it is there, and checked.
@@ -175,6 +181,7 @@ def download(
         kind: of the repository.
         sha256: of the content; by default what the Hub says of it.
         size: in bytes, if it is known.
+        limit: largest size in bytes of a file whose size is not known.
         cache: folder to fetch into; by default the Hub's own cache.
 
     Raises:
@@ -187,22 +194,26 @@ def download(
     pinned = resolve(repo, revision, kind=kind)
     what = f"{file} of {repo}@{pinned[:12]}"
     wrong = ""
+    meter = limits.Meter(size, limit, quiet=kind != "model")  # other kinds have many files
 
     def fetch() -> Path:
-        bar = None if kind == "model" else _no_bar()  # other kinds have many files
         return Path(
             hf_hub_download(
-                repo, file, repo_type=kind, revision=pinned, cache_dir=cache, tqdm_class=bar
+                repo, file, repo_type=kind, revision=pinned, cache_dir=cache,
+                tqdm_class=meter.bar(),
             )
-        )
+        )  # fmt: skip
 
     for _ in range(FETCHES):
         try:
-            path = attempt(what, fetch)
+            path = attempt(what, fetch, progress=lambda: meter.received)
+        except limits.TooLarge:
+            cache_files.drop_incomplete(repo, kind, cache)
+            raise
         except UserError as error:
             after = f"; the copy before it was removed: {wrong}" if wrong else ""
             raise type(error)(f"{error}{after}") from None
-        wrong = _mismatch(path, sha256 or _told(path, repo, file, pinned, kind), size)
+        wrong = cache_files.mismatch(path, sha256 or _told(path, repo, file, pinned, kind), size)
         if not wrong:
             return path
         _discard(path)
@@ -213,7 +224,7 @@ def download(
 
 
 def request(repo: str, file: str, revision: str, *, kind: Kind = "model") -> urllib.request.Request:
-    """Return what asks for a file's bytes, with the user's token, for who reads parts of it.
+    """Return the request of a file, with the user's token, for readers of byte ranges.
 
     Args:
         repo: ``org/name``.
@@ -247,7 +258,7 @@ def create_repo(
     Args:
         repo: ``org/name``.
         kind: of the repository.
-        private: whether only its owners see a new one.
+        private: show a new repository to its owners only.
         space_sdk: ``static`` and the like, for a space.
 
     Raises:
@@ -315,7 +326,10 @@ def commit(
                 create_pr=pull_request,
             )
 
-    done = attempt(f"commit to {repo}", ask, tries=1 if pull_request else TRIES)
+    sizes = (len(c) if isinstance(c, bytes) else c.stat().st_size for c in add.values())
+    seconds = UPLOAD + sum(sizes) / UPLOAD_RATE
+    tries = 1 if pull_request else TRIES
+    done = attempt(f"commit to {repo}", ask, tries=tries, seconds=seconds)
     return Committed(done.oid, str(done.commit_url), done.pr_url)
 
 
@@ -343,12 +357,14 @@ def _told(path: Path, repo: str, file: str, pinned: str, kind: Kind) -> str | No
     """Return the hash that the Hub gave for a file: SHA-256, or git's of a small one."""
     from huggingface_hub import constants
 
-    kept = _blob(path).name  # the cache names contents so, where it can make links
+    kept = cache_files.blob_of(path).name  # the cache names contents so, where it can make links
     if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", kept):
         return kept
     if constants.HF_HUB_OFFLINE:
         return None  # was checked when it came
-    remote = _listed(endpoint(), repo, pinned, kind)[file]
+    remote = _listed(endpoint(), repo, pinned, kind).get(file)
+    if remote is None:
+        raise Missing(f"{file} of {repo}@{pinned[:12]}: the repository lists no such file")
     return remote.sha256 or remote.blob_id
 
 
@@ -357,53 +373,10 @@ def _listed(_endpoint: str, repo: str, pinned: str, kind: Kind) -> dict[str, Rem
     return listing(repo, pinned, kind=kind)  # that of a commit never changes
 
 
-def _mismatch(path: Path, digest: str | None, size: int | None) -> str:
-    """Return how a file differs from what it must be, or nothing."""
-    if size is not None and path.stat().st_size != size:
-        return f"expected {size:,} bytes, found {path.stat().st_size:,}"
-    if digest is None:
-        return ""
-    if len(digest) == 64:
-        name, found = "SHA-256", file_sha256(path)
-    else:
-        name, found = "git", git_blob(path.read_bytes())
-    if found == digest:
-        return ""
-    return f"expected {name} hash {digest[:12]}..., found {found[:12]}..."
-
-
-def _blob(path: Path) -> Path:
-    return path.parent / path.readlink() if path.is_symlink() else path
-
-
-def _discard(path: Path) -> None:
-    """Remove a file from the cache together with the content it points at."""
-    for place in (path.resolve(), _blob(path), path):
-        place.unlink(missing_ok=True)
-
-
-def _ref(repo: str, revision: str, kind: Kind) -> Path:
-    """Return where the cache notes the commit that a branch or tag pointed at."""
-    from huggingface_hub import constants
-
-    folder = "--".join((f"{kind}s", *repo.split("/")))
-    return Path(constants.HF_HUB_CACHE) / folder / "refs" / revision
-
-
 def _say_stale(repo: str, revision: str, known: str, why: str) -> None:
     warnings.warn(
         f"{why}; using what `{revision}` of {repo} was when last asked: {known}", stacklevel=3
     )
-
-
-def _no_bar() -> type[Any]:
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
-
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-
-    return Silent
 
 
 @contextlib.contextmanager

@@ -157,6 +157,37 @@ def test_fingerprints_are_written_as_records_have_them(
     assert printed(Path(source.root), names, labels) == f"listing:{whole}"
 
 
+def test_images_that_change_after_the_first_look_are_refused(source: FileSource) -> None:
+    split = ImageList(image_size=8).split(source, LABELS)
+    first = split.fingerprint()
+    assert split.fingerprint() == first
+    file = Path(source.root) / NAMES[2]
+    status, content = file.stat(), file.read_bytes()
+    for change in (content + b"\0", content[:-1] + b"\0"):
+        file.write_bytes(change)
+        os.utime(file, ns=(0, status.st_mtime_ns + (len(change) == len(content))))
+        with pytest.raises(UserError, match=r"changed while they were in use: 1 .*c0/2\.jpg"):
+            split.fingerprint()
+    file.write_bytes(content)
+    os.utime(file, ns=(0, status.st_mtime_ns))
+    assert split.fingerprint() == first
+    file.unlink()
+    with pytest.raises(UserError, match=r"c0/2\.jpg`: No such file"):
+        split.fingerprint()
+
+
+def test_empty_files_are_refused_unless_they_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(b"")
+    for unreadable in ("raise", "replace"):
+        options = ImageList(image_size=8, unreadable=unreadable)
+        split = options.files(["0.jpg"], np.zeros(1, dtype=np.int64), tmp_path)
+        if unreadable == "raise":
+            with pytest.raises(UserError, match=r"0\.jpg` is empty"):
+                split.fingerprint()
+        else:
+            assert split.fingerprint().startswith("content:")
+
+
 def test_names_that_are_not_text_are_kept(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     picture().save(tmp_path / name)

@@ -70,6 +70,74 @@ def test_lines_are_split_at_the_last_space(tmp_path: Path) -> None:
     assert listing.lines == [1, 3]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a b.jpg\t0\nc.jpg\t1\n",
+        b"a b.jpg,0\nc.jpg,1\n",
+        b'"a b.jpg", 0\n"c.jpg", 1\n',
+        b"a b.jpg; 0\rc.jpg; 1\r",
+        "a b.jpg 0\nc.jpg 1\n".encode("utf-16"),
+        b"\r\n# a comment 3\r\na b.jpg 000\r\n#also\r\n\r\nc.jpg 1",
+    ],
+)
+def test_other_ways_to_write_a_list_are_understood(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "l").write_bytes(content)
+    listing = read_list(tmp_path / "l")
+    assert listing.paths == ["a b.jpg", "c.jpg"]
+    assert listing.labels.tolist() == [0, 1]
+    assert len(listing.lines) == 2
+
+
+@pytest.mark.parametrize("header", ["path label", "image,class_id", "filename;Label", "label"])
+def test_a_header_is_skipped_with_a_note(tmp_path: Path, header: str) -> None:
+    (tmp_path / "l").write_text(f"{header}\na.jpg 0\nb.jpg 1\n")
+    with pytest.warns(UserWarning, match=f"line 1: `{header}` is taken for a header"):
+        assert read_list(tmp_path / "l").lines == [2, 3]
+
+
+def test_images_named_twice_are_noted_and_stand_in_the_record(root: Path) -> None:
+    (root / "link.png").symlink_to(root / "train" / "y" / "0.png")
+    (root / "alias").symlink_to(root / "train" / "x")
+    (root / "train.txt").write_text(TRAIN + "./train/x/0.png 0\ntrain/x/1.png 1\n")
+    (root / "test.txt").write_text(TEST + "train//x/2.png 0\nlink.png 1\nalias/0.png 0\n")
+    with (
+        pytest.warns(UserWarning, match="3 of 5 test images are training images"),
+        pytest.warns(UserWarning, match="count again: 2"),
+        pytest.warns(UserWarning, match=r"images with two labels: 1 \(first: `train/x/1\.png`\)"),
+    ):
+        data = load(root)
+    assert data.manifest["overlap"] == "3 of 5 test images are training images"
+    assert data.manifest["two_labels"] == "1"
+    (root / "train.txt").write_text(TRAIN)
+    (root / "test.txt").write_text(TEST)
+    assert not {"overlap", "two_labels"} & set(load(root).manifest)
+
+
+def test_a_prefix_may_lead_out_of_the_root_but_a_list_may_not(root: Path, tmp_path: Path) -> None:
+    (root / "train").rename(tmp_path / "train")
+    with pytest.raises(UserError, match="4 of 4 images"):
+        load(root)
+    for prefix in ({"train/": "../train/"}, {"train/": f"{tmp_path}/train/"}):
+        assert load(root, prefix=prefix).info.class_counts == (3, 1)
+    (root / "train.txt").write_text(TRAIN.replace("train/", f"{tmp_path}/train/"))
+    with pytest.raises(UserError, match=r"line 1: .* leads out of data\.root.*data\.prefix="):
+        load(root)
+    prefix = {f"{tmp_path}/": "../"}
+    assert load(root, prefix=prefix).info.class_counts == (3, 1)
+
+
+def test_links_to_nowhere_and_folders_are_no_images(root: Path) -> None:
+    (root / "train" / "x" / "0.png").unlink()
+    (root / "train" / "x" / "0.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"1 of 4 .*`train/x/0\.png`; links that lead nowhere"):
+        load(root)
+    (root / "train" / "x" / "0.png").unlink()
+    (root / "train" / "x" / "0.png").mkdir()
+    with pytest.raises(UserError, match=r"1 of 4 .*`train/x/0\.png`"):
+        load(root)
+
+
 def test_the_hash_knows_neither_prefixes_nor_order(tmp_path: Path) -> None:
     def sha(text: str) -> str:
         (tmp_path / "l").write_text(text)
@@ -128,6 +196,19 @@ def test_long_tail(root: Path) -> None:
         (TRAIN.replace("train/", "a/train/"), TEST, r'4 of 4 .*give data.prefix=\{"a/": ""\}'),
         (TRAIN.replace("train/", ""), TEST, "4 of 4 .*they lie in .*root/train`"),
         (TRAIN.replace(".png", ".jpg"), TEST, "4 of 4 images.*, ...; none is there"),
+        (TRAIN + "x" * 10**6 + " 0\n", TEST, "line 5: the path `x{40}...` has 1,000,000 letters"),
+        (TRAIN + "a\0b.png 0\n", TEST, "line 5: found a zero byte"),
+        (TRAIN + "/etc/hostname 0\n", TEST, "line 5: `/etc/hostname` leads out of"),
+        (TRAIN + "a/../../b.png 0\n", TEST, "line 5: .* leads out of"),
+        (TRAIN + "a.png " + "9" * 20 + "\n", TEST, "line 5: label `9{20}...` has 20 digits"),
+        (TRAIN + "a.png " + "9" * 5000 + "\n", TEST, "line 5: label .* has 5,000 digits"),
+        (TRAIN + "train/x/0.png 999999\n", TEST, "class 2 has no training image"),
+        (TRAIN + "a.png -9\n", TEST, "line 5: label `-9`"),
+        (TRAIN + "a.png ٣\n", TEST, "line 5: label `٣`"),
+        (TRAIN + "0 a.png\n", TEST, "line 5: .*the label before the path"),
+        (TRAIN + "a.png,0,cat\n", TEST, "line 5: label `cat`"),
+        (TRAIN + "path label\n", TEST, "line 5: label `label`"),
+        (TRAIN.replace("train/x", "train\\x"), TEST, "backslashes"),
     ],
 )
 def test_mistakes_are_one_line(root: Path, train: str, test: str, message: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,6 +190,16 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(split: ImageSplit) -> None:
     deadly = Deadly(source, np.zeros(4), augment="plain", image_size=8)
     with pytest.raises(UserError, match="data worker"):
         drain(eval_batches(deadly, 2, workers=1))
+
+
+def test_processes_end_at_once_with_a_loader_in_a_cycle(split: ImageSplit) -> None:
+    loader = Loader(split, workers=2)
+    next(loader.eval_batches(BATCH))
+    loader.me = loader
+    begun = time.monotonic()
+    del loader
+    gc.collect()
+    assert time.monotonic() - begun < 4  # torch's own wait is 5 s a process
 
 
 def test_an_unreadable_image_is_replaced_and_written_down(

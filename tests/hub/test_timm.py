@@ -22,7 +22,6 @@ from ltbench.errors import UserError
 from ltbench.evaluation.metrics import BINS, Metrics
 from ltbench.hub.export import export
 from ltbench.hub.timm_model import TimmMethod
-from ltbench.methods import METHODS
 from ltbench.methods.build import build_method, describe_model
 from ltbench.methods.weights import write_weights
 from ltbench.records.record import RECORD, WEIGHTS, make_record
@@ -95,10 +94,6 @@ def lws(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lws")
     method = pretend(tree_of("lws"), digits, folder / "run")
     return export(folder / "run", folder / "published"), method
-
-
-def test_every_method_is_in_one_of_the_lists():
-    assert set(toys.STAGE1 + toys.STAGE2 + toys.POSTHOC) == set(METHODS.names())
 
 
 CASES = [(name, {}) for name in toys.STAGE1 + toys.STAGE2 + toys.POSTHOC]
@@ -253,6 +248,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow  # test_publish.py has such a process by default
 @torch.no_grad()
 def test_a_fresh_process_needs_import_ltbench_and_nothing_else(lws, tmp_path):
     folder, method = lws

@@ -28,7 +28,10 @@ CUT = {  # name: (pixels, parameters without classifier, features, stages)
 }
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "resnet152" else n for n in CUT],
+)
 def test_cut_anywhere_the_composition_is_the_backbone(name: str) -> None:
     pixels, parameters, features, stages = CUT[name]
     backbone = create_backbone(name).eval()

@@ -1,0 +1,133 @@
+"""Formats of image files: the ones that are read, their size limit, and damage in JPEGs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this platform; Pillow gives the same pixels, damage unseen
+    simplejpeg = None
+
+# Pillow's other readers start external programs (EPS) or read what no data set holds.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+)  # fmt: skip
+MAX_PIXELS = 178_956_970  # per image; the limit above which Pillow refuses one
+# Published results on these were computed from whatever a decoder makes of damaged images.
+LENIENT = ("imagenet_lt", "places_lt", "inat18")
+_DAMAGE = ("Premature end", "Corrupt JPEG data")  # libjpeg's other warnings are harmless
+_PADDING = 16  # bytes before the end marker that some cameras fill up
+
+
+class DamagedJPEG(ValueError):
+    """The compressed data of a JPEG are damaged, so that part of its pixels are arbitrary."""
+
+
+def open_image(file: bytes | memoryview | Path) -> Image.Image:
+    """Return an image whose pixels are still to be loaded.
+
+    Args:
+        file: content of an image file, or its path.
+
+    Raises:
+        ValueError: the image has more than ``MAX_PIXELS`` pixels.
+        Exception: anything that Pillow raises; see ``reason_of``.
+    """
+    source = file if isinstance(file, Path) else io.BytesIO(file)
+    image = Image.open(source, formats=FORMATS)
+    _check_size(*image.size)
+    return image
+
+
+def decode_jpeg(data: np.ndarray, *, lenient: bool = False) -> np.ndarray | None:
+    """Return the RGB pixels of a JPEG, or ``None`` if Pillow has to judge the file.
+
+    The pixels are those of Pillow, which uses the same library. ``None`` stands for other formats,
+    CMYK, files without a valid header and those with harmless irregularities.
+
+    Args:
+        data: content of the file, uint8 [n].
+        lenient: leave damaged data to Pillow, which accepts them if the file has an end.
+
+    Returns:
+        uint8 [H, W, 3], writable.
+
+    Raises:
+        DamagedJPEG: the compressed data are cut, or inconsistent.
+        ValueError: the image has more than ``MAX_PIXELS`` pixels.
+    """
+    if simplejpeg is None or data[:2].tobytes() != b"\xff\xd8":
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # KeyError: an unknown colour space
+        return None
+    _check_size(width, height)
+    cmyk = space in ("CMYK", "YCCK")
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else "RGB")
+    except ValueError as error:
+        reason = str(error)
+        if not lenient and reason.startswith(_DAMAGE) and not _is_harmless(data, reason):
+            raise DamagedJPEG(reason) from error
+        return None
+    return None if cmyk else pixels
+
+
+def _is_harmless(data: np.ndarray, reason: str) -> bool:
+    """True if only a profile is bad, or a few surplus bytes precede the end marker."""
+    if reason.endswith("bad ICC marker"):
+        return True
+    words = reason.removeprefix("Corrupt JPEG data: ").split()
+    if words[1:] != ["extraneous", "bytes", "before", "marker", "0xd9"]:
+        return False
+    tail = data[-2 - int(words[0]) : -2]
+    return len(tail) <= _PADDING and bool(np.isin(tail, (0, 255)).all())
+
+
+def is_deep(image: Image.Image) -> bool:
+    """True if a loaded image is grey with 16 bits per pixel."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return a loaded image as grey or RGB with 8 bits per channel.
+
+    Of 16 bits the upper eight are kept; transparency and palettes are resolved by Pillow.
+
+    Raises:
+        ValueError: the image has 32 bits per channel.
+    """
+    if image.mode == "L" and "transparency" not in image.info:
+        return image
+    if is_deep(image):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits per channel; convert it to 8 bits")
+    through = "RGBA" if "transparency" in image.info else image.mode
+    return image.convert(through).convert("RGB")
+
+
+def reason_of(error: Exception) -> str:
+    """Return in a few words why an image could not be decoded."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is not an image ({', '.join(FORMATS)}), or a damaged one"
+    if isinstance(error, DamagedJPEG):
+        return f"its compressed data are damaged ({error})"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MAX_PIXELS:,} pixels"
+    return f"{error}".split("\n")[0] or type(error).__name__
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"it has {width:,} x {height:,} pixels, more than the allowed {MAX_PIXELS:,}"
+        )
