@@ -50,6 +50,11 @@ class Entry:
     ours: tuple[Row, ...]
 
 
+def paper_of(name: str) -> str:
+    """Return the reference of a registered method."""
+    return docstring_section(inspect.getdoc(METHODS.get(name)) or "", "Reference")
+
+
 def catalogue(pattern: str = "*") -> list[Entry]:
     """Return the methods whose name matches a shell pattern, in the registry's order."""
     from ltbench.records.aggregate import average_seeds
@@ -64,7 +69,7 @@ def catalogue(pattern: str = "*") -> list[Entry]:
         titles = {method_title(recipe) for recipe in own}
         cls = METHODS.get(name)
         doc = inspect.getdoc(cls) or ""
-        paper = docstring_section(doc, "Reference")
+        paper = paper_of(name)
         year = re.search(r"\b(?:19|20)\d\d\b", re.sub(r"arXiv:\S+", "", paper))
         entries.append(
             Entry(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ltbench.records.aggregate import percentages, run_key
-from ltbench.records.record import Record
+from ltbench.records.aggregate import percentages
+from ltbench.records.claims import choose
+from ltbench.records.record import Record, read_content, record_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,25 +42,19 @@ class Run:
 
 
 def weight(run: Run) -> int:
-    """Return how much the status of a run says."""
+    """Return the rank of a run's status; each says more than the one before."""
     return STATUSES.index(run.record.status)
 
 
 def distinct(runs: Iterable[Run]) -> list[Run]:
-    """Return one run of each recipe, data, code and seed: of the best status, then the earliest."""
-
-    def worth(run: Run) -> tuple[int, str, str]:
-        order = -weight(run) if run.record.status != "withdrawn" else 0
-        return (order, run.record.date, run.record.run_id)
-
-    chosen: dict[object, Run] = {}
-    for run in sorted(runs, key=worth):
-        chosen.setdefault(run_key(run.record), run)
-    return list(chosen.values())
+    """Return the runs that can stand in one table, see ``ltbench.records.claims.choose``."""
+    runs = list(runs)
+    kept = {id(record) for record in choose([("", run.record) for run in runs])[0]}
+    return [run for run in runs if id(run.record) in kept]
 
 
 def derived(runs: Iterable[Run]) -> dict[str, bytes]:
-    """Return what follows from the runs: one Parquet file per table, and the README."""
+    """Return the files derived from the runs: one Parquet file per table, and the README."""
     runs = list(runs)
     files = {}
     for name, frame in frames(runs).items():
@@ -77,7 +72,7 @@ def frames(runs: Iterable[Run]) -> dict[str, pd.DataFrame]:
 
     runs = list(runs)
     with tempfile.TemporaryDirectory() as place:
-        results = table(folder=write_distinct(runs, Path(place)))
+        results = table(folder=write_distinct(runs, Path(place)), checked=True)
     cited = pd.DataFrame(published(None))
     numbers = ["imbalance_ratio", "many", "medium", "few", "overall"]
     cited[numbers] = cited[numbers].apply(pd.to_numeric)
@@ -131,22 +126,19 @@ again, give the recorded counts. `ltbench leaderboard submit run=PATH repo=...` 
 
 
 def write_distinct(runs: Iterable[Run], place: Path) -> Path:
-    """Write runs that may stand in one table to a folder and return it."""
+    """Write runs that may stand in one table to a folder, with the status they have here."""
     for run in distinct(runs):
-        (place / f"{run.record.run_id}.json").write_bytes(run.text)
+        content = read_content(run.text)
+        if content["status"] != run.record.status:
+            content.update(status=run.record.status, verification=None)
+        (place / f"{run.record.run_id}.json").write_bytes(record_text(content))
     return place
 
 
 def repeated(runs: Iterable[Run]) -> list[str]:
     """Return a line for each run that is left out of the results for another one."""
-    runs = list(runs)
-    kept = {run.record.run_id for run in distinct(runs)}
-    return [
-        f"{r.record.run_id} repeats the recipe, data, code and seed of another run; left out "
-        "of the results"
-        for r in runs
-        if r.record.run_id not in kept
-    ]
+    lines = choose([(run.record.run_id, run.record) for run in runs])[1]
+    return [f"run {line.removesuffix('left aside')}left out of the results" for line in lines]
 
 
 def _run_row(record: Record) -> dict[str, object]:

@@ -56,15 +56,15 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Gain:
-    """What PLOT adds to a baseline, in points.
+    """Gain of PLOT over a baseline, in points.
 
     Args:
         method: the baseline.
         ratio: imbalance ratio.
         value: difference of the two overall accuracies.
         spread: standard deviation of the difference, or ``None``.
-        ours: whether both were run here.
-        label: where the two numbers are from, and what they are.
+        ours: True if both were run here.
+        label: the two numbers and their source.
     """
 
     method: str
@@ -77,11 +77,11 @@ class Gain:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a row of ours took to train.
+    """Training cost of a row of ours.
 
     Args:
         method: with or without PLOT.
-        plot: whether PLOT was used.
+        plot: True if PLOT was used.
         hours: device hours, mean over seeds.
         overall: accuracy in percent.
         label: all of it and the hardware, as text.
@@ -142,7 +142,7 @@ def _options(record: Record) -> str:
 
 
 def costs(rows: Sequence[Row]) -> tuple[str, list[Cost]]:
-    """Return what our rows took to train, of the section that has most of them, and its name.
+    """Return the training costs of our rows in the section with most of them, and its name.
 
     Args:
         rows: of ``board_rows``, of one data set.
@@ -167,7 +167,7 @@ def costs(rows: Sequence[Row]) -> tuple[str, list[Cost]]:
 
 
 def duration(hours: float) -> str:
-    """Return a number of hours as a reader would say it."""
+    """Return a number of hours in hours, minutes or seconds."""
     if hours >= 1:
         return f"{hours:.1f} h"
     return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
@@ -178,7 +178,7 @@ def gain_figure(found: Sequence[Gain], name: str) -> str:
 
     Args:
         found: at least one gain.
-        name: what the identifiers in the SVG begin with; unique in a page.
+        name: prefix of the identifiers in the SVG; unique in a page.
     """
     methods = sorted({g.method for g in found}, key=str.lower)
     ratios = sorted({g.ratio for g in found})
@@ -212,11 +212,11 @@ def gain_figure(found: Sequence[Gain], name: str) -> str:
 
 
 def cost_figure(found: Sequence[Cost], name: str) -> str:
-    """Return accuracy against training cost as SVG; who is named is beaten by nobody cheaper.
+    """Return accuracy against training cost as SVG; rows that no cheaper one beats are named.
 
     Args:
         found: at least one cost.
-        name: what the identifiers in the SVG begin with; unique in a page.
+        name: prefix of the identifiers in the SVG; unique in a page.
     """
     figure, axes = _figure(2.9)
     axes.set_xscale("log")
@@ -258,7 +258,7 @@ def cost_figure(found: Sequence[Cost], name: str) -> str:
 
 
 def front(found: Sequence[Cost]) -> list[Cost]:
-    """Return those that are more accurate than everything cheaper."""
+    """Return the rows that are more accurate than all cheaper ones."""
     best: list[Cost] = []
     for cost in sorted(found, key=lambda c: (c.hours, -c.overall)):
         if not best or cost.overall > best[-1].overall:

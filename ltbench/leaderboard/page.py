@@ -30,14 +30,14 @@ def build_page(folder: Path | None = None) -> str:
     Its date is that of the newest record, or SOURCE_DATE_EPOCH.
 
     Args:
-        folder: where records lie, by default the committed ones.
+        folder: folder of the records, by default the committed ones.
 
     Raises:
-        UserError: a record cannot be trusted, or the table library is missing.
+        UserError: the table library is missing.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    rows = board_rows(folder)
+    rows = board_rows(folder, checked=True)
     ours = [row for row in rows if row.get("records")]
     runs = [record for row in ours for record in row["records"]]
     papers, aims = view.papers_by_method(), view.recipes_by_aim()

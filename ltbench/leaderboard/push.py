@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from ltbench.digest import git_blob
-from ltbench.errors import UserError
+from ltbench.errors import UserError, visible
 from ltbench.leaderboard.derived import Run, derived, repeated, weight, write_distinct
-from ltbench.leaderboard.repository import Remote, read_runs
+from ltbench.leaderboard.repository import ASIDE, Remote, read_runs
+from ltbench.records.claims import check_counts, check_derived
 from ltbench.records.record import Record
-from ltbench.records.store import record_files, record_path, records_dir
+from ltbench.records.store import load_records, record_path, records_dir
 from ltbench.remote import hub as client
 
 T = TypeVar("T")
@@ -29,14 +30,14 @@ LONGEST = 5.0
 
 @dataclass(frozen=True)
 class Published:
-    """What became of a publication.
+    """Outcome of a publication.
 
     Args:
-        runs: records that the repository holds now.
-        added: those of them that were new or have another status.
-        url: the last commit, or the repository where nothing changed.
-        space_url: the same of the page.
-        problems: what was left aside, one line each.
+        runs: number of records in the repository.
+        added: number of those that were new or have another status.
+        url: address of the last commit, or of the repository if nothing changed.
+        space_url: the same for the page.
+        problems: files and runs that were left aside, one line each.
     """
 
     runs: int
@@ -54,35 +55,56 @@ def publish(repo: str, *, space: str = "", folder: Path | None = None) -> Publis
     Args:
         repo: data set on the Hub, made if it is new.
         space: static space for the page, made if it is new; by default none.
-        folder: where local records lie, by default the committed ones.
+        folder: folder of the local records, by default the committed ones.
 
     Raises:
-        UserError: a local record cannot be trusted, you may not write, or others committed each
-            time.
+        UserError: you may not write, or others committed each time.
     """
-    mine = read_local(folder or records_dir())
+    mine, local = read_local(folder or records_dir())
     known = {git_blob(run.text): run.text for run in mine.values()}
     client.create_repo(repo, kind="dataset")
     there, runs, added, url = _repeat(lambda: _push_runs(repo, mine, known))
-    problems = [*there.problems, *repeated(runs.values())]
+    sound, refused = admitted(runs, mine)
+    problems = [*local, *there.problems, *refused, *repeated(sound)]
     space_url = None
     if space:
         client.create_repo(space, kind="space", space_sdk="static")
-        space_url = _repeat(lambda: _push_page(space, repo, known))
+        space_url = _repeat(lambda: _push_page(space, repo, mine, known))
     return Published(len(runs), added, url, space_url, tuple(problems))
 
 
-def read_local(folder: Path) -> dict[str, Run]:
-    """Return the records of a folder by their path in a repository.
+def read_local(folder: Path) -> tuple[dict[str, Run], list[str]]:
+    """Return the records of a folder by their path in a repository, and a line for other files."""
+    found, problems = load_records(folder)
+    runs = {
+        f"runs/{record_path(record)}": Run(record, path.read_bytes())
+        for path, record in found.items()
+    }
+    return runs, problems
 
-    Raises:
-        UserError: one cannot be trusted.
+
+def admitted(runs: Mapping[str, Run], mine: Mapping[str, Run]) -> tuple[list[Run], list[str]]:
+    """Return the runs that tables may show, and a line for each of the others.
+
+    Args:
+        runs: all runs by path.
+        mine: those of the local folder, among which rows of papers are allowed.
     """
-    found = {}
-    for path in record_files(folder):
-        record = Record.load(path)
-        found[f"runs/{record_path(record)}"] = Run(record, path.read_bytes())
-    return found
+    reasons = {path: "" if path in mine else _refusal(run.record) for path, run in runs.items()}
+    found = [run for path, run in runs.items() if not reasons[path]]
+    return found, [visible(f"{p}: {r}; {ASIDE}", None) for p, r in reasons.items() if r]
+
+
+def _refusal(record: Record) -> str:
+    """Return the reason why a table may not show somebody else's record, or nothing."""
+    if record.origin == "paper":
+        return "is a paper's row, which only the maintainers add"
+    try:
+        check_derived(record)
+        check_counts(record)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def union(theirs: Mapping[str, Run], mine: Mapping[str, Run]) -> dict[str, Run]:
@@ -113,7 +135,7 @@ The leaderboard of ltbench as one page; made by `ltbench leaderboard publish`.
 def _push_runs(
     repo: str, mine: Mapping[str, Run], known: dict[str, bytes]
 ) -> tuple[Remote, dict[str, Run], int, str]:
-    """Commit what is missing or out of date.
+    """Commit files that are missing or out of date.
 
     Raises:
         Conflict: someone else committed meanwhile.
@@ -125,7 +147,7 @@ def _push_runs(
         for path, run in runs.items()
         if path not in there.runs or there.runs[path] is not run
     }
-    add = _changed({**added, **derived(runs.values())}, there.files)
+    add = _changed({**added, **derived(admitted(runs, mine)[0])}, there.files)
     if not add:
         return there, runs, 0, f"{client.endpoint()}/datasets/{repo}"
     title = f"Add {len(added)} runs" if added else "Derive tables anew"
@@ -133,8 +155,8 @@ def _push_runs(
     return there, runs, len(added), done.url
 
 
-def _push_page(space: str, repo: str, known: dict[str, bytes]) -> str:
-    """Commit the page of what the repository of records holds, if it is another one.
+def _push_page(space: str, repo: str, mine: Mapping[str, Run], known: dict[str, bytes]) -> str:
+    """Commit the page of the repository's records if it changed.
 
     Raises:
         Conflict: someone else committed meanwhile.
@@ -144,9 +166,9 @@ def _push_page(space: str, repo: str, known: dict[str, bytes]) -> str:
     # First the space, then the records: whoever commits last to the space has seen all of them.
     head = client.resolve(space, kind="space")
     files = client.listing(space, head, kind="space")
-    runs = read_runs(repo, known=known).runs
+    runs, _ = admitted(read_runs(repo, known=known).runs, mine)
     with tempfile.TemporaryDirectory() as place:
-        page = build_page(write_distinct(runs.values(), Path(place)))
+        page = build_page(write_distinct(runs, Path(place)))
     add = _changed({"index.html": page.encode(), "README.md": space_readme().encode()}, files)
     if not add:
         return f"{client.endpoint()}/spaces/{space}"
@@ -154,7 +176,7 @@ def _push_page(space: str, repo: str, known: dict[str, bytes]) -> str:
 
 
 def _repeat(push: Callable[[], T]) -> T:
-    """Return what a push returns, repeated while others commit in between.
+    """Return the result of a push, repeated while others commit in between.
 
     Raises:
         UserError: they did so each time.
@@ -169,7 +191,7 @@ def _repeat(push: Callable[[], T]) -> T:
 def _changed(
     wanted: Mapping[str, bytes], there: Mapping[str, client.RemoteFile]
 ) -> dict[str, bytes]:
-    """Return the files that a repository lacks or has with other content."""
+    """Return the files that a repository lacks, or holds with other content."""
 
     def same(path: str, content: bytes) -> bool:
         file = there.get(path)

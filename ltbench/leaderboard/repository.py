@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ltbench.errors import UserError
+from ltbench.config.schema import NAME
+from ltbench.errors import UserError, visible
 from ltbench.leaderboard.derived import Run
-from ltbench.records.record import Record, read_content, validate_record
-from ltbench.records.store import record_path
+from ltbench.records.claims import check_date
+from ltbench.records.record import LARGEST, Record, read_content, validate_record
+from ltbench.records.store import UNKNOWN_MARK, record_path, trusted, verifications
 from ltbench.remote import hub as client
 
-LARGEST = 16 * 2**20  # bytes of a record; one of 10,000 classes has 300,000
+ASIDE = "left as it is and out of all tables"
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What a repository holds.
+    """Content of a repository of records.
 
     Args:
-        head: the commit.
+        head: its commit.
         files: all files by path.
         runs: sound records by path.
         problems: one line for each file that is none.
@@ -33,7 +36,7 @@ class Remote:
 
 
 def read_runs(repo: str, *, only: str = "", known: dict[str, bytes] | None = None) -> Remote:
-    """Return what a repository of records holds; what is no sound record is named, not an error.
+    """Return the content of a repository of records; files that are no sound record are named.
 
     Args:
         repo: data set on the Hub.
@@ -47,34 +50,44 @@ def read_runs(repo: str, *, only: str = "", known: dict[str, bytes] | None = Non
     head = client.resolve(repo, kind="dataset")
     files = client.listing(repo, head, kind="dataset")
     start = f"runs/{only}/" if only else "runs/"
-    wanted = [f for p, f in files.items() if p.startswith(start) and p.endswith(".json")]
-    problems = [
-        f"{repo}: {f.path} has {f.size:,} bytes, no record; left as it is"
-        for f in wanted
-        if f.size > LARGEST
-    ]
-    wanted = [f for f in wanted if f.size <= LARGEST]
+    wanted, problems = [], []
+    for path, file in files.items():
+        if not (path.startswith(start) and path.endswith(".json")):
+            continue
+        if not re.fullmatch(rf"runs/{NAME}/[0-9a-f]{{32}}\.json", path):
+            reason = "has not the name of a record, runs/DATASET/RUN_ID.json"
+        elif file.size > LARGEST:
+            reason = f"has {file.size:,} bytes, no record"
+        else:
+            wanted.append(file)
+            continue
+        problems.append(visible(f"{repo}: {path} {reason}; {ASIDE}", None))
 
     def get(file: client.RemoteFile) -> bytes:
         if file.blob_id not in known:
-            path = client.download(repo, file.path, head, kind="dataset")
+            try:
+                path = client.download(repo, file.path, head, kind="dataset")
+            except client.Missing:
+                return b""  # is listed, and is not there
             known[file.blob_id] = path.read_bytes()
         return known[file.blob_id]
 
-    runs = {}
+    runs, marks = {}, verifications()
     with ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(get, wanted))
     for file, text in zip(wanted, texts, strict=True):
         record = _read(file.path, text)
         if isinstance(record, Record):
-            runs[file.path] = Run(record, text)
+            runs[file.path] = Run(trusted(record, marks), text)
+            if runs[file.path].record is not record:
+                problems.append(f"{repo}: {file.path} {UNKNOWN_MARK}")
         else:
-            problems.append(f"{repo}: {file.path} {record}; left as it is and out of all tables")
+            problems.append(visible(f"{repo}: {file.path} {record}; {ASIDE}", None))
     return Remote(head, files, runs, tuple(problems))
 
 
 def _read(path: str, text: bytes) -> Record | str:
-    """Return the record that a file holds, or what is wrong with it."""
+    """Return the record in a file, or the reason why it is none."""
     try:
         content = read_content(text)
     except ValueError as error:
@@ -84,7 +97,8 @@ def _read(path: str, text: bytes) -> Record | str:
         return problems[0]
     record = Record.model_validate(content)
     try:
-        place = f"runs/{record_path(record)}"
+        check_date(record)
     except UserError as error:
         return str(error)
+    place = f"runs/{record_path(record)}"
     return record if place == path else f"holds the record of {place}"

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
+from ltbench.config.network import check_published
 from ltbench.config.resources import leaderboard_dir
+from ltbench.data.base import place_options
 from ltbench.digest import digest_of, file_sha256
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
-from ltbench.hub.folder import CONFIG
+from ltbench.hub.folder import CONFIG, published_data
+from ltbench.leaderboard.naming import OtherVersion, check_recipe, registered
+from ltbench.records.claims import check_counts, check_date, check_derived, check_others
 from ltbench.records.parts import (
     MAX_DIFFERING,
     MAX_ECE_DIFFERENCE,
@@ -36,13 +40,13 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """What became of one step.
+    """Outcome of one step.
 
     Args:
         number: from 1 to 7.
-        name: what it is about.
-        state: whether it passed.
-        text: what was found, or why it failed or was not run.
+        name: its subject in one word.
+        state: ``passed``, ``failed`` or ``not run``.
+        text: the findings, or the reason why it failed or was not run.
     """
 
     number: int
@@ -56,12 +60,12 @@ class Step:
 
 @dataclass
 class Case:
-    """A record under verification, and what the steps have found so far.
+    """A record under verification, with the findings of the steps so far.
 
     Args:
         content: parsed JSON of the record.
-        others: further records, which may be of the same images.
-        options: where the images are: options of the data set that are not part of a recipe.
+        others: records that it must not contradict.
+        options: places of the images: options of the data set that are not part of a recipe.
         device: on which to evaluate.
     """
 
@@ -79,33 +83,47 @@ class Case:
 
     @property
     def recipe(self) -> RecipeFacts:
-        """The record's part of this name, as the others below."""
+        """Recipe of the record."""
         return RecipeFacts.model_validate(self.content["recipe"])
 
     @property
     def dataset(self) -> DatasetFacts:
-        """As above."""
+        """Data set of the record."""
         return DatasetFacts.model_validate(self.content["dataset"])
 
     @property
     def metrics(self) -> Metrics:
-        """As above."""
+        """Counts of the record."""
         return Metrics.model_validate(self.content["metrics"])
 
     @property
     def checkpoint(self) -> CheckpointFacts:
-        """As above."""
+        """Weights of the record."""
         return CheckpointFacts.model_validate(self.content["checkpoint"])
 
 
 def check_digest(case: Case) -> str:
-    """Step 1: the hashes fit the content, and the recipe's digest its resolved form."""
+    """Step 1: hashes fit the content, and the recipe is the one of its name but for overrides."""
     later = ("metrics", "checkpoint")  # steps 2 and 4
-    problems = [line for part, line in schema_problems(case.content) if part not in later]
+    found = schema_problems(case.content)
+    problems = [line for part, line in found if part not in later]
     for line in problems or seal_problems(case.content):
         raise UserError(line)
+    check_published({**case.recipe.resolved, "name": case.recipe.name}, "recipe.resolved")
+    if not found:
+        record = Record.model_validate(case.content)
+        check_date(record)
+        check_derived(record)
+        try:
+            check_recipe(record)
+        except OtherVersion as error:
+            raise NotRun(str(error)) from error
     run_id, recipe = case.content["run_id"], case.recipe
-    return f"run {run_id[:12]}, recipe {recipe.name} {recipe.digest}, seed {case.content['seed']}"
+    known = "" if registered(recipe.name) else " (unregistered)"
+    return (
+        f"run {run_id[:12]}, recipe {recipe.name}{known} {recipe.digest}, "
+        f"seed {case.content['seed']}"
+    )
 
 
 def check_metrics(case: Case) -> str:
@@ -119,8 +137,12 @@ def check_metrics(case: Case) -> str:
 
 
 def check_data(case: Case) -> str:
-    """Step 3: the images named by hash are those that the recipe reads."""
+    """Step 3: numbers of images are the official ones, and hashes those of the recipe's images."""
     facts, metrics = case.dataset, case.metrics
+    if not schema_problems(case.content):
+        record = Record.model_validate(case.content)
+        check_counts(record)
+        check_others(record, case.others)
     try:
         case.data = read_data(case.recipe.resolved, case.options)
     except UserError as error:
@@ -221,6 +243,7 @@ def check_evaluation(case: Case) -> str:
     from ltbench.evaluation.evaluate import evaluate
     from ltbench.hub.load import load_described
     from ltbench.machine import environment, gpu_name
+    from ltbench.methods.weights import check_classes
     from ltbench.remote import hub as client
 
     recorded = case.metrics
@@ -229,6 +252,7 @@ def check_evaluation(case: Case) -> str:
         client.download(case.repository, str(inside / CONFIG), case.revision)
     method, facts = load_described(case.weights.parent)
     _same_run(case, facts)
+    check_classes(facts, case.data.info, "the model")
     device = pick_device(case.device)
     found = evaluate(method, case.data, device=str(device))
     differing = sum(abs(a - b) for a, b in zip(found.correct, recorded.correct, strict=True))
@@ -265,7 +289,7 @@ def read_data(resolved: Mapping[str, Any], options: Mapping[str, Any]) -> Data:
 
     Args:
         resolved: of a record; paths in it are left aside.
-        options: where the images are; what this data set does not know is left aside.
+        options: places of the images; those unknown to this data set are left aside.
 
     Raises:
         UserError: they cannot be read.
@@ -274,21 +298,12 @@ def read_data(resolved: Mapping[str, Any], options: Mapping[str, Any]) -> Data:
     from ltbench.data import DATASETS
 
     part = resolved.get("data")
-    if not isinstance(part, dict) or not isinstance(part.get("name"), str):
-        raise UserError("recipe.resolved names no data set")
-    name = part["name"]
+    fixed = published_data(part if isinstance(part, dict) else None, "recipe.resolved")
+    name = fixed.pop("name")
     places = place_options(DATASETS.get(name))
-    fixed = {k: v for k, v in part.items() if k != "name" and k not in places}
     given = {k: v for k, v in options.items() if k in places}
     data: Data = build_options("DATASETS", name, {**fixed, **given}).load()  # type: ignore[attr-defined]
     return data
-
-
-def place_options(dataset: Any) -> set[str]:
-    """Return which options of a data set say where it lies, not what it is."""
-    fields = getattr(dataset, "Config", dataset).model_fields
-    extra = {name: info.json_schema_extra for name, info in fields.items()}
-    return {n for n, e in extra.items() if isinstance(e, dict) and e.get("digest") is False}
 
 
 def _fail_for(part: str, content: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ltbench.digest import canonical, file_sha256
+from ltbench.data.base import place_options
+from ltbench.digest import canonical, file_sha256, read_json
 from ltbench.errors import UserError
 from ltbench.files import write_atomic
+from ltbench.leaderboard.naming import check_recipe
 from ltbench.leaderboard.steps import (
     Case,
     NotRun,
@@ -22,21 +25,21 @@ from ltbench.leaderboard.steps import (
     check_listing,
     check_metrics,
     check_pinned,
-    place_options,
 )
 from ltbench.records.aggregate import run_key
-from ltbench.records.record import RECIPE, RECORD, Record, changes, load_content, record_text
+from ltbench.records.claims import check_others, check_rank
+from ltbench.records.record import RECIPE, RECORD, Record, load_content, record_text
 from ltbench.records.store import record_path, records_dir, sound_records
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of a submission.
+    """Outcome of a submission.
 
     Args:
         record: as it was written.
-        path: where.
-        checks: what was found, one line each.
+        path: path of its file.
+        checks: findings, one line each.
         pull_request: its page on the Hub, if one was opened.
     """
 
@@ -62,12 +65,12 @@ def submit(
     Args:
         run: folder of a run, a publish folder, or a record.
         repo: data set on the Hub that collects records, ``org/name``.
-        repository: where the weights were published, ``org/name``.
-        revision: the commit there.
+        repository: repository with the published weights, ``org/name``.
+        revision: commit of that repository.
         submitted_by: name to show beside the row.
         licence: of the weights.
-        options: where the images are, e.g. ``{"root": "images"}``; by default where the run says.
-        folder: where records lie, by default the committed ones.
+        options: places of the images, e.g. ``{"root": "images"}``; by default those of the run.
+        folder: folder of the records, by default the committed ones.
 
     Raises:
         UserError: the record is not sound or not of this recipe, is there already, or could not be
@@ -87,11 +90,20 @@ def submit(
     )
     others = sound_records(folder)
     case = Case(content, others, {**_places(file), **(options or {})})
-    checks = [check_digest(case), check_metrics(case)]
     record = Record.model_validate(content)
+    if record.origin == "paper":
+        raise UserError(
+            "the record has origin paper, so there is no run to check; rows of papers are "
+            "committed by hand, see leaderboard/README.md"
+        )
+    try:
+        checks = [check_digest(case), check_metrics(case)]
+    except NotRun as reason:
+        raise UserError(str(reason)) from reason
     target = folder / record_path(record)
     checks.append(check_recipe(record))
     _refuse_twice(record, others, folder)
+    check_rank(record, others)
     try:
         checks.append(check_data(case))
     except NotRun as reason:
@@ -101,15 +113,22 @@ def submit(
     if repo:
         from ltbench.leaderboard.repository import read_runs
 
-        there = read_runs(repo, only=record.dataset.name)
-        _refuse_twice(record, [run.record for run in there.runs.values()], repo, same_too=True)
+        there = [run.record for run in read_runs(repo, only=record.dataset.name).runs.values()]
+        _refuse_twice(record, there, repo, same_too=True)
+        check_rank(record, there)
+        check_others(record, there)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {target.parent}: {error.strerror}") from error
     text = record_text(content)
+    _sweep(target)
     if all(other.run_id != record.run_id for other in others):  # else it may be verified by now
-        write_atomic(target, text)
+        try:
+            write_atomic(target, text)
+        except UserError:
+            if not (target.is_file() and target.read_bytes() == text):  # else somebody else did
+                raise
     page = _offer(record, text, repo, target) if repo else None
     return Submission(record, target, tuple(checks), page)
 
@@ -152,36 +171,6 @@ def completed(content: Mapping[str, Any], given: Mapping[str, str]) -> dict[str,
     return record.sealed().model_dump(mode="json")
 
 
-def check_recipe(record: Record) -> str:
-    """Check that the recipe of this name is still what was run, but for the overrides it lists.
-
-    Raises:
-        UserError: it is not, or this version resolves it in another way.
-    """
-    from ltbench.config.validation import build_recipe
-
-    name, stated = record.recipe.name, record.recipe.digest
-    recipe = build_recipe({**record.recipe.resolved, "name": name})
-    if recipe.digest != stated:
-        raise UserError(
-            f"recipe `{name}`: this version of ltbench resolves it to digest {recipe.digest}, the "
-            f"record says {stated}; submit it with the version that ran it, {record.code.version}"
-        )
-    overrides, shortened = changes(recipe)
-    for what, now, then in (
-        ("override", overrides, record.recipe.overrides),
-        ("shorten it by", shortened, record.shortened),
-    ):
-        if tuple(now) != then:
-            raise UserError(
-                f"recipe `{name}` is not what was run: the record says to {what} "
-                f"{', '.join(then) or 'nothing'}, compared with today's recipe it is "
-                f"{', '.join(now) or 'nothing'}; run the recipe as it is now"
-            )
-    but = f" but for {', '.join(overrides)}" if overrides else ""
-    return f"recipe {name} is what was run{but}"
-
-
 def _offer(record: Record, text: bytes, repo: str, written: Path) -> str | None:
     """Open the pull request and return its page.
 
@@ -197,6 +186,14 @@ def _offer(record: Record, text: bytes, repo: str, written: Path) -> str | None:
     except UserError as error:
         raise UserError(f"{error}; the record was written to {written}") from error
     return done.pr_url
+
+
+def _sweep(target: Path) -> None:
+    """Remove what interrupted submissions left beside a record: of this run, or an hour old."""
+    for path in target.parent.glob(".partial-*"):
+        with contextlib.suppress(OSError):
+            if path.name == f".partial-{target.name}" or time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 def _refuse_twice(
@@ -232,11 +229,11 @@ def _check_weights(file: Path, record: Record) -> None:
 
 
 def _places(file: Path) -> dict[str, Any]:
-    """Return where the run read its images, as far as its folder says."""
+    """Return the places from which the run read its images, as far as its folder names them."""
     from ltbench.data import DATASETS
 
     try:
-        data = json.loads((file.parent / RECIPE).read_text(encoding="utf-8"))["tree"]["data"]
+        data = read_json(file.parent / RECIPE)["tree"]["data"]
         places = place_options(DATASETS.get(data["name"]))
         return {key: value for key, value in data.items() if key in places and value is not None}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ltbench.config.registry import natural
-from ltbench.errors import UserError, did_you_mean
+from ltbench.errors import UserError, did_you_mean, visible
+from ltbench.leaderboard.naming import OtherVersion, check_recipe, remark
 from ltbench.records.aggregate import VALUES, Row, average_seeds, seeds_of_rows
+from ltbench.records.claims import initial_weights
 from ltbench.records.literature import footnotes, marks, published, same_ratio, short_source
 from ltbench.records.record import Record, Status
 from ltbench.records.store import records
@@ -41,6 +44,7 @@ def table(
     plot: str | bool = "",
     sort: str = "",
     folder: Path | None = None,
+    checked: bool = False,
 ) -> pd.DataFrame:
     """Return reproduced and published top-1 results, in percent, one row per recipe or citation.
 
@@ -59,12 +63,13 @@ def table(
         track: shell pattern.
         status: ``paper``, ``claimed``, ``reproduced`` or ``verified``.
         origin: ``published`` or ``reproduced``.
-        plot: whether training used PLOT, ``true`` or ``false``.
+        plot: ``true`` for rows trained with PLOT, ``false`` for the others.
         sort: column to sort by within each data set, ratio and track; by default ``overall``.
-        folder: where records lie, by default the committed ones.
+        folder: folder of the records, by default the committed ones.
+        checked: see ``board_rows``.
 
     Raises:
-        UserError: a filter makes no sense, or a record cannot be trusted.
+        UserError: a filter makes no sense.
     """
     import pandas as pd
 
@@ -78,7 +83,7 @@ def table(
     status, origin = _choice("status", status, statuses), _choice("origin", origin, ORIGINS)
     rows = [
         row
-        for row in board_rows(folder)
+        for row in board_rows(folder, checked=checked)
         if (not dataset or matches(dataset, *dataset_names(row["dataset"])))
         and (wanted is None or same_ratio(row["dataset"], row["imbalance_ratio"], wanted))
         and (not backbone or matches(backbone, row["backbone"], row.get("registered", "")))
@@ -95,22 +100,26 @@ def table(
     return frame.astype({**dict.fromkeys(numbers, "float64"), "n": "Int64"})
 
 
-def board_rows(folder: Path | None = None) -> list[Row]:
+def board_rows(folder: Path | None = None, *, checked: bool = False) -> list[Row]:
     """Return all rows of the table, ours with the records they were made from.
 
     Args:
-        folder: where records lie, by default the committed ones.
+        folder: folder of the records, by default the committed ones.
+        checked: leave records aside that are not of the recipe of their name; imports methods.
 
     Returns:
         Rows with the table's columns; of reproduced ones also ``recipe``, ``registered`` and
         ``records``.
-
-    Raises:
-        UserError: a record cannot be trusted.
     """
+    found = records(folder)
+    if checked:
+        found = _of_their_recipes(found)
     ours = []
-    for seeds in seeds_of_rows(records(folder)):
+    for seeds in seeds_of_rows(found):
         (row,) = average_seeds(seeds)
+        row["note"] = "; ".join(filter(None, (remark(seeds[0]), row["note"])))
+        for column in ("dataset", "method", "backbone", "epochs", "source", "note"):
+            row[column] = visible(row[column], None)
         cited = row["origin"] == "published"
         row["track"] = AS_PUBLISHED if cited else track_of(seeds[0])
         row["plot"] = uses_plot(seeds[0])
@@ -121,34 +130,60 @@ def board_rows(folder: Path | None = None) -> list[Row]:
     return rows
 
 
-def track_of(record: Record) -> str:
-    """Return what results must share to be ranked together, as one line.
+def _of_their_recipes(found: Sequence[Record]) -> list[Record]:
+    """Return the records but those, named in a warning, that are not of the recipe of their name.
 
-    That is the budget (epochs of the longest stage, so that a short second stage does not part
-    one-stage from two-stage methods), whether the recipe was shortened, where training started
-    from, and the content of training and test data.
+    Records of other versions of ltbench, which cannot tell, and verified ones stay.
+    """
+    problems: dict[tuple[Any, ...], str] = {}
+    kept = []
+    for record in found:
+        recipe = record.recipe
+        key = (recipe.name, recipe.digest, recipe.overrides, record.shortened)
+        if key not in problems and record.origin != "paper":
+            problems[key] = ""
+            try:
+                check_recipe(record)
+            except OtherVersion:
+                pass
+            except UserError as error:
+                problems[key] = str(error)
+        if problems.get(key) and record.status != "verified":
+            line = f"run {record.run_id[:12]} left aside: {problems[key]}"
+            warnings.warn(visible(line, None), stacklevel=3)
+        else:
+            kept.append(record)
+    return kept
+
+
+def track_of(record: Record) -> str:
+    """Return the track of a record as one line; only results of one track are ranked together.
+
+    It holds the budget (epochs of the longest stage, so that a short second stage does not part
+    one-stage from two-stage methods), a mark if the recipe was shortened, the source of the initial
+    weights, and the content of training and test data.
     """
     resolved = record.recipe.resolved
     steps = resolved.get("run", {}).get("max_steps")
     epochs = max((s.get("epochs") or 0 for s in resolved.get("stages", ())), default=0)
     budget = f"{epochs} epochs" if steps is None else f"{steps} steps"
-    start = record.backbone_weights
+    start = initial_weights(resolved)
     begin = "from scratch" if start is None else f"from {_abbreviated(start)}"
     data = f"data {record.dataset.train_sha256[:6]}/{record.dataset.test_sha256[:6]}"
     return ", ".join([budget, *(["shortened"] if record.shortened else []), begin, data])
 
 
 def uses_plot(record: Record) -> bool:
-    """Whether a stage of a record's recipe takes PLOT steps."""
+    """Return whether a stage of a record's recipe takes PLOT steps."""
     updates = [stage.get("update") or {} for stage in record.recipe.resolved.get("stages", ())]
     return any(update.get("name") == "plot" for update in updates)
 
 
 def is_tie(best: Mapping[Any, Any], row: Mapping[Any, Any]) -> bool:
-    """Whether two results cannot be told apart.
+    """Return whether two results are a tie.
 
-    They cannot where the intervals mean ± standard deviation overlap; where one has no spread, a
-    difference under half a point, or within the spread of the other, is as little.
+    They are where the intervals mean ± standard deviation overlap; where one has no spread, they
+    are if they differ by less than half a point, or by no more than the spread of the other.
 
     Args:
         best: the better row.
@@ -243,9 +278,10 @@ def _mark_ties(rows: Sequence[Row]) -> None:
         sections.setdefault((_place(row), row["track"]), []).append(row)
     for section in sections.values():
         best = max(section, key=lambda row: row["overall"])
-        near = [row for row in section if is_tie(best, row)]
-        for row in section:
-            row["tie"] = len(near) > 1 and any(row is other for other in near)
+        ties = [is_tie(best, row) for row in section]
+        several = sum(ties) > 1
+        for row, tie in zip(section, ties, strict=True):
+            row["tie"] = tie and several
 
 
 def _cited(row: Row) -> Row:
@@ -266,7 +302,7 @@ def _cited(row: Row) -> Row:
 
 
 def _legend(rows: Sequence[Mapping[Any, Any]], *, escaped: bool = True) -> list[str]:
-    """Return what the signs in some rows mean, one line each."""
+    """Return the legend of the signs in some rows, one line each."""
     from rich.markup import escape
 
     lines = ["≈ not to be told from the best of its track"] if any(r["tie"] for r in rows) else []
@@ -296,7 +332,7 @@ def _order(row: Row, column: str) -> tuple[Any, ...]:
 
 
 def section_order(row: Row) -> tuple[Any, ...]:
-    """Return what sections are sorted by: data set, ratio, ours in full, theirs, ours shortened."""
+    """Return a section's sort key: data set, ratio, ours in full, published, ours shortened."""
     place = (tuple(natural(row["dataset"].lower())), row["imbalance_ratio"])
     track = row["track"]
     return (*place, ", shortened" in track, track == AS_PUBLISHED, tuple(natural(track)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +13,65 @@ from ltbench.files import write_atomic
 from ltbench.leaderboard.steps import STEPS, Case, NotRun, State, Step
 from ltbench.records.parts import VerificationFacts
 from ltbench.records.record import RECORD, Record, load_content, record_text
-from ltbench.records.store import record_files, records_dir
+from ltbench.records.store import (
+    note_verification,
+    record_files,
+    records_dir,
+    sound_records,
+    verifications,
+)
+from ltbench.remote.faults import Unreachable
 
 MARKABLE = ("claimed", "reproduced", "verified")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of a verification.
+    """Outcome of a verification.
 
     Args:
         steps: those that were reached, in order; after one that failed there are none.
         facts: for the record, if all passed.
+        mark: change of the record's status, in words; empty if it stays.
+        answered: False if the Hub gave no answer, which says nothing about the record.
     """
 
     steps: tuple[Step, ...]
     facts: VerificationFacts | None = None
+    mark: str = ""
+    answered: bool = True
 
     @property
     def passed(self) -> bool:
-        """Whether all seven steps passed."""
+        """True if all seven steps passed."""
         return self.facts is not None
 
     @property
     def failed(self) -> Step | None:
-        """The step that failed, if one did."""
+        """Step that failed, or ``None``."""
         return next((step for step in self.steps if step.state == "failed"), None)
 
 
 def verify(
     content: Any,
     *,
-    others: Sequence[Record] = (),
+    others: Sequence[Record] | None = None,
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
 ) -> Verification:
-    """Return what became of the seven steps for one record; the first failure ends them.
+    """Return the outcome of the seven steps for one record; the first failure ends them.
 
     Args:
         content: parsed JSON of the record.
-        others: further records, which may be of the same images.
-        options: where the images are, e.g. ``{"root": "images"}``; what the record's data set does
-            not know is left aside, since rows of several data sets may be verified at once.
+        others: records that it must not contradict, by default the committed ones.
+        options: places of the images, e.g. ``{"root": "images"}``; those unknown to the record's
+            data set are left aside, since rows of several data sets may be verified at once.
         device: ``auto``, ``cpu`` or ``cuda``.
     """
+    others = sound_records() if others is None else others
     case = Case(content, others, options or {}, device)
     steps: list[Step] = []
+    answered = True
     for number, (name, check) in enumerate(STEPS, start=1):
         state: State = "passed"
         try:
@@ -67,27 +80,33 @@ def verify(
             state, text = "not run", str(reason)
         except UserError as error:
             state, text = "failed", str(error).splitlines()[0]
+            answered = not isinstance(error, Unreachable)
         steps.append(Step(number, name, state, text))
         if state == "failed":
             break
     complete = all(step.state == "passed" for step in steps)
-    return Verification(tuple(steps), case.facts if complete else None)
+    return Verification(tuple(steps), case.facts if complete else None, answered=answered)
 
 
 def verify_file(
     path: Path,
     *,
-    others: Sequence[Record] = (),
+    others: Sequence[Record] | None = None,
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
+    mark: bool = True,
 ) -> Verification:
-    """Verify the record in a file and, if all steps pass, mark it there as verified.
+    """Verify the record in a file and mark it as verified if all steps pass.
+
+    The mark stands in the record and in ``verified.json`` of the leaderboard; one without the other
+    counts as none. A record that fails, or whose mark was not made here, is claimed again.
 
     Args:
-        path: of the record.
+        path: path of the record.
         others: see ``verify``.
         options: see ``verify``.
         device: see ``verify``.
+        mark: write the outcome to the two files; otherwise nothing is written.
 
     Raises:
         UserError: the mark cannot be written.
@@ -97,9 +116,20 @@ def verify_file(
     except UserError as error:
         return Verification((Step(1, "digest", "failed", str(error)),))
     done = verify(content, others=others, options=options, device=device)
-    if done.facts is not None and content["status"] in MARKABLE:
+    if not mark or not isinstance(content, dict) or content.get("status") not in MARKABLE:
+        return done
+    if done.facts is not None:
+        note_verification(content["run_id"], done.facts)
         write_atomic(path, record_text(marked(content, done.facts)))
-    return done
+        return replace(done, mark="marked as verified")
+    known = verifications().get(str(content.get("run_id")))
+    ours = known is not None and known == content.get("verification")
+    if content["status"] != "verified" or (ours and (done.failed is None or not done.answered)):
+        return done
+    if ours:
+        note_verification(content["run_id"], None)
+    write_atomic(path, record_text({**content, "status": "claimed", "verification": None}))
+    return replace(done, mark="no longer marked as verified")
 
 
 def marked(content: Mapping[str, Any], facts: VerificationFacts) -> dict[str, Any]:
@@ -108,13 +138,13 @@ def marked(content: Mapping[str, Any], facts: VerificationFacts) -> dict[str, An
 
 
 def find_rows(what: str, folder: Path | None = None) -> list[Path]:
-    """Return the files of the records that a word means.
+    """Return the files of the records that a word stands for.
 
     Args:
         what: ``all`` (but papers' rows, which have no weights), a file, a folder with a
             ``record.json``, the beginning of a run_id (8 digits or more), or the name of a recipe,
             of all seeds or with ``.SEED``.
-        folder: where records lie, by default the committed ones.
+        folder: folder of the records, by default the committed ones.
 
     Raises:
         UserError: there is no such record.
@@ -134,7 +164,7 @@ def find_rows(what: str, folder: Path | None = None) -> list[Path]:
 
 
 def _is(what: str, path: Path) -> bool:
-    """Whether a word means the record in a file."""
+    """Return whether a word stands for the record in a file."""
     if re.fullmatch("[0-9a-f]{8,32}", what) and path.stem.startswith(what):
         return True
     try:

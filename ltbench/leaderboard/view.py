@@ -15,6 +15,7 @@ from ltbench.data.shots import GROUPS, shot_groups
 from ltbench.leaderboard import figures, reproduce
 from ltbench.leaderboard.tables import AS_PUBLISHED, section_order
 from ltbench.records.aggregate import VALUES, Row, percentages, plus_minus
+from ltbench.records.claims import initial_weights
 from ltbench.records.literature import marks, published, short_source
 from ltbench.records.record import Record
 from ltbench.records.titles import (
@@ -47,7 +48,7 @@ def tab(
     papers: dict[str, dict[str, str]],
     aims: dict[tuple[str, str, str], list[str]],
 ) -> dict[str, Any]:
-    """Return what the template shows of a data set, or of several in one tab."""
+    """Return the template values of a tab: one data set, or several."""
     here = sorted((row for row in rows if row["dataset"] in names), key=section_order)
     name = _slug(title)
     sections = list(dict.fromkeys(map(_section, here)))
@@ -117,7 +118,7 @@ def _shown(row: Row, papers: dict[str, dict[str, str]]) -> dict[str, Any]:
 
 
 def run_details(seeds: Sequence[Record]) -> dict[str, Any]:
-    """Return what unfolds below a row of ours."""
+    """Return the details that unfold below a row of ours."""
     from ltbench.hub.zoo import read_index
 
     zoo = read_index()
@@ -139,7 +140,7 @@ def run_details(seeds: Sequence[Record]) -> dict[str, Any]:
         "execution": execution,
         "hours": statistics.fmean(seconds) / 3600,
         "code": list(dict.fromkeys(_code(record) for record in seeds)),
-        "start": first.backbone_weights,
+        "start": initial_weights(first.recipe.resolved),
         "dataset": first.dataset,
         "classes": _classes(seeds),
         "seeds": [
@@ -157,14 +158,14 @@ def run_details(seeds: Sequence[Record]) -> dict[str, Any]:
 
 
 def _modified(record: Record) -> int:
-    """Return how many options were changed beside the data's and those that follow a budget."""
+    """Return the number of changed options, without the data's and those that follow a budget."""
     keys = reproduce.changed(record).keys() - set(record.shortened)
     follow = (".schedule.", ".epochs") if record.shortened else ()
     return sum(not key.startswith("data.") and not any(f in key for f in follow) for key in keys)
 
 
 def _load(record: Record, zoo: Mapping[str, Mapping[int, Entry]]) -> str | None:
-    """Return how the weights of a record are loaded; ``None`` if they were not published."""
+    """Return the code that loads the weights of a record; ``None`` if they were not published."""
     facts, name = record.checkpoint, record.recipe.name
     if facts is None:
         return None
@@ -232,7 +233,7 @@ def _joined(one: str, other: str) -> str:
 
 
 def literature(papers: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """Return all rows of ``published.csv`` for the template, and what they can be filtered by."""
+    """Return all rows of ``published.csv`` for the template, and their filters."""
     rows = []
     for row in published(None):
         plot = row["method"].endswith(" + PLOT")
@@ -269,13 +270,15 @@ def literature(papers: dict[str, dict[str, str]]) -> dict[str, Any]:
 
 def papers_by_method() -> dict[str, dict[str, str]]:
     """Return reference and address of the paper of each method, by the method's title."""
-    from ltbench.leaderboard.catalogue import catalogue
+    from ltbench.leaderboard.catalogue import paper_of
+    from ltbench.methods import METHODS
 
     found = {}
-    for entry in catalogue():
-        number = re.search(r"arXiv:(\d{4}\.\d{4,5})", entry.paper)
+    for name in METHODS.names():
+        paper = paper_of(name)
+        number = re.search(r"arXiv:(\d{4}\.\d{4,5})", paper)
         link = f"https://arxiv.org/abs/{number[1]}" if number else ""
-        found[method_title(entry.name)] = {"text": entry.paper, "link": link}
+        found[method_title(name)] = {"text": paper, "link": link}
     return found
 
 
@@ -351,7 +354,9 @@ def _code(record: Record) -> str:
 def _yaml(tree: dict[str, Any]) -> str:
     import yaml
 
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the fast one, where it was built
+    text: str = yaml.dump(tree, Dumper=dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def size_text(count: int) -> str:

@@ -25,14 +25,14 @@ def percentages(record: Record) -> dict[str, float | None]:
 
 
 def seed_group(record: Record) -> tuple[Any, ...]:
-    """Return what records must share to be seeds of one row."""
+    """Return the values that all seeds of one row have in common."""
     data = record.dataset
-    content = (data.train_sha256, data.test_sha256)
+    content = (data.name, data.train_sha256, data.test_sha256)
     return (record.origin, record.recipe.digest, *content, record.shortened)
 
 
 def run_key(record: Record) -> tuple[Any, ...]:
-    """Return what two records of the same recipe, data, code and seed share, but no others."""
+    """Return the key of a run: recipe, data, code and seed."""
     code = (record.code.version, record.code.commit, record.code.dirty)
     return (*seed_group(record), code, record.seed)
 
@@ -40,12 +40,13 @@ def run_key(record: Record) -> tuple[Any, ...]:
 def seeds_of_rows(records: Iterable[Record]) -> list[list[Record]]:
     """Return the records of each row of a table; withdrawn ones are left out.
 
-    A later run of a seed (by other code) replaces an earlier one: it is no further sample.
+    A later run of a seed (by other code) replaces an earlier one unless that one has a better
+    status: it is no further sample.
     """
     groups: dict[tuple[Any, ...], dict[int, Record]] = {}
-    for record in sorted(records, key=lambda r: (r.date, r.run_id)):
-        if record.status != "withdrawn":
-            groups.setdefault(seed_group(record), {})[record.seed] = record
+    shown = [record for record in records if record.status != "withdrawn"]
+    for record in sorted(shown, key=lambda r: (RANKS.index(r.status), r.date, r.run_id)):
+        groups.setdefault(seed_group(record), {})[record.seed] = record
     return [[seeds[k] for k in sorted(seeds)] for seeds in groups.values()]
 
 
@@ -55,7 +56,7 @@ def average_seeds(records: Iterable[Record]) -> list[Row]:
 
 
 def imbalance_ratio(record: Record) -> float:
-    """Return the ratio the recipe asks for, else largest over smallest class."""
+    """Return the imbalance ratio in the recipe, else largest over smallest class."""
     asked = record.recipe.resolved.get("data", {}).get("imbalance_ratio")
     if asked is not None:
         return float(asked)
@@ -87,8 +88,9 @@ def _row(seeds: Sequence[Record]) -> Row:
         "recipe": first.recipe.name,
         "registered": str(backbone.get("name", "")),
     }
+    results = [percentages(record) for record in seeds]
     for name in VALUES:
-        values = [v for v in (percentages(r)[name] for r in seeds) if v is not None]
+        values = [v for v in (result[name] for result in results) if v is not None]
         row[name] = statistics.fmean(values) if values else None
         row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
     return row

@@ -7,9 +7,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"  # of a file or folder; never climbs out of its place
+from ltbench.config.schema import NAME, NAME_LENGTH
+from ltbench.digest import canonical
+
 MAX_DIFFERING = 2  # predictions; other hardware may round a tie the other way
 MAX_ECE_DIFFERENCE = 0.05  # percentage points
+MOST = 10**9  # epochs, steps, imbalance ratio
+MOST_TEXT, MOST_ARGS, MOST_DEPTH = 200_000, 4_000, 20  # characters, levels of a resolved recipe
 
 
 class Part(BaseModel):
@@ -26,41 +30,73 @@ def _real(day: str) -> str:
 Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_real)]
 
 
+Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=NAME_LENGTH)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+
+
 class _Named(BaseModel):
-    name: str = ""
+    name: str = Field("", max_length=200)
 
 
 class _Data(_Named):
-    imbalance_ratio: float | None = None
+    imbalance_ratio: float | None = Field(None, gt=0, le=MOST)
+
+
+class _Backbone(_Named):
+    args: dict[str, Any] | None = None
+    pretrained: bool = False
+    weights: str | None = None
 
 
 class _Stage(BaseModel):
-    epochs: int | None = None
+    epochs: Count | None = None
+    batch_size: Count | None = None
+    method: _Named | None = None
     update: _Named | None = None
 
 
 class _Run(BaseModel):
-    max_steps: int | None = None
+    precision: str | None = None
+    max_steps: Count | None = None
 
 
 class _Tree(BaseModel):
-    """What of a resolved recipe, of whatever version, the tables read."""
+    """The fields of a resolved recipe, of any version, that tables and page read."""
 
     data: _Data = _Data()
-    backbone: _Named = _Named()
-    stages: tuple[_Stage, ...] = ()
+    backbone: _Backbone = _Backbone()
+    stages: list[_Stage] = []
     run: _Run = _Run()
 
 
 def _readable(resolved: dict[str, Any]) -> dict[str, Any]:
-    _Tree.model_validate(resolved)
+    tree = _Tree.model_validate(resolved, strict=True)
+    for what, value, most in (
+        ("recipe.resolved", resolved, MOST_TEXT),
+        ("recipe.resolved.backbone.args", tree.backbone.args, MOST_ARGS),
+    ):
+        size, depth = len(canonical(value)), _depth(value)
+        if size > most or depth > MOST_DEPTH:
+            raise ValueError(
+                f"`{what}` has {size:,} characters and {depth} levels; at most {most:,} and "
+                f"{MOST_DEPTH} are allowed"
+            )
     return resolved
 
 
-class RecipeFacts(Part):
-    """Which recipe, with every value that changes what is computed."""
+def _depth(value: Any) -> int:
+    """Return the number of mappings and lists around the innermost value."""
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, (dict, list, tuple))]:
+        depth += 1
+        level = [x for v in level for x in (v.values() if isinstance(v, dict) else v)]
+    return depth
 
-    name: str
+
+class RecipeFacts(Part):
+    """Name and digest of the recipe, and every value that changes what is computed."""
+
+    name: Name
     digest: str = Field(pattern=r"^[0-9a-f]{16}$")
     resolved: Annotated[dict[str, Any], AfterValidator(_readable)]
     target: dict[str, str] | None = None
@@ -70,16 +106,16 @@ class RecipeFacts(Part):
 
 
 class DatasetFacts(Part):
-    """Which images, by content."""
+    """The data set's name and the hashes of its images."""
 
-    name: str
+    name: Name
     train_sha256: str = Field(min_length=1)
     test_sha256: str = Field(min_length=1)
     manifest: dict[str, str] = {}
 
 
 class CodeFacts(Part):
-    """Which code; commit and dirty are null outside a checkout."""
+    """Version of the code; commit and dirty are null outside a checkout."""
 
     version: str
     commit: str | None = Field(None, pattern=r"^[0-9a-f]{40,64}$")
@@ -87,15 +123,18 @@ class CodeFacts(Part):
 
 
 class ExecutionFacts(Part):
-    """On what, and how, the run was executed."""
+    """Hardware, ranks, precision and cost of a run."""
 
     device: str
     cpu: str
     gpu: str | None = None
-    ranks: tuple[int, ...] = Field(min_length=1)
+    ranks: tuple[Annotated[int, Field(ge=1, le=MOST)], ...] = Field(min_length=1)
     """Number of ranks; more than one number if the run was resumed on another number."""
     ranks_from: tuple[str, ...] = ()
-    """Where each of these numbers took over: stage, epoch and step, counted from 0."""
+    """Stage, epoch and step, counted from 0, from which each of these numbers applies."""
+    threads: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """CPU threads of torch on rank 0, on which rounding depends; more than one number if the run
+    was resumed with another number; empty in older records and if nothing was trained."""
     per_rank_batch: tuple[int | None, ...]
     """Images of a step on each rank, by stage; null for a post-hoc stage."""
     precision: str
@@ -116,12 +155,12 @@ class CheckpointFacts(Part):
 
 
 class VerificationFacts(Part):
-    """That the published weights were evaluated again and gave the recorded results."""
+    """A second evaluation of the published weights, which gave the recorded results."""
 
     date: Date
     code: CodeFacts
     device: str
-    """Where: the processor's or the GPU's name."""
+    """Name of the processor or GPU."""
     differing: int = Field(ge=0, le=MAX_DIFFERING)
     """Predictions that differ: the sum over classes of |difference in correct|."""
     ece_difference: float = Field(ge=0, lt=MAX_ECE_DIFFERENCE)

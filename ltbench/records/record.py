@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from ltbench.digest import canonical, digest_of
+from ltbench.digest import canonical, digest_of, parse_json
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
 from ltbench.files import write_atomic
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
 RECIPE, WEIGHTS, RECORD, LOCK = "recipe.json", "model.safetensors", "record.json", ".lock"
 
 SCHEMA_VERSION = 1
+LARGEST = 16 * 2**20  # bytes of a record; one of 10,000 classes has 300,000
 MOST_IMAGES = 10**12  # of a class
+# Characters in JSON that steer a terminal or turn text around, newline and tab aside.
+_CONTROL = re.compile(
+    r"(?<!\\)(?:\\\\)*(\\(?:u00[01].|[bfr])|[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069])"
+)
 Origin = Literal["reproduced", "paper"]
 Status = Literal["paper", "claimed", "reproduced", "verified", "withdrawn"]
 
@@ -69,7 +75,7 @@ class Record(Part):
     metrics: Metrics
     checkpoint: CheckpointFacts | None = None
     backbone_weights: str | None = None
-    """Where training started from; null is a random start."""
+    """Source of the initial weights; null is a random start."""
     licence: str = "unspecified"
     submitted_by: str | None = None
     notes: str = ""
@@ -132,7 +138,8 @@ def load_content(path: Path) -> Any:
         UserError: the file is missing, truncated or no JSON.
     """
     try:
-        return read_content(path.read_bytes())
+        with path.open("rb") as file:
+            return read_content(file.read(LARGEST + 1))
     except OSError as error:
         raise UserError(f"cannot read the record {path}: {error.strerror}") from error
     except ValueError as error:
@@ -146,15 +153,11 @@ def read_content(text: bytes) -> Any:
     """Return the parsed JSON of a record.
 
     Raises:
-        ValueError: it is not JSON, or says something twice, or holds a number that is none.
+        ValueError: it is not JSON, too long or too deep, has a key twice, or a number is not
+            finite.
     """
-    try:
-        content = json.loads(
-            text.decode(), parse_constant=_no_constant, object_pairs_hook=_each_once
-        )
-        canonical(content).encode()  # refuses what has no text: 1e999, half of a character
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    content = parse_json(text, strict=True)
+    canonical(content).encode()  # refuses what has no text: 1e999, half of a character
     return content
 
 
@@ -188,7 +191,14 @@ def schema_problems(content: Any) -> list[tuple[str, str]]:
         )
         return [("", text)]
     try:
-        Record.model_validate_json(canonical(content), strict=True)  # 9.0, "9", true: no counts
+        text = canonical(content)
+    except ValueError as error:  # NaN, infinity
+        return [("", f"is not JSON: {error}")]
+    found = _CONTROL.search(text)
+    if found:
+        return [("", f"holds a control character, {found[1]!a}, which no record needs")]
+    try:
+        Record.model_validate_json(text, strict=True)  # 9.0, "9", true: no counts
     except ValidationError as error:
         return [(str(e["loc"][0]) if e["loc"] else "", _explain(e)) for e in error.errors()]
     return []
@@ -224,6 +234,7 @@ def make_record(
     device: Device,
     worlds: Sequence[int],
     worlds_from: Sequence[str] = (),
+    threads: Sequence[int] = (),
     seconds: float,
     weights: Path,
     weights_sha256: str,
@@ -237,10 +248,13 @@ def make_record(
         device: of this rank.
         worlds: number of ranks, one entry each time it changed.
         worlds_from: where each of these numbers took over.
+        threads: number of CPU threads on rank 0, one entry each time it changed.
         seconds: wall time spent on the run.
         weights: the file of its final weights.
         weights_sha256: hash of that file.
     """
+    from ltbench.data.overlap import same_content
+
     around = environment()
     resolved = recipe.tree(digest_only=True)
     start = f"timm:{recipe.backbone.name}" if recipe.backbone.pretrained else None
@@ -259,7 +273,7 @@ def make_record(
             name=data.info.name,
             train_sha256=data.train.fingerprint(),
             test_sha256=data.test.fingerprint(),
-            manifest=data.manifest,
+            manifest={**data.manifest, **same_content(data)},
         ),
         code=CodeFacts(**around["code"]),
         seed=recipe.seed,
@@ -272,6 +286,7 @@ def make_record(
             gpu=gpu_name(device),
             ranks=tuple(worlds),
             ranks_from=tuple(worlds_from),
+            threads=tuple(threads),
             per_rank_batch=tuple(
                 -(-s.batch_size // worlds[-1]) if s.batch_size else None for s in recipe.stages
             ),
@@ -296,6 +311,8 @@ def changes(recipe: Recipe) -> tuple[list[str], list[str]]:
 
     shortened = ["run.max_steps"] if recipe.run.max_steps else []
     try:
+        if recipe.name.endswith((".yaml", ".yml")):  # a registered name, not a file near by
+            return [], shortened
         named = get_recipe(recipe.name)
     except UserError:
         return [], shortened  # the user's own file: nothing to compare with
@@ -317,16 +334,3 @@ def _explain(error: Any) -> str:
         return f"`{where}` is not a field of a record"
     found = "" if error["type"] in ("missing", "value_error") else f", found {error['input']!r:.60}"
     return f"`{where}`: {message}{found}" if where else f"{message}{found}"
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of a record")
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"`{key}` is given twice")
-        found[key] = value
-    return found

@@ -3,49 +3,161 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ltbench.config.resources import leaderboard_dir
-from ltbench.errors import UserError
-from ltbench.records.aggregate import run_key
-from ltbench.records.parts import NAME
+from ltbench.digest import read_json
+from ltbench.errors import UserError, visible
+from ltbench.files import write_json
+from ltbench.records.claims import check_date, choose
+from ltbench.records.parts import VerificationFacts
 from ltbench.records.record import Record
+
+MARKS = "verified.json"
+MOST_NOTES = 20  # that are printed
+
+
+@dataclass(frozen=True)
+class Found:
+    """Records of a folder.
+
+    Args:
+        kept: those that can stand in one table.
+        notes: one line for each file that was left aside, or whose mark does not count.
+    """
+
+    kept: tuple[Record, ...]
+    notes: tuple[str, ...]
 
 
 def records(folder: Path | None = None) -> list[Record]:
-    """Return all records under a folder, by default the committed ones.
+    """Return the records under a folder, by default the committed ones, that can stand in tables.
 
-    Raises:
-        UserError: one cannot be trusted, or two are of the same recipe, data, code and seed.
+    A warning names each file that was left aside, with the reason.
     """
-    found: dict[tuple[Any, ...], Path] = {}
-    loaded = []
+    found = read_records(folder)
+    for line in found.notes[:MOST_NOTES]:
+        warnings.warn(line, stacklevel=2)
+    if len(found.notes) > MOST_NOTES:
+        warnings.warn(f"... and {len(found.notes) - MOST_NOTES:,} more such files", stacklevel=2)
+    return list(found.kept)
+
+
+def read_records(folder: Path | None = None) -> Found:
+    """Return the records under a folder, by default the committed ones, and notes on the others.
+
+    Left aside are files that are no sound record, records dated in the future, and all but one of
+    those that repeat a run or show the same weights as another seed.
+    """
+    sound, notes = load_records(folder)
+    kept, lines = choose([(visible(str(path), None), record) for path, record in sound.items()])
+    return Found(tuple(kept), (*notes, *lines))
+
+
+def load_records(folder: Path | None = None) -> tuple[dict[Path, Record], list[str]]:
+    """Return the sound records under a folder by path, and a line for each other file."""
+    found, notes, marks = {}, [], verifications()
     for path in record_files(folder):
-        record = Record.load(path)
-        run = run_key(record)
-        if run in found:
-            raise UserError(
-                f"{path} and {found[run]} are of the same recipe, data, code and seed; keep one"
-            )
-        found[run] = path
-        loaded.append(record)
-    return loaded
+        try:
+            record = Record.load(path)
+            check_date(record)
+        except UserError as error:
+            notes.append(visible(f"{path} left aside: {str(error).splitlines()[0]}", None))
+            continue
+        found[path] = trusted(record, marks)
+        if found[path] is not record:
+            notes.append(visible(f"{path}: {UNKNOWN_MARK}", None))
+    return found, notes
 
 
 def sound_records(folder: Path | None = None) -> list[Record]:
-    """Return the records of a folder, by default the committed ones, that can be trusted."""
-    found = []
+    """Return the records of a folder, by default the committed ones, that are sound by themselves.
+
+    A verified mark that was not made here counts as none.
+    """
+    found, marks = [], verifications()
     for path in record_files(folder):
         with contextlib.suppress(UserError):
-            found.append(Record.load(path))
+            found.append(trusted(Record.load(path), marks))
     return found
 
 
+UNKNOWN_MARK = f"has a status that {MARKS} does not confirm; shown as claimed"
+
+
+def trusted(record: Record, marks: Mapping[str, Any]) -> Record:
+    """Return a record, as claimed if it says verified or reproduced and ``marks`` does not.
+
+    Args:
+        record: sound.
+        marks: from ``verifications``.
+    """
+    mark = marks.get(record.run_id)
+    checked = record.verification and record.verification.model_dump(mode="json")
+    if record.status == "verified" and mark != checked:
+        return record.model_copy(update={"status": "claimed", "verification": None})
+    if record.status == "reproduced" and mark != "reproduced":
+        return record.model_copy(update={"status": "claimed"})
+    return record
+
+
+def verifications() -> dict[str, Any]:
+    """Return the verifications made with this leaderboard, by run_id.
+
+    Records come from anybody; ``ltbench leaderboard verify mark=true`` alone writes this file, and
+    a mark in a record counts only if it is here too. A run that a maintainer found reproduced has
+    the word ``reproduced`` instead.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = leaderboard_dir() / MARKS
+    try:
+        content = read_json(path)
+        found: dict[str, Any] = content["verified"]
+        found.items()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it") from error
+    return found
+
+
+def note_verification(run_id: str, facts: VerificationFacts | None) -> None:
+    """Write that a run was verified, or remove that it was.
+
+    Args:
+        run_id: of the run.
+        facts: of the verification; ``None`` removes it.
+
+    Raises:
+        UserError: the file is damaged, or could not be written.
+    """
+    before = verifications()
+    after = {key: value for key, value in before.items() if key != run_id}
+    if facts is not None:
+        after[run_id] = facts.model_dump(mode="json")
+    if after != before:
+        content = {"schema_version": 1, "verified": dict(sorted(after.items()))}
+        write_json(leaderboard_dir() / MARKS, content)
+
+
 def record_files(folder: Path | None = None) -> list[Path]:
-    """Return the record files under a folder, by default the committed ones, in order."""
-    return sorted((folder or records_dir()).rglob("*.json"))
+    """Return the record files under a folder, by default the committed ones, in order.
+
+    Hidden files, such as what an interrupted write leaves behind, are none.
+    """
+    folder = folder or records_dir()
+    return sorted(
+        path
+        for path in folder.rglob("*.json")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def records_dir() -> Path:
@@ -54,15 +166,5 @@ def records_dir() -> Path:
 
 
 def record_path(record: Record) -> str:
-    """Return where a record lies among others: ``<data set>/<run_id>.json``.
-
-    Raises:
-        UserError: the data set's name is none that a folder may have.
-    """
-    for name in (record.dataset.name, record.recipe.name):
-        if not re.fullmatch(NAME, name):
-            raise UserError(
-                f"`{name[:60]}` cannot name a data set or recipe of the leaderboard; expected "
-                "letters, digits, `_`, `-` and `.`"
-            )
+    """Return where a record lies among others: ``<data set>/<run_id>.json``."""
     return f"{record.dataset.name}/{record.run_id}.json"

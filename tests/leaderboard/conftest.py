@@ -11,7 +11,7 @@ import pytest
 
 from ltbench import get_recipe
 from ltbench.hub.export import export
-from ltbench.records.record import record_text
+from ltbench.records.record import Record, record_text
 from ltbench.records.sealing import checksums_of, run_id_of
 from ltbench.train.run import run
 from tests.hub.fixtures import hub
@@ -41,15 +41,19 @@ def publish_folder(finished_run: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A leaderboard's folder of its own, without records."""
+    return own_board(tmp_path / "leaderboard", monkeypatch)
+
+
+def own_board(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Copy the leaderboard without records to a folder, and read all there from now on."""
     import ltbench.config.resources
 
     real = ltbench.config.resources.leaderboard_dir()
-    folder = tmp_path / "leaderboard"
     shutil.copytree(real, folder, ignore=shutil.ignore_patterns("records", "models", "zoo.json"))
     (folder / "records").mkdir()
     for name, module in list(sys.modules.items()):
         if name.startswith("ltbench.") and hasattr(module, "leaderboard_dir"):
-            monkeypatch.setattr(module, "leaderboard_dir", lambda: folder)
+            patch.setattr(module, "leaderboard_dir", lambda: folder)
     return folder
 
 
@@ -82,3 +86,16 @@ def write(board: Path) -> Callable[[dict[str, Any]], Path]:
         return path
 
     return to_board
+
+
+@pytest.fixture
+def confirmed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Record], Record]:
+    """Note that a record was verified here, as `verify mark=true` does."""
+    marks: dict[str, Any] = {}
+    monkeypatch.setattr("ltbench.records.store.verifications", lambda: marks)
+
+    def note(record: Record) -> Record:
+        marks[record.run_id] = record.verification.model_dump(mode="json")
+        return record
+
+    return note

@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 
 from ltbench.cli.leaderboard import leaderboard as commands
-from ltbench.errors import UserError
 from ltbench.leaderboard import figures, published, view
 from ltbench.leaderboard.page import build_page
 from ltbench.leaderboard.tables import board_rows
@@ -60,7 +59,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return boards.write(tmp_path_factory.mktemp("board"), boards.some_of_everything())
+    with pytest.MonkeyPatch.context() as patch:
+        records = boards.confirmed(boards.some_of_everything(), patch)
+        yield boards.write(tmp_path_factory.mktemp("board"), records)
 
 
 @pytest.fixture(scope="module")
@@ -318,9 +319,11 @@ def test_the_command_writes_the_page_of_the_committed_records(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_an_untrusted_record_stops_the_page(tmp_path):
-    boards.write(tmp_path, boards.some_of_everything()[:1])
+def test_a_record_that_was_edited_is_left_out_of_the_page_with_a_note(tmp_path):
+    boards.write(tmp_path, boards.some_of_everything()[:2])
     path = tmp_path / "0.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
-    with pytest.raises(UserError, match="was edited"):
-        build_page(tmp_path)
+    with pytest.warns(UserWarning, match=r"0\.json left aside: .*was edited"):
+        page = Page(build_page(tmp_path))
+    assert [t for f, t in page.all("tr") if "MiSLAS PLOT" in t and f.get("class") == "ours"]
+    assert "org/mislas" not in page.below("cifar-10-lt")

@@ -92,7 +92,7 @@ def test_tabs_by_mouse_keyboard_and_address(visit):
     assert page.locator("[role=tab][aria-selected=true]").count() == 1
     assert page.locator("[role=tab][tabindex='-1']").count() == 6
     page.click("#tab-other-data")
-    assert boards.HOSTILE in page.locator("#other-data td.method").first.inner_text()
+    assert boards.HOSTILE in page.locator("#other-data td.wide").first.inner_text()
     other = visit(anchor="#note-3")
     assert other.locator("#note-3").is_visible()
 
@@ -185,7 +185,12 @@ def test_a_row_unfolds_and_folds(visit):
 
 @pytest.mark.parametrize(
     ("width", "height", "scheme"),
-    [(1280, 800, "light"), (390, 844, "light"), (1280, 800, "dark")],
+    [
+        (390, 844, "dark"),
+        pytest.param(1280, 800, "light", marks=pytest.mark.slow),
+        pytest.param(390, 844, "light", marks=pytest.mark.slow),
+        pytest.param(1280, 800, "dark", marks=pytest.mark.slow),
+    ],
 )
 def test_it_fits_and_can_be_read(visit, width, height, scheme):
     page = visit(width, height, scheme)

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from ltbench.cli.leaderboard import submit as command
 from ltbench.digest import digest_of
 from ltbench.errors import UserError
-from ltbench.leaderboard.submit import check_recipe, submit
+from ltbench.leaderboard.naming import check_recipe
+from ltbench.leaderboard.submit import submit
 from ltbench.leaderboard.verify import verify
 from ltbench.records.record import Record, record_text
 
@@ -89,13 +90,13 @@ def test_a_claim_is_only_a_claim(finished_run, board, tmp_path):
         (lambda c: c["dataset"].update(train_sha256="0" * 64), "hash of the training images"),
         (lambda c: c["metrics"]["class_counts"].__setitem__(0, 7), "training images of each class"),
         (lambda c: c["checkpoint"].update(sha256="0" * 64), "is not what record.json is about"),
-        (lambda c: c["dataset"].update(name="../../x"), "cannot name a data set or recipe"),
-        (lambda c: c["dataset"].update(name=".."), "cannot name a data set or recipe"),
-        (lambda c: c["recipe"].update(name="/etc/x.yaml"), "cannot name a data set or recipe"),
+        (lambda c: c["dataset"].update(name="../../x"), "`dataset.name`"),
+        (lambda c: c["dataset"].update(name=".."), "`dataset.name`"),
+        (lambda c: c["recipe"].update(name="/etc/x.yaml"), "`recipe.name`"),
         (lambda c: c["recipe"].update(overrides=[]), "the record says to override nothing"),
         (
             lambda c: c.update(complete=True, shortened=[]),
-            "the record says to shorten it by nothing",
+            "`run.max_steps` in shortened: expected True",
         ),
         (lambda c: c["recipe"]["resolved"].update(x=1), "recipe.resolved gives"),
         (lambda c: c.update(origin="paper"), "origin paper cannot have status claimed"),
@@ -127,17 +128,12 @@ def test_a_recipe_of_another_version_is_refused(edited):
         check_recipe(record)
 
 
-def test_images_that_are_not_here_are_said_not_to_be_compared(edited, board):
-    def change(content) -> None:
-        content["recipe"]["resolved"]["data"] = {
-            **content["recipe"]["resolved"]["data"],
-            "name": "digits_lt",
-            "imbalance_ratio": 1e9,  # more than the digits have
-        }
-        content["recipe"]["digest"] = digest_of(content["recipe"]["resolved"])
+def test_images_that_are_not_here_are_said_not_to_be_compared(finished_run, board, monkeypatch):
+    def nothing(self) -> None:
+        raise UserError("no digits here")
 
-    folder = edited(change)
-    done = submit(folder)
+    monkeypatch.setattr("ltbench.data.digits.DigitsLT.load", nothing)
+    done = submit(finished_run)
     assert any(line.startswith("images not compared: no images here") for line in done.checks)
 
 

@@ -163,7 +163,11 @@ def test_an_edited_recipe_is_found_by_its_digest(pinned, seal):
     assert name == "digest"
     assert "recipe.resolved gives" in reason
     pinned["recipe"]["digest"] = digest_of(pinned["recipe"]["resolved"])
-    name, reason = failed_at(seal(pinned))  # what lies beside the weights tells another story
+    name, reason = failed_at(seal(pinned))
+    assert (name, "is not what was run" in reason) == ("digest", True)
+    pinned["recipe"]["overrides"] = sorted([*pinned["recipe"]["overrides"], "stages.0.epochs"])
+    pinned["shortened"].append("stages.0.epochs")
+    name, reason = failed_at(seal(pinned))  # config.json beside the weights has the real recipe
     assert name == "evaluation"
     assert "config.json beside the weights describes recipe" in reason
 
@@ -208,21 +212,48 @@ def test_other_images_are_refused(pinned, seal):
     assert (name, "hash of the test images" in reason) == ("data", True)
 
 
-def test_without_images_the_rest_is_checked_and_the_row_not_marked(pinned, seal, write):
-    resolved = pinned["recipe"]["resolved"]
-    resolved["data"] = {"name": "cifar10_lt", "imbalance_ratio": 100}
-    pinned["recipe"]["digest"] = digest_of(resolved)
-    path = write(seal(pinned))
+@pytest.fixture
+def no_images(monkeypatch):
+    def nothing(self) -> None:
+        raise UserError("no digits here")
+
+    monkeypatch.setattr("ltbench.data.digits.DigitsLT.load", nothing)
+
+
+def test_without_images_the_rest_is_checked_and_the_row_not_marked(pinned, seal, write, no_images):
+    path = write(pinned)
     done = v.verify_file(path)
     states = {s.name: s.state for s in done.steps}
     assert states == {**dict.fromkeys(NAMES, "passed"), "data": "not run", "evaluation": "not run"}
     assert done.steps[-1].text.startswith("it needs the test images: give data.root=DIR")
-    assert (done.passed, done.failed) == (False, None)
+    assert (done.passed, done.failed, done.mark) == (False, None, "")
     assert Record.load(path).status == "claimed"
-    other = seal({**json.loads(json.dumps(pinned)), "seed": 5})
+    other = json.loads(json.dumps(pinned))
+    other["checkpoint"]["sha256"] = "0" * 64
+    other["metrics"]["bin_confidence"][5] += 1e-9
+    other = seal({**other, "seed": 5})
     done = v.verify(pinned, others=[Record.model_validate(other)])
     assert "the hashes are those of other records (1)" in done.steps[2].text
     assert done.steps[-1].state == "not run"
+
+
+def test_a_mark_made_here_stays_while_images_or_hub_are_away(pinned, write, hub, monkeypatch):
+    path = write(pinned)
+    assert v.verify_file(path).mark == "marked as verified"
+    marked = path.read_bytes()
+    hub.fault("GET", "/api/", "status", times=1000, status=503)
+    assert v.verify_file(path).failed.name == "listing"
+    hub.faults.clear()
+    assert path.read_bytes() == marked
+
+
+def test_nothing_is_written_without_the_word(pinned, write, board):
+    path = write(pinned)
+    before = {p: p.read_bytes() for p in board.rglob("*") if p.is_file()}
+    assert v.verify_file(path, mark=False).passed
+    done = CliRunner().invoke(command, ["ce.0", "device=cpu"], catch_exceptions=False)
+    assert done.output.splitlines()[-1].strip() == "verified"
+    assert {p: p.read_bytes() for p in board.rglob("*") if p.is_file()} == before
 
 
 def test_paths_in_a_record_are_never_followed(pinned, tmp_path):
@@ -298,10 +329,11 @@ def test_files_that_are_no_records_fail_at_the_first_step(tmp_path, text):
 
 def test_the_command_prints_each_step_and_fails_with_the_reason(pinned, write, seal, capsys):
     path = write(pinned)
-    done = CliRunner().invoke(command, ["ce.0", "device=cpu"], catch_exceptions=False)
+    words = ["ce.0", "device=cpu", "mark=true"]
+    done = CliRunner().invoke(command, words, catch_exceptions=False)
     lines = done.output.splitlines()
     assert [line.split()[1:3] for line in lines[1:8]] == [[name, "passed"] for name in NAMES]
-    assert lines[8].strip() == "verified"
+    assert lines[8].strip() == "verified, marked as verified"
     assert Record.load(path).status == "verified"
     pinned["checkpoint"]["bytes"] += 1
     path = write(seal(pinned))

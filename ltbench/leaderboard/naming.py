@@ -1,0 +1,111 @@
+"""Comparison of a record with the recipe of its name."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from ltbench.config.files import leaves, read_tree
+from ltbench.errors import UserError
+from ltbench.records.record import Record, changes
+
+UNLIKE = "not today's recipe"
+
+
+class OtherVersion(UserError):
+    """Another version of ltbench wrote the record: its recipe cannot be compared here."""
+
+
+def check_recipe(record: Record) -> str:
+    """Check that the recipe of this name is what was run, but for the overrides it lists.
+
+    Raises:
+        OtherVersion: this version resolves the recipe in another way.
+        UserError: the overrides, or the options that shorten it, are others than it lists.
+    """
+    from ltbench.config.validation import build_recipe
+
+    name, stated = record.recipe.name, record.recipe.digest
+    try:
+        recipe = build_recipe({**record.recipe.resolved, "name": name})
+    except UserError as error:
+        raise OtherVersion(
+            f"recipe `{name}` cannot be built by this version of ltbench "
+            f"({str(error).splitlines()[0]}); use the version that ran it, {record.code.version}"
+        ) from error
+    if recipe.digest != stated:
+        raise OtherVersion(
+            f"recipe `{name}`: this version of ltbench resolves it to digest {recipe.digest}, the "
+            f"record says {stated}; submit it with the version that ran it, {record.code.version}"
+        )
+    overrides, shortened = changes(recipe)
+    for what, now, then in (
+        ("override", overrides, record.recipe.overrides),
+        ("shorten it by", shortened, record.shortened),
+    ):
+        if tuple(now) != then:
+            raise UserError(
+                f"recipe `{name}` is not what was run: the record says to {what} "
+                f"{', '.join(then) or 'nothing'}, compared with today's recipe it is "
+                f"{', '.join(now) or 'nothing'}; run the recipe as it is now"
+            )
+    if not registered(name):
+        return f"recipe {name} is not registered, so there is nothing to compare it with"
+    but = f" but for {', '.join(overrides)}" if overrides else ""
+    return f"recipe {name} is what was run{but}"
+
+
+def remark(record: Record) -> str:
+    """Return what a table says of the name of a record's recipe; nothing if it is that recipe.
+
+    The recipe's file is compared with the resolved recipe without building it, so that no method
+    is imported. A record of an older version may differ as well.
+    """
+    if record.origin == "paper":
+        return ""
+    if not registered(record.recipe.name):
+        return "unregistered recipe"
+    stated, resolved = _stated(record.recipe.name), record.recipe.resolved
+    stages = (resolved.get("stages", ()), stated.get("stages", ()))
+    known = (*record.recipe.overrides, *record.shortened)
+    if len(stages[0]) > len(stages[1]) or (len(stages[0]) < len(stages[1]) and not known):
+        return UNLIKE
+    for path, value in leaves(stated):
+        found = _at(resolved, path)
+        if isinstance(found, dict) and isinstance(value, str):
+            found = found.get("name")  # `update: plot` for `update: {name: plot}`
+        listed = any(f"{path}.".startswith(f"{key}.") for key in known)
+        if found is not None and found != value and f"{path}.name" not in known and not listed:
+            return UNLIKE
+    return ""
+
+
+@functools.lru_cache(maxsize=2048)
+def registered(name: str) -> bool:
+    """Return whether there is a recipe of this name; a file's path is none."""
+    if name.endswith((".yaml", ".yml")):
+        return False
+    try:
+        read_tree(name)
+    except UserError:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=2048)
+def _stated(name: str) -> dict[str, Any]:
+    """Return the values that a registered recipe's file states and a digest counts."""
+    tree, _ = read_tree(name)
+    return {key: tree[key] for key in ("data", "backbone", "stages", "run") if key in tree}
+
+
+def _at(tree: Any, path: str) -> Any:
+    """Return the value at a dotted path of mappings and lists; ``None`` if there is none."""
+    for part in path.split("."):
+        if isinstance(tree, dict):
+            tree = tree.get(part)
+        elif isinstance(tree, (list, tuple)) and part.isdigit() and int(part) < len(tree):
+            tree = tree[int(part)]
+        else:
+            return None
+    return tree
