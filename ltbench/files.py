@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ltbench.errors import UserError
+from ltbench.digest import parse_json
+from ltbench.errors import UserError, visible
+
+MOST = 2**28  # bytes of a sealed file
+SEALED = re.compile(rb'(\{.*),\n "checksum": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
 
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Temporary path to write to; renamed to ``path`` at the end, removed after an error."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
+    with _replacing(path) as (partial, _):
         yield partial
-        flush(partial)
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -34,8 +34,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         UserError: it could not be written; a file that was there before is untouched.
     """
     try:
-        with replaced(path) as partial:
-            partial.write_bytes(content)
+        with _replacing(path) as (_, file):
+            file.write(content)
     except OSError as error:
         raise _unwritten(path, error) from error
 
@@ -45,25 +45,150 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
+def seal(text: str) -> bytes:
+    """Return the text of a JSON object with one more value: the SHA-256 of all that precedes it."""
+    body = text.rstrip().removesuffix("}").rstrip().encode()
+    return body + b',\n "checksum": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode()
+
+
+def read_sealed(path: Path, last: str) -> dict[str, Any]:
+    """Return the content of a file written by ``seal``, without its checksum.
+
+    Args:
+        path: path of the file.
+        last: last key of a file that was written before there were checksums, and is not checked.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a JSON object, or was modified after it was written.
+    """
+    return unseal(path.read_bytes(), last)
+
+
+def unseal(text: bytes, last: str) -> dict[str, Any]:
+    """Return the content of a sealed text; arguments and errors as ``read_sealed``."""
+    found = SEALED.fullmatch(text)
+    if found is not None and hashlib.sha256(found[1]).hexdigest().encode() != found[2]:
+        raise ValueError("it was damaged or edited: its checksum does not match")
+    content = parse_json(text, limit=MOST)
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    if found is None and next(reversed(content), None) != last:
+        raise ValueError("it was damaged or edited: it does not end with its checksum")
+    return {key: value for key, value in content.items() if key != "checksum"}
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with ``~/`` at its front as the home folder; ``~`` alone is a name.
+
+    Raises:
+        UserError: no file system has such a path.
+    """
+    text = str(path)
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
+    if "\0" in text or longest > 255 or len(os.fsencode(text)) > 4095:
+        raise UserError(
+            f"expected a path with names of at most 255 bytes, found `{visible(text)}`; shorten it"
+        )
+    return Path(os.path.expanduser(text)) if text.startswith("~/") else Path(text)  # noqa: PTH111
+
+
 def copied(path: Path, target: Path) -> Path:
-    """Copy a file, make the folder it goes to, and return where it is.
+    """Copy a file, make the folder it goes to, and return its new path.
 
     Raises:
         UserError: it could not be written; a file that was there before is untouched.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(target) as partial:
-            shutil.copyfile(path, partial)
+        with path.open("rb") as source, _replacing(target) as (_, file):
+            shutil.copyfileobj(source, file, 2**20)
     except OSError as error:
         raise _unwritten(target, error) from error
     return target
 
 
-def flush(path: Path) -> None:
-    """Bring a file's content, or a folder's names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def fresh_folder(path: Path) -> None:
+    """Make an empty folder, its parents too, in place of what has this name.
+
+    Raises:
+        OSError: it could not be made.
+    """
+    if path.is_symlink() or path.is_file():
+        path.unlink()  # never what a link points to
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+
+
+@contextlib.contextmanager
+def replaced_folder(path: Path, own: Collection[str]) -> Iterator[Path]:
+    """Empty folder to write to; takes the name ``path`` at the end, and is removed after an error.
+
+    Args:
+        path: the folder; its parents are made. One that holds nothing but ``own`` is replaced.
+        own: names of the files that are written.
+
+    Raises:
+        UserError: ``path`` holds something else, or cannot be written.
+    """
+    check_replaceable(path, own)
+    partial = path.with_name(f".partial-{path.name}")
     try:
+        fresh_folder(partial)
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_replaceable(path: Path, own: Collection[str]) -> None:
+    """Check that a folder does not exist, or holds nothing but some files.
+
+    Raises:
+        UserError: it holds something else, or is a file.
+    """
+    try:
+        if path.is_dir():
+            other = next((p.name for p in sorted(path.iterdir()) if p.name not in own), None)
+        else:
+            other = "it is a file" if path.exists() or path.is_symlink() else None
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    if other is not None:
+        raise UserError(
+            f"`out`: expected a new folder, found {path} with something else ({visible(other)}); "
+            "pass another folder"
+        )
+
+
+def create(path: Path) -> IO[bytes]:
+    """Open a new file for writing in place of what has this name, without following a link."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
+
+
+def mode_of(file: IO[bytes]) -> int:
+    """Return the permission bits of an open file; those of a new one follow the umask."""
+    return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+
+
+def flush(path: Path, mode: int | None = None) -> None:
+    """Write a file's content, or a folder's names, to the disk.
+
+    Args:
+        path: file or folder; not a link.
+        mode: permission bits to set; libraries that write a file themselves choose their own.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        if mode is not None and hasattr(os, "fchmod"):
+            os.fchmod(handle, mode)
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -71,8 +196,26 @@ def flush(path: Path) -> None:
 
 def reason(error: Exception) -> str:
     """Return an error of the file system or of a file's format in a few words."""
-    text = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    text = (
+        getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    )
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Temporary path and its open file, for whichever way of writing."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        with create(partial) as file:
+            mode = mode_of(file)
+            yield partial, file
+        flush(partial, mode)
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def _unwritten(path: Path, error: OSError) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def environment() -> dict[str, Any]:
         ``code`` (version, commit, dirty), ``libraries`` (name to version, python among them) and
         ``cpu``; commit and dirty are ``None`` outside a git checkout.
     """
-    commit, dirty = _checkout(Path(__file__).resolve().parent.parent)
+    commit, dirty = checkout()
     versions = {name: _version(name) for name in LIBRARIES}
     libraries = {"python": platform.python_version()}
     libraries |= {name: version for name, version in versions.items() if version is not None}
@@ -34,6 +35,22 @@ def environment() -> dict[str, Any]:
         "libraries": libraries,
         "cpu": _cpu(),
     }
+
+
+@functools.cache
+def checkout() -> tuple[str | None, bool | None]:
+    """Return commit and dirty flag of the checkout this package lies in, ``None`` outside of one.
+
+    They are those of the first call: later changes are not in the modules already imported.
+    """
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None, None
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return None, None
+    changed = _git(root, "status", "--porcelain", "--", *SOURCES)
+    return commit, None if changed is None else bool(changed)
 
 
 def gpu_name(where: device) -> str | None:
@@ -74,17 +91,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _checkout(root: Path) -> tuple[str | None, bool | None]:
-    """Return commit and dirty flag, if ``root`` itself is a git checkout."""
-    if not (root / ".git").exists():
-        return None, None
-    commit = _git(root, "rev-parse", "HEAD")
-    if commit is None:
-        return None, None
-    changed = _git(root, "status", "--porcelain", "--", *SOURCES)
-    return commit, None if changed is None else bool(changed)
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
+from ltbench.distributed.launch import read_launch
 from ltbench.distributed.rendezvous import meet
 from ltbench.errors import UserError
 
@@ -37,8 +37,12 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Return this process's rank on its node, as set by torchrun."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """Return this process's rank on its node, as set by torchrun.
+
+    Raises:
+        UserError: the environment is not one of torchrun.
+    """
+    return read_launch().local_rank
 
 
 def is_main() -> bool:
@@ -54,11 +58,11 @@ def init(device: torch.device, minutes: float = 10) -> None:
         minutes: timeout of collectives.
 
     Raises:
-        UserError: the group cannot be formed.
+        UserError: a variable is missing or wrong, or the group cannot be formed.
     """
     if _aborted:
         raise UserError(f"{ABORTED} ({_aborted[0]}); rerun the command: finished runs are skipped")
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or td.is_initialized():
+    if read_launch().world == 1 or td.is_initialized():
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     wait = datetime.timedelta(minutes=minutes)

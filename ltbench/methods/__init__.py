@@ -24,11 +24,15 @@ METHODS: Registry[type[Method]] = Registry(
         "logit_adjustment_posthoc": Part(
             "ltbench.methods.logit_adjustment:LogitAdjustmentPosthoc",
             title="Logit Adjustment (post-hoc)",
+            trains=False,
         ),
         "crt": Part("ltbench.methods.crt:CRT", title="cRT", aliases=("Decouple",)),
         "lws": Part("ltbench.methods.lws:LWS", title="LWS"),
         "tau_norm": Part(
-            "ltbench.methods.tau_norm:TauNorm", title="tau-norm", aliases=("Decouple-tau-norm",)
+            "ltbench.methods.tau_norm:TauNorm",
+            title="tau-norm",
+            aliases=("Decouple-tau-norm",),
+            trains=False,
         ),
         "mislas": Part("ltbench.methods.mislas:MiSLAS", title="MiSLAS"),
         "plot_stage2": Part("ltbench.methods.plot_stage2:PlotStage2", stage_of="plot_official"),
@@ -54,4 +58,5 @@ METHODS: Registry[type[Method]] = Registry(
         ),
         "m2m": Part("ltbench.methods.m2m:M2m", title="M2m"),
     },
+    options="ltbench.methods.options",
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from ltbench.losses import BalancedSoftmaxLoss
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
@@ -11,6 +12,8 @@ class BalancedSoftmax(Method):
         NeurIPS 2020, arXiv:2007.10740, Eqn 3-4.
     Departures: the meta sampler of the same paper is not included.
     """
+
+    Config = options.BalancedSoftmax
 
     def setup(self, previous: Method | None) -> None:
         """Create the loss from the class counts."""

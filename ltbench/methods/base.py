@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -117,15 +117,15 @@ class Method(nn.Module):
         previous: the method of the previous stage, or ``None`` in the first stage.
     """
 
-    class Config(schema.Config):
-        """Options of the method."""
-
+    Config: ClassVar[type[schema.Config]] = schema.Config  # a class of `ltbench.methods.options`
     kind: ClassVar[Kind] = "loss"  # category in the literature
     views: ClassVar[int] = 1  # augmented views per image
     streams: ClassVar[Mapping[str, Stream]] = {}  # additional streams, by name
-    trains: ClassVar[bool] = True  # False: post-hoc, `make_head` does everything
+    trains: ClassVar[bool] = True  # False: post-hoc, `make_head` does everything; so in the table
     freeze: ClassVar[tuple[str, ...]] = ()  # frozen parts, e.g. ("backbone",)
     frozen_bn: ClassVar[Literal["train", "eval"]] = "train"  # mode of BN in frozen parts
+
+    transform: Callable[[Any], Tensor] | None = None  # evaluation transform of a loaded model
 
     def __init__(
         self,
@@ -140,6 +140,11 @@ class Method(nn.Module):
         self.backbone = backbone
         self.head = self.make_head(previous)
         self.setup(previous)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, in the order of the logits [C]."""
+        return self.info.class_names
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the classifier of the previous stage, or a new linear one."""

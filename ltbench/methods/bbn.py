@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ltbench.config import schema
 from ltbench.losses.experts import bbn_alpha, bbn_features, bbn_horizon
 from ltbench.losses.rows import cross_entropy_rows
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows, Stream
 from ltbench.models.branches import Branches
 from ltbench.models.heads import LinearHead
@@ -29,17 +29,8 @@ class BBN(Method):
     kind: ClassVar[Kind] = "architecture"
     streams: ClassVar[Mapping[str, Stream]] = {"reversed": Stream("reversed")}
 
-    class Config(schema.Config):
-        """Options of BBN."""
-
-        revision: ClassVar[int] = 1  # part names used to refer to the first branch only
-
-        branch_at: str = "block"
-        """Start of the separate branches: the last residual `block`, or the name of a stage."""
-        horizon: Literal["stage", "hundreds"] = "stage"
-        """T_max of the schedule: the epochs of the stage, or these rounded up to hundreds."""
-
-    config: Config
+    Config = options.BBN
+    config: options.BBN
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return a new linear classifier on the features of both branches."""

@@ -3,14 +3,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.losses import logit_adjusted_rows, logit_adjustment_offset
 from ltbench.losses.contrastive import balanced_contrastive_rows
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import continued_cosine
 from ltbench.models.batchnorm import SyncBatchNorm2d
@@ -35,21 +34,8 @@ class BCL(Method):
     kind: ClassVar[Kind] = "contrastive"
     views: ClassVar[int] = 3
 
-    class Config(schema.Config):
-        """Options of BCL."""
-
-        lam: float = Field(1.0, ge=0)
-        """Weight of the classification loss."""
-        mu: float = Field(0.35, ge=0)
-        """Weight of the contrastive loss."""
-        temperature: float = Field(0.07, gt=0)
-        """Temperature of the contrastive loss."""
-        dim: int = Field(1024, ge=1)
-        """Dimension of projected features."""
-        scale: float = Field(30.0, gt=0)
-        """Scale s of the cosine classifier: logits are s times the cosine."""
-
-    config: Config
+    Config = options.BCL
+    config: options.BCL
     offset: Tensor
 
     def setup(self, previous: Method | None) -> None:

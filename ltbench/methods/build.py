@@ -10,9 +10,11 @@ from torch import nn
 from ltbench.config.recipe import Recipe
 from ltbench.config.validation import build_recipe
 from ltbench.data.base import Data, DatasetInfo
+from ltbench.data.preprocessing import preprocessing_of
 from ltbench.errors import UserError
 from ltbench.methods import METHODS
 from ltbench.methods.base import Method, begins
+from ltbench.methods.description import described_data
 from ltbench.models.backbone import create_backbone
 from ltbench.models.heads import LinearHead
 from ltbench.version import __version__
@@ -105,19 +107,11 @@ def rebuild(facts: dict[str, Any], origin: str) -> Method:
     Raises:
         UserError: the description is incomplete or of another version.
     """
-    try:
-        tree = facts["recipe"]
-        info = DatasetInfo(
-            facts["dataset"],
-            tuple(facts["class_counts"]),
-            tuple(facts["class_names"]),
-            tuple(facts["mean"]),
-            tuple(facts["std"]),
-        )
-        tree = {**tree, "backbone": {**tree["backbone"], **_NO_WEIGHTS}}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{origin} lacks `{error}`: not the description of a model") from error
-    recipe = build_recipe(tree)
+    info = described_data(facts, origin)
+    tree = facts.get("recipe")
+    if not isinstance(tree, dict) or not isinstance(tree.get("backbone"), dict):
+        raise UserError(f"{origin} is not the description of a model: it has no recipe")
+    recipe = build_recipe({**tree, "backbone": {**tree["backbone"], **_NO_WEIGHTS}})
     method: Method | None = None
     for index in range(len(recipe.stages)):
         method = build_method(recipe, index, info, method)
@@ -125,4 +119,6 @@ def rebuild(facts: dict[str, Any], origin: str) -> Method:
         raise UserError(f"{origin}: the recipe has no stage")
     # Kernels of another layout round differently, and logits would differ from the recorded ones.
     layout = torch.channels_last if recipe.run.channels_last else torch.contiguous_format
+    choice: Any = recipe.data
+    method.transform = preprocessing_of(choice.name, choice.config, info.mean, info.std)
     return method.to(memory_format=layout)

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltbench.distributed import ranks
 from ltbench.losses import cross_entropy_rows, mixup_rows
 from ltbench.losses.adaptive import class_perturbed_logits, class_radii
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.methods.mixup import Mixup
 from ltbench.models.heads import LinearHead
@@ -27,17 +27,8 @@ class CCSAM(Mixup):
         stage that is not linear is replaced.
     """
 
-    class Config(Mixup.Config):
-        """Options of CC-SAM, stage 1."""
-
-        alpha: float = Field(1.0, ge=0)
-        """Lambda of mixup ~ Beta(alpha, alpha); 0 disables mixup."""
-        flat: float = Field(0.5, ge=0, le=1)
-        """Weight of the loss under the perturbed classifier."""
-        noise: float = Field(1e-6, ge=0)
-        """Scale of the perturbations."""
-
-    config: Config
+    Config = options.CCSAM
+    config: options.CCSAM
     head: nn.Linear
 
     def make_head(self, previous: Method | None) -> nn.Module:

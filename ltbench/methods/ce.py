@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from ltbench.losses import cross_entropy_rows
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
@@ -11,6 +12,8 @@ class CE(Method):
         (CIFAR) and Kang et al., ICLR 2020, arXiv:1910.09217 (large data sets).
     Departures: none known.
     """
+
+    Config = options.CE
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one loss row per image."""

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor
 
-from ltbench.config import schema
 from ltbench.losses import effective_number_weights
 from ltbench.losses.logits import focal_rows
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
@@ -25,19 +22,8 @@ class ClassBalanced(Method):
         code of LDAM is a weighted mean, which is `divide: weight`.
     """
 
-    class Config(schema.Config):
-        """Options of the class-balanced loss."""
-
-        beta: float = Field(0.9999, ge=0, lt=1)
-        """Beta of the effective number; 0 gives equal weights."""
-        gamma: float = Field(0.0, ge=0)
-        """Focusing parameter of the focal loss; 0 is cross-entropy."""
-        reweight_from: int | None = Field(0, ge=0, json_schema_extra=schema.EPOCHS)
-        """First epoch of the stage, counted from 0, with class weights; null is never."""
-        divide: Literal["images", "weight"] = "images"
-        """Divisor of the weighted losses: the number of images, or the sum of weights."""
-
-    config: Config
+    Config = options.ClassBalanced
+    config: options.ClassBalanced
     class_weights: Tensor
 
     def setup(self, previous: Method | None) -> None:

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from ltbench.methods import options
 from ltbench.methods.base import Kind, Method
 from ltbench.methods.ce import CE
 from ltbench.methods.previous import require_previous
@@ -24,6 +25,8 @@ class CRT(CE):
 
     kind: ClassVar[Kind] = "two-stage"
     freeze: ClassVar[tuple[str, ...]] = ("backbone",)
+
+    Config = options.CRT
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return a new linear classifier."""

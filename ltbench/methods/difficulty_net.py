@@ -6,15 +6,14 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.adaptive import difficulty_weights, driver_loss
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows, Stream
 from ltbench.methods.inner import InnerAdam, evaluating
 from ltbench.models.batchnorm import frozen_statistics
@@ -43,23 +42,8 @@ class DifficultyNet(Method):
     streams: ClassVar[Mapping[str, Stream]] = {"meta": Stream("class_aware", split="val")}
     freeze: ClassVar[tuple[str, ...]] = ("net",)
 
-    class Config(schema.Config):
-        """Options of Difficulty-Net."""
-
-        hidden: int = Field(128, ge=1)
-        """Width of the hidden layers."""
-        layers: int = Field(2, ge=1)
-        """Number of hidden layers."""
-        lam: float = Field(0.3, ge=0)
-        """Weight of the driver loss."""
-        lr: float = Field(1e-5, gt=0)
-        """Learning rate of the network (Adam)."""
-        weight_decay: float = Field(1e-4, ge=0)
-        """Weight decay of the network."""
-        meta_gradient: bool = True
-        """Train the network on the meta loss too; false: on the driver loss only."""
-
-    config: Config
+    Config = options.DifficultyNet
+    config: options.DifficultyNet
     accuracy: Tensor
     right: Tensor
     seen: Tensor

@@ -3,12 +3,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench.config import schema
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.logits import disalign_logits, generalised_weights
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
 
@@ -63,15 +62,8 @@ class DisAlign(Method):
     kind: ClassVar[Kind] = "two-stage"
     freeze: ClassVar[tuple[str, ...]] = ("backbone", "head.head")
 
-    class Config(schema.Config):
-        """Options of DisAlign."""
-
-        rho: float = Field(1.2, ge=0)
-        """Class weights are pi_k^(-rho), scaled to sum to C; 0 gives equal weights."""
-        form: Form = "code"
-        """Combination of calibrated and original logits."""
-
-    config: Config
+    Config = options.DisAlign
+    config: options.DisAlign
     class_weights: Tensor
 
     def make_head(self, previous: Method | None) -> nn.Module:

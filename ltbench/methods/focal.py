@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-from pydantic import Field
-
-from ltbench.config import schema
 from ltbench.losses.logits import focal_rows
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
@@ -17,13 +15,8 @@ class Focal(Method):
         `class_balanced` for focal loss with weights.
     """
 
-    class Config(schema.Config):
-        """Options of focal loss."""
-
-        gamma: float = Field(2.0, ge=0)
-        """Exponent of the factor (1 - p); 0 is cross-entropy."""
-
-    config: Config
+    Config = options.Focal
+    config: options.Focal
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one loss row per image."""

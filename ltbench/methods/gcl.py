@@ -4,13 +4,12 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.losses.logits import cloud_sizes, gcl_rows
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.mixup import Mixup
 from ltbench.methods.previous import require_previous
@@ -32,21 +31,8 @@ class GCL(Mixup):
         kept, any other is replaced.
     """
 
-    class Config(Mixup.Config):
-        """Options of GCL."""
-
-        alpha: float = Field(1.0, ge=0)
-        """Lambda of mixup ~ Beta(alpha, alpha); 0 disables mixup."""
-        scale: float = Field(30.0, gt=0)
-        """Scale s of the cosine classifier: logits are s times the cosine."""
-        noise: float = Field(0.5, ge=0)
-        """Largest noise of the rarest class, in units of the cosine."""
-        margin: float = Field(0.0, ge=0)
-        """Margin subtracted from the cosine of the label."""
-        focus: float = Field(0.0, ge=0)
-        """Exponent of the focal factor (1 - p), held constant in the gradient; 0 omits it."""
-
-    config: Config
+    Config = options.GCL
+    config: options.GCL
     sizes: Tensor
 
     def make_head(self, previous: Method | None) -> nn.Module:
@@ -111,21 +97,8 @@ class GCLStage2(GCL):
     freeze: ClassVar[tuple[str, ...]] = ("backbone",)
     frozen_bn: ClassVar[Literal["train", "eval"]] = "eval"
 
-    class Config(GCL.Config):
-        """Options of GCL, stage 2."""
-
-        mix: Literal["images_and_labels", "labels"] = Field(
-            "images_and_labels", json_schema_extra=schema.ADDED
-        )
-        """Targets of mixup; with `labels` the images are not mixed, but the labels are."""
-        scale: float = Field(20.0, gt=0)
-        """Scale s of the cosine classifier: logits are s times the cosine."""
-        margin: float = Field(0.1, ge=0)
-        """Margin subtracted from the cosine of the label."""
-        focus: float = Field(1.0, ge=0)
-        """Exponent of the focal factor (1 - p), held constant in the gradient; 0 omits it."""
-
-    config: Config
+    Config = options.GCLStage2
+    config: options.GCLStage2
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the previous cosine classifier with the scale of this stage, or a new one."""

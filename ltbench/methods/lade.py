@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Tensor
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.losses import log_prior, logit_adjusted_rows
 from ltbench.losses.logits import lade_regulariser
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
@@ -22,15 +21,8 @@ class LADE(Method):
         test prior.
     """
 
-    class Config(schema.Config):
-        """Options of LADE."""
-
-        alpha: float = Field(0.1, ge=0)
-        """Weight of the regulariser; 0 is prior-adjusted cross-entropy."""
-        lam: float = Field(0.01, ge=0)
-        """Weight of the squared term inside the regulariser."""
-
-    config: Config
+    Config = options.LADE
+    config: options.LADE
     offset: Tensor
 
     def setup(self, previous: Method | None) -> None:

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench.config import schema
 from ltbench.losses import LDAMLoss, effective_number_weights
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.methods.previous import continued_cosine
 
@@ -20,19 +19,8 @@ class LDAMDRW(Method):
         previous stage with the same scale is kept, any other is replaced.
     """
 
-    class Config(schema.Config):
-        """Options of LDAM-DRW."""
-
-        max_margin: float = Field(0.5, ge=0)
-        """Margin of the rarest class, in units of the cosine."""
-        scale: float = Field(30.0, gt=0)
-        """Scale s of the cosine classifier: logits are s times the cosine."""
-        beta: float = Field(0.9999, ge=0, lt=1)
-        """Beta of the effective number; 0 gives equal weights."""
-        reweight_from: int | None = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
-        """First epoch of the stage, counted from 0, with class weights; null is never."""
-
-    config: Config
+    Config = options.LDAMDRW
+    config: options.LDAMDRW
     class_weights: Tensor
 
     def setup(self, previous: Method | None) -> None:

@@ -3,11 +3,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from ltbench.config import schema
 from ltbench.losses import LogitAdjustedLoss, logit_adjustment_offset
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
 from ltbench.models.heads import ShiftedHead
@@ -21,13 +20,8 @@ class LogitAdjustment(Method):
     Departures: the prior has the floor of the public code, log(pi^tau + 1e-12).
     """
 
-    class Config(schema.Config):
-        """Options of logit adjustment in the loss."""
-
-        tau: float = Field(1.0, ge=0)
-        """Strength of the prior; 1 is Balanced Softmax, 0 is cross-entropy."""
-
-    config: Config
+    Config = options.LogitAdjustment
+    config: options.LogitAdjustment
 
     def setup(self, previous: Method | None) -> None:
         """Create the loss from the class counts."""
@@ -51,13 +45,8 @@ class LogitAdjustmentPosthoc(Method):
     kind: ClassVar[Kind] = "post-hoc"
     trains: ClassVar[bool] = False
 
-    class Config(schema.Config):
-        """Options of post-hoc logit adjustment."""
-
-        tau: float = Field(1.0, ge=0)
-        """Strength of the prior; 0 leaves the model unchanged."""
-
-    config: Config
+    Config = options.LogitAdjustmentPosthoc
+    config: options.LogitAdjustmentPosthoc
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the previous classifier with the log prior subtracted from its logits."""

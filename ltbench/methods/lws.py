@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from ltbench.methods import options
 from ltbench.methods.base import Kind, Method
 from ltbench.methods.ce import CE
 from ltbench.methods.previous import require_previous
@@ -23,6 +24,8 @@ class LWS(CE):
 
     kind: ClassVar[Kind] = "two-stage"
     freeze: ClassVar[tuple[str, ...]] = ("backbone", "head.head")
+
+    Config = options.LWS
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the previous classifier with learnable scales."""

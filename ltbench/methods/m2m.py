@@ -4,14 +4,13 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.adaptive import bounded_noise, seed_acceptance, translate
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.inner import evaluating
 from ltbench.methods.previous import require_previous
@@ -39,25 +38,8 @@ class M2m(Method):
     freeze: ClassVar[tuple[str, ...]] = ("helper",)
     frozen_bn: ClassVar[Literal["train", "eval"]] = "eval"
 
-    class Config(schema.Config):
-        """Options of M2m."""
-
-        generate_from: int = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
-        """First epoch of the stage, counted from 0, with generated images."""
-        beta: float = Field(0.999, ge=0, lt=1)
-        """Acceptance parameter; near 1, only seeds of much more frequent classes are accepted."""
-        lam: float = Field(0.5, ge=0)
-        """Weight of the seed class's logit in the trained model, which is minimised."""
-        gamma: float = Field(0.9, ge=0, le=1)
-        """Smallest confidence of the helper in the target class."""
-        steps: int = Field(10, ge=1)
-        """Gradient steps of the translation."""
-        step_size: float = Field(0.1, gt=0)
-        """Length of a step, with pixels in [0, 1]."""
-        noise: float = Field(0.5, ge=0)
-        """Largest L2 norm of the initial noise."""
-
-    config: Config
+    Config = options.M2m
+    config: options.M2m
     counts: Tensor
     mean: Tensor
     std: Tensor

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, model_validator
 from torch import nn
 
-from ltbench.config import schema
 from ltbench.losses import LabelAwareSmoothingLoss
-from ltbench.losses.class_counts import Smoothing
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
 from ltbench.models.heads import ScaledHead
@@ -29,27 +27,8 @@ class MiSLAS(Method):
     kind: ClassVar[Kind] = "two-stage"
     freeze: ClassVar[tuple[str, ...]] = ("backbone",)
 
-    class Config(schema.Config):
-        """Options of MiSLAS, stage 2."""
-
-        smooth_head: float = Field(0.3, ge=0, le=1)
-        """Label smoothing of the largest class."""
-        smooth_tail: float = Field(0.0, ge=0, le=1)
-        """Label smoothing of the smallest class, at most `smooth_head`."""
-        shape: Smoothing = "concave"
-        """Shape of the smoothing between the two, as a function of class counts."""
-        power: float | None = Field(None, gt=0)
-        """Exponent of shape `exponential`; null for the other shapes."""
-
-        @model_validator(mode="after")
-        def _consistent(self) -> MiSLAS.Config:
-            if self.smooth_tail > self.smooth_head:
-                raise ValueError("smooth_tail must be at most smooth_head")
-            if (self.shape == "exponential") != (self.power is not None):
-                raise ValueError("power is required by shape `exponential`, and by no other")
-            return self
-
-    config: Config
+    Config = options.MiSLAS
+    config: options.MiSLAS
 
     def setup(self, previous: Method | None) -> None:
         """Create the loss from the class counts."""

@@ -3,13 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from pydantic import Field
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.losses import cross_entropy_rows, mixup_rows
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
@@ -26,13 +25,8 @@ class Mixup(Method):
         mixed within itself.
     """
 
-    class Config(schema.Config):
-        """Options of mixup."""
-
-        alpha: float = Field(1.0, gt=0)
-        """Lambda ~ Beta(alpha, alpha); 1 is uniform, smaller values mix less."""
-
-    config: Config
+    Config = options.Mixup
+    config: options.Mixup
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
         """Mix the batch with a permutation of itself; all ranks draw the same."""

@@ -3,17 +3,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.losses import log_prior
 from ltbench.losses.contrastive import paco_rows
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.bcl import projection
 from ltbench.models.batchnorm import SyncBatchNorm2d
@@ -46,30 +45,8 @@ class PaCo(Method):
     views: ClassVar[int] = 2
     freeze: ClassVar[tuple[str, ...]] = ("twin",)
 
-    class Config(schema.Config):
-        """Options of PaCo."""
-
-        revision: ClassVar[int] = 1  # the projection used to have no normalisation
-
-        queue: int = Field(8192, ge=1)
-        """Length of the queue of keys."""
-        dim: int = Field(128, ge=1)
-        """Dimension of projected features."""
-        temperature: float = Field(0.2, gt=0)
-        """Temperature of the contrastive loss."""
-        alpha: float = Field(0.05, ge=0)
-        """Weight of each positive feature (of the anchor's class)."""
-        beta: float = Field(1.0, gt=0)
-        """Weight of the positive centre (of the anchor's class)."""
-        gamma: float = Field(1.0, ge=0)
-        """Weight of features, relative to centres, in the denominator."""
-        momentum: float = Field(0.999, ge=0, le=1)
-        """Momentum of the encoder's moving average."""
-        projection_init: Literal["kaiming_normal", "pytorch"] = "pytorch"
-        """Initial weights of the projection's last layer: as in the public CIFAR codes, or the
-        default of `nn.Linear`."""
-
-    config: Config
+    Config = options.PaCo
+    config: options.PaCo
     offset: Tensor
     queue: Tensor
     queue_labels: Tensor

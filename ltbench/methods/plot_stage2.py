@@ -3,12 +3,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.losses import cross_entropy_rows, plot_class_weights
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.previous import require_previous
 
@@ -32,17 +31,8 @@ class PlotStage2(Method):
     kind: ClassVar[Kind] = "two-stage"
     freeze: ClassVar[tuple[str, ...]] = ("backbone",)
 
-    class Config(schema.Config):
-        """Options of the released stage 2."""
-
-        div: float = Field(2.0, gt=0)
-        """Divisor of the class weights log(n_max / n_k + 0.01) / div."""
-        adver_reg: float = Field(1.0, ge=0)
-        """Length of the feature shift of a class, in units of its weight."""
-        up_limit: float = Field(1.0, ge=0, le=1)
-        """Largest weight of the shifted loss, reached by a linear ramp over the epochs."""
-
-    config: Config
+    Config = options.PlotStage2
+    config: options.PlotStage2
     omega: Tensor
 
     def setup(self, previous: Method | None) -> None:

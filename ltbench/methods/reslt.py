@@ -3,15 +3,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.losses.experts import RESLT_FLOOR, rarest_classes, reslt_rows
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
-from ltbench.models.residual import Block, ResLTHead, ResLTNetwork, branch_features
+from ltbench.models.residual import ResLTHead, ResLTNetwork, branch_features
 
 
 class ResLT(Method):
@@ -30,40 +29,8 @@ class ResLT(Method):
 
     kind: ClassVar[Kind] = "architecture"
 
-    class Config(schema.Config):
-        """Options of ResLT."""
-
-        medium_and_tail: int | None = Field(None, ge=0)
-        """Number of rarest classes of the second branch; null is 65 % of the classes."""
-        tail: int | None = Field(None, ge=0)
-        """Number of rarest classes of the third branch, at most `medium_and_tail`; null is 30 % of
-        the classes."""
-        beta: float = Field(0.995, ge=0, le=1)
-        """Weight of the branch losses; 1 - beta is the weight of the fused loss."""
-        block: Block = "bn"
-        """Type of a branch: a batch normalisation (CIFAR), or a third of a 1x1 convolution."""
-        gamma: float | None = Field(None, ge=0)
-        """Evaluate with weights w / |w|^gamma and no bias; null evaluates as trained."""
-        eval_after_pooling: bool = False
-        """Evaluate the branches on pooled features."""
-        fused_floor: bool = Field(False, json_schema_extra=schema.ADDED)
-        """Add 1e-7 to the probabilities of the fused loss, as in the branch losses."""
-
-        @model_validator(mode="after")
-        def _nested(self) -> ResLT.Config:
-            both = self.medium_and_tail, self.tail
-            if None not in both and self.group_sizes(0)[1] > self.group_sizes(0)[0]:
-                raise ValueError("tail must be at most medium_and_tail")
-            return self
-
-        def group_sizes(self, num_classes: int) -> tuple[int, int]:
-            """Return the numbers of rarest classes of the second and third branch."""
-            medium, tail = self.medium_and_tail, self.tail
-            if medium is None:
-                medium = max(round(0.65 * num_classes), tail or 0)
-            return medium, min(round(0.3 * num_classes), medium) if tail is None else tail
-
-    config: Config
+    Config = options.ResLT
+    config: options.ResLT
     head: ResLTHead
     medium_and_tail: Tensor
     tail: Tensor

@@ -3,13 +3,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.losses import effective_number_weights, ldam_margins
 from ltbench.losses.experts import diversity_rows, expert_ldam_rows, ride_temperatures
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.models.branches import Branches, ExpertHead, ExpertMean
 
@@ -19,19 +18,8 @@ class Experts(Method):
 
     kind: ClassVar[Kind] = "architecture"
 
-    class Config(schema.Config):
-        """Options of all methods with experts."""
-
-        revision: ClassVar[int] = 1  # part names used to refer to the first expert only
-
-        experts: int = Field(3, ge=2)
-        """Number of experts E."""
-        branch_at: str = "layer2"
-        """First stage with separate weights per expert, e.g. layer3 of a ResNet-50."""
-        scale: float = Field(30.0, gt=0)
-        """Scale s of the cosine classifiers: logits are s times the cosine."""
-
-    config: Config
+    Config = options.Experts
+    config: options.Experts
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return new cosine classifiers."""
@@ -70,22 +58,8 @@ class RIDE(Experts):
         weighted mean is that of each micro-batch. A classifier of the previous stage is replaced.
     """
 
-    class Config(Experts.Config):
-        """Options of RIDE."""
-
-        max_margin: float = Field(0.5, ge=0)
-        """Margin of the rarest class, in units of the cosine."""
-        diversity: float = -0.2
-        """Weight kappa of the experts' divergence from their mean; negative pushes them apart."""
-        temperature_factor: float = Field(0.05, ge=0, le=1)
-        """Factor r that lowers the temperatures of rarer classes; 0 makes them equal."""
-        beta: float = Field(0.9999, ge=0, lt=1)
-        """Beta of the effective number; 0 gives equal weights."""
-        reweight_from: int | None = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
-        """First epoch of the stage, counted from 0, with class weights and temperatures; null is
-        never."""
-
-    config: Config
+    Config = options.RIDE
+    config: options.RIDE
     margins: Tensor
     class_weights: Tensor
     temperatures: Tensor

@@ -3,23 +3,21 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
-from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.rsg import (
     PairClassifier,
     VariationTransfer,
-    VectorOrder,
     head_classes,
     head_tail_pairs,
     same_class_loss,
     variation_rows,
 )
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.ldam_drw import LDAMDRW
 from ltbench.models.backbone import Backbone
@@ -45,29 +43,8 @@ class RSG(LDAMDRW):
 
     kind: ClassVar[Kind] = "architecture"
 
-    class Config(LDAMDRW.Config):
-        """Options of RSG in addition to those of LDAM-DRW."""
-
-        revision: ClassVar[int] = 1  # weight decay used to act on unused parameters
-
-        generate_from: int = Field(160, ge=0, json_schema_extra=schema.EPOCHS)
-        """First epoch of the stage, counted from 0, with generated samples; the pair classifier is
-        trained before it."""
-        centers: int = Field(15, ge=1)
-        """Centers per class."""
-        strength: float = Field(1.0, gt=0, le=1)
-        """Fraction of the larger of the head and tail groups of a batch that is paired."""
-        head_share: float = Field(0.2, gt=0, lt=1)
-        """Fraction of the classes, the most frequent ones, whose variation is transferred."""
-        vectors: VectorOrder = "memory"
-        """Vectors of the variation loss: consecutive numbers in memory, as released, or the
-        channels at each position, as in the paper."""
-        center_weight: float = Field(0.1, ge=0)
-        """Weight of the center loss and of the pair classifier's loss."""
-        variation_weight: float = Field(0.01, ge=0)
-        """Weight of the variation loss."""
-
-    config: Config
+    Config = options.RSG
+    config: options.RSG
     is_head: Tensor
 
     def setup(self, previous: Method | None) -> None:

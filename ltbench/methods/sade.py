@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor
 
 from ltbench.losses.experts import sade_offsets, sade_rows
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.methods.ride import Experts
 
@@ -21,16 +19,8 @@ class SADE(Experts):
         narrow it as the authors do. A classifier of the previous stage is replaced.
     """
 
-    class Config(Experts.Config):
-        """Options of SADE."""
-
-        experts: Literal[3] = 3
-        """Number of experts, always three."""
-        tau: float = Field(2.0, ge=0)
-        """Strength of the reversed prior in the third expert: 2, or 1 on Places-LT and
-        iNaturalist."""
-
-    config: Config
+    Config = options.SADE
+    config: options.SADE
     offsets: Tensor
 
     def setup(self, previous: Method | None) -> None:

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
 from torch import nn
 
-from ltbench.config import schema
 from ltbench.errors import UserError
+from ltbench.methods import options
 from ltbench.methods.base import Kind, Method
 from ltbench.methods.previous import require_previous
 from ltbench.models.heads import NormalizedHead
@@ -24,13 +23,8 @@ class TauNorm(Method):
     kind: ClassVar[Kind] = "post-hoc"
     trains: ClassVar[bool] = False
 
-    class Config(schema.Config):
-        """Options of tau-normalisation."""
-
-        tau: float = Field(1.0, ge=0)
-        """Exponent of the norms: 0 keeps them, 1 removes them."""
-
-    config: Config
+    Config = options.TauNorm
+    config: options.TauNorm
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the previous linear classifier with normalised weights."""

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Tensor
 
-from ltbench.config import schema
 from ltbench.losses.logits import vs_offset, vs_rows, vs_scale
+from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
@@ -17,15 +16,8 @@ class VS(Method):
         defaults are those of the authors' code; the best values depend on the data set.
     """
 
-    class Config(schema.Config):
-        """Options of the VS loss."""
-
-        gamma: float = Field(0.3, ge=0)
-        """Exponent of the factors (n_k / n_max)^gamma; 0 is logit adjustment."""
-        tau: float = Field(1.0, ge=0)
-        """Strength of the added log prior; 0 leaves only the factors."""
-
-    config: Config
+    Config = options.VS
+    config: options.VS
     scale: Tensor
     offset: Tensor
 

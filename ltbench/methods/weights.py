@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ltbench.data.base import DatasetInfo
 from ltbench.digest import file_sha256
-from ltbench.errors import UserError
-from ltbench.files import reason, replaced, write_json
+from ltbench.errors import UserError, visible
+from ltbench.files import read_sealed, reason, replaced, seal, write_atomic
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
@@ -32,7 +34,8 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
         with replaced(path) as partial:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial)
             digest = file_sha256(partial)
-        write_json(path.with_suffix(".json"), {**facts, "sha256": digest})
+        described = seal(json.dumps({**facts, "sha256": digest}, indent=1))
+        write_atomic(path.with_suffix(".json"), described)
     except (OSError, SafetensorError) as error:
         raise UserError(f"could not write {path}: {reason(error)}") from error
     return digest
@@ -44,20 +47,78 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: a file is missing, truncated, modified or not written by ltbench.
     """
+    facts = read_description(path)
+    try:
+        return load_file(path), facts
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a model written by ltbench ({reason(error)})") from error
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Read the description of weights and check that the weights are those described.
+
+    Args:
+        path: file of the weights.
+
+    Raises:
+        UserError: a file is missing, truncated, modified or not written by ltbench.
+    """
     described = path.with_suffix(".json")
     if not path.is_file() or not described.is_file():
         raise UserError(f"expected {path} and {described.name} beside it; not both are there")
     try:
-        facts = json.loads(described.read_text(encoding="utf-8"))
+        facts = read_sealed(described, last="sha256")
+        stated = str(facts["sha256"])
         found = file_sha256(path)
-        if found != facts["sha256"]:
-            raise UserError(
-                f"{path} is damaged or was replaced: {described.name} has SHA-256 "
-                f"{facts['sha256'][:12]}..., found {found[:12]}..."
-            )
-        return load_file(path), facts
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{path} is not a model written by ltbench ({reason(error)})") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{described} is not the description of a model written by ltbench ({reason(error)})"
+        ) from error
+    if found != stated:
+        raise UserError(
+            f"{path} is damaged or was replaced: {described.name} has SHA-256 "
+            f"{stated[:12]}..., found {found[:12]}..."
+        )
+    return facts
+
+
+def check_classes(facts: Mapping[str, Any], info: DatasetInfo, origin: str) -> None:
+    """Check that data have the classes of a model, by name and order.
+
+    Where one of the two only numbers its classes, a warning says that the numbers were compared.
+
+    Args:
+        facts: description of the model.
+        info: facts about the data.
+        origin: name of the model in messages.
+
+    Raises:
+        UserError: they differ; names the first difference.
+    """
+    own, found = tuple(map(str, facts["class_names"])), info.class_names
+    if own == found:
+        return
+    advice = "give data with the same class names in the same order"
+    if len(own) != len(found):
+        raise UserError(
+            f"{origin} knows {len(own)} classes, the data set {info.name} has {len(found)}; "
+            f"{advice}"
+        )
+    moved = sorted(own) == sorted(found)
+    numbers = tuple(str(k) for k in range(len(own)))
+    if numbers in (own, found) and not moved:
+        unnamed = origin if own == numbers else f"the data set {info.name}"
+        warnings.warn(
+            f"{unnamed} has no class names: class k of {origin} is taken for class k of the data "
+            f"set {info.name}, e.g. 0 is `{own[0]}` and `{found[0]}`",
+            stacklevel=2,
+        )
+        return
+    first = next(k for k, (a, b) in enumerate(zip(own, found, strict=True)) if a != b)
+    raise UserError(
+        f"class {first} of {origin} is `{visible(own[first])}`, that of the data set {info.name} "
+        f"is `{visible(found[first])}`{' (another order)' if moved else ''}; {advice}"
+    )
 
 
 def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -66,11 +127,24 @@ def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], origin: 
     Raises:
         UserError: the state dict belongs to another model; the message names the first mismatch.
     """
-    own = module.state_dict()
+    check_fit(module.state_dict(), tensors, origin)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Check that weights have the names and shapes of a state dict.
+
+    Args:
+        own: state dict of the model; tensors on the meta device will do.
+        tensors: the weights.
+        origin: name of the weights in messages.
+
+    Raises:
+        UserError: they belong to another model; the message names the first mismatch.
+    """
     wrong = sorted(set(own) ^ set(tensors)) or [k for k in own if own[k].shape != tensors[k].shape]
     if wrong:
         raise UserError(
             f"{origin} belongs to another model: {len(wrong)} tensors do not fit, "
-            f"the first is `{wrong[0]}`"
+            f"the first is `{visible(wrong[0])}`"
         )
-    module.load_state_dict(dict(tensors))

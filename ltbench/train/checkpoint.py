@@ -1,15 +1,19 @@
+"""Checkpoints: written under temporary names, kept, and read back with their hashes checked."""
+
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,10 +21,11 @@ from torch.optim import Optimizer
 
 from ltbench.digest import file_sha256
 from ltbench.errors import UserError
-from ltbench.files import flush, reason
+from ltbench.files import create, flush, fresh_folder, mode_of, read_sealed, reason, seal
 
 FORMAT = 2
 TENSORS, STATE = "tensors.safetensors", "state.json"
+NAME = re.compile(r"s(\d+)-e(\d+)-t(\d+)(-stage)?")
 
 
 @dataclass(frozen=True, order=True)
@@ -33,7 +38,7 @@ class Position:
 
     @property
     def name(self) -> str:
-        """Folder name that sorts by progress."""
+        """Name of the checkpoint's folder."""
         return f"s{self.stage}-e{self.epoch:04d}-t{self.step:06d}"
 
 
@@ -44,6 +49,28 @@ class Snapshot:
     position: Position
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+
+    @property
+    def stage(self) -> int:
+        """Stage whose method was saved."""
+        return int(self.facts["stage"])
+
+
+class Facts(BaseModel):
+    """Numbers and texts of a run's checkpoint, as ``Saver`` writes them."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    digest: str
+    seed: int = Field(ge=0, lt=2**63)
+    stage: int = Field(ge=0)
+    history: list[dict[str, float | None]]
+    worlds: list[Annotated[int, Field(ge=1)]]
+    worlds_from: list[str]
+    threads: list[Annotated[int, Field(ge=1)]] = []
+    seconds: float = Field(ge=0)
+    optimizer: dict[str, float | bool]
+    resume: dict[str, Any]
 
 
 class Store:
@@ -69,10 +96,11 @@ class Store:
         target = self.folder / (snapshot.position.name + ("-stage" if keep else ""))
         partial = self.folder / f".partial-{target.name}"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            fresh_folder(partial)
             # In CPU memory, so that a checkpoint loads on any device.
             tensors = {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()}
+            with create(partial / TENSORS) as file:
+                mode = mode_of(file)
             save_file(tensors, partial / TENSORS)
             state = {
                 "format": FORMAT,
@@ -80,9 +108,11 @@ class Store:
                 "sha256": file_sha256(partial / TENSORS),
                 "facts": snapshot.facts,
             }
-            (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
-            for path in (partial / TENSORS, partial / STATE, partial):
-                flush(path)
+            with create(partial / STATE) as file:
+                file.write(seal(json.dumps(state)))
+            for path in (partial / TENSORS, partial / STATE):
+                flush(path, mode)
+            flush(partial)
             if target.exists():
                 shutil.rmtree(target)
             partial.rename(target)
@@ -94,7 +124,7 @@ class Store:
                 f"could not write the checkpoint {target}: {reason(error)}; make room or pass "
                 "another `out=`, then run the same command: it goes on from the last checkpoint"
             ) from error
-        for old in self._all()[:-2]:
+        for old in folders(self.folder)[:-2]:
             if not old.name.endswith("-stage"):
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -108,11 +138,8 @@ class Store:
         """
         for partial in self.folder.glob(".partial-*"):
             shutil.rmtree(partial, ignore_errors=True)
-        found = self._all()
+        found = folders(self.folder)
         return read_snapshot(found[-1]) if found else None
-
-    def _all(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("s*-e*-t*") if p.is_dir())
 
 
 class BackgroundWriter:
@@ -157,6 +184,21 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def folders(home: Path) -> list[Path]:
+    """Return the checkpoint folders of a run by progress, oldest first.
+
+    Args:
+        home: the folder ``checkpoints`` of the run.
+    """
+    found = [(NAME.fullmatch(path.name), path) for path in home.glob("s*-e*-t*") if path.is_dir()]
+    numbered = [
+        (tuple(map(int, name.groups()[:3])), bool(name[4]), path)
+        for name, path in found
+        if name is not None
+    ]
+    return [path for *_, path in sorted(numbered)]
+
+
 def read_snapshot(folder: Path) -> Snapshot:
     """Read one checkpoint folder and check it against its own hash.
 
@@ -165,23 +207,38 @@ def read_snapshot(folder: Path) -> Snapshot:
     """
     advice = f"delete the folder {folder} to go on from the checkpoint before it"
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = read_sealed(folder / STATE, last="facts")
         if state["format"] != FORMAT:
             raise UserError(
                 f"checkpoint {folder} has format {state['format']}, this version reads {FORMAT}; "
                 "continue it with the version that wrote it"
             )
-        found = file_sha256(folder / TENSORS)
-        if found != state["sha256"]:
+        stated, found = str(state["sha256"]), file_sha256(folder / TENSORS)
+        if found != stated:
             raise UserError(
                 f"checkpoint {folder / TENSORS} is damaged: expected SHA-256 "
-                f"{state['sha256'][:12]}..., found {found[:12]}...; {advice}"
+                f"{stated[:12]}..., found {found[:12]}...; {advice}"
             )
-        return Snapshot(Position(**state["position"]), load_file(folder / TENSORS), state["facts"])
+        position = Position(**state["position"])
+        if position.name != folder.name.removesuffix("-stage"):
+            raise ValueError(f"its state is that of {position.name}")
+        return Snapshot(position, load_file(folder / TENSORS), _checked(state["facts"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {folder} is not readable ({reason(error)}); {advice}"
         ) from error
+
+
+def _checked(facts: Any) -> dict[str, Any]:
+    """Return a checkpoint's facts; those of older versions have no checksum."""
+    if facts != {}:
+        try:
+            Facts.model_validate(facts)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"`{where}`: {first['msg']}") from error
+    return dict(facts)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,14 +20,14 @@ from ltbench.seeding import derive
 
 
 class Feed:
-    """The batches of a run, the same whoever asks for them.
+    """Batches of a run, for training and for diagnostics.
 
     Args:
-        recipe: of the run.
+        recipe: recipe of the run.
         data: its data set.
-        device: where the images are wanted.
-        folder: gets a file with the images that could not be read, if there are any; ``None`` for
-            no such file.
+        device: device of the images.
+        folder: folder for a list of images that could not be read, if there are any; ``None`` for
+            no list.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Feed:
     ) -> None:
         self.recipe, self.data, self.device, self.folder = recipe, data, device, folder
         self._loaders: dict[str, Loader] = {}
-        self._orders: dict[tuple[int, int], np.ndarray] = {}  # of the last epoch asked for
+        self._orders: dict[tuple[int, int], np.ndarray] = {}  # of the last epoch used
 
     def order(self, index: int, epoch: int) -> np.ndarray:
         """Return the order in which an epoch of a stage visits the training images."""
@@ -56,6 +56,13 @@ class Feed:
             accumulate=stage.passes(world),
             last=stage.last_batch,
         )
+
+    def smallest(self, index: int) -> int:
+        """Return the number of images of the smallest pass of an epoch of a stage."""
+        stage, size = self.recipe.stages[index], self.recipe.training(index).batch_size
+        parts = ranks.world() * stage.passes(ranks.world())
+        rest = len(self.order(index, 0)) % size
+        return (rest if stage.last_batch == "keep" and rest >= parts else size) // parts
 
     def batches(
         self, method: Method, index: int, epoch: int, start: int = 0

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
-from ltbench.config.files import get_recipe
+from ltbench.config.files import resolve
 from ltbench.config.recipe import Recipe
-from ltbench.errors import UserError
-from ltbench.records.aggregate import VALUES, average_seeds, plus_minus
+from ltbench.config.words import parse_words
+from ltbench.config.yaml_text import read_yaml_file
+from ltbench.errors import UserError, brief
+from ltbench.records.aggregate import RANKS, VALUES, average_seeds, plus_minus
+from ltbench.train.folder import check_data
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ltbench.records.record import Record
+    from ltbench.train.identity import Images
 
+MOST_CELLS = 10_000  # runs of a grid
 Outcome = Literal["done", "was done", "committed", "elsewhere", "failed"]
 
 
@@ -39,37 +43,50 @@ class Cell:
     problem: str = ""
 
 
-def make_grid(recipes: Sequence[str], seeds: Sequence[int], words: Sequence[str]) -> list[Cell]:
+def make_grid(
+    recipes: Sequence[str],
+    seeds: Sequence[int],
+    words: Sequence[str] = (),
+    shared: Mapping[str, Any] | None = None,
+) -> list[Cell]:
     """Resolve every recipe with every seed; nothing is run before all are sound.
 
     Args:
         recipes: names or paths.
-        seeds: numbers >= 0.
+        seeds: numbers >= 0 and < 2^63.
         words: overrides for all of them; ``out=`` is the folder that the runs' folders go to.
+        shared: values by dotted key for all of them, which words replace.
 
     Raises:
-        UserError: every mistake, one line each, with the recipe's name.
+        UserError: every mistake, one line each, with the recipe's name; or the grid is too large.
     """
-    out = next((w.removeprefix("out=") for w in words if w.startswith("out=")), "")
-    shared = [w for w in words if not w.startswith("out=")]
+    recipes, seeds = list(dict.fromkeys(recipes)), list(dict.fromkeys(seeds))
+    if len(recipes) * len(seeds) > MOST_CELLS:
+        raise UserError(
+            f"expected at most {MOST_CELLS:,} runs, found {len(recipes):,} recipes with "
+            f"{len(seeds):,} seeds each"
+        )
+    given = [dict(shared or {}), dict(parse_words(words))]
+    out = [values.pop("out") for values in given if "out" in values]
     cells, problems = [], []
-    for name in dict.fromkeys(recipes):
+    for name in recipes:
         try:
-            recipe = get_recipe(name, *shared)
+            recipe = resolve(name, given)
         except UserError as error:
             problems += [f"{name}: {line}" for line in str(error).splitlines()]
             continue
-        for seed in dict.fromkeys(seeds):
+        for seed in seeds:
             own = recipe.model_copy(update={"seed": seed})
-            folder = Path(out) / f"{own.name}-{own.digest[:8]}" / f"seed{seed}"
-            cells.append(Cell(own.model_copy(update={"out": str(folder)}) if out else own))
+            folder = Path(str(out[-1] if out else "")) / f"{own.name}-{own.digest[:8]}"
+            where = {"out": str(folder / f"seed{seed}")} if out else {}
+            cells.append(Cell(own.model_copy(update=where)))
     if problems:
         raise UserError("\n".join(problems))
     return cells
 
 
-def read_grid(path: str) -> tuple[list[str], list[int], list[str]]:
-    """Return recipes, seeds and override words of a grid file.
+def read_grid(path: Path) -> tuple[list[str], list[int], dict[str, Any]]:
+    """Return recipes, seeds and shared values of a grid file.
 
     The file has ``recipes:`` (a list), ``seeds:`` (a list, by default [0]) and ``set:`` (dotted
     keys and values for all runs).
@@ -77,57 +94,109 @@ def read_grid(path: str) -> tuple[list[str], list[int], list[str]]:
     Raises:
         UserError: it is missing, not YAML, or has other keys.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the grid file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
+    tree = read_yaml_file(Path(path))
     known = {"recipes": list, "seeds": list, "set": dict, "description": str}
     if not isinstance(tree, dict) or not tree.get("recipes"):
         raise UserError(f"{path}: expected `recipes:` with a list of names")
     for key, value in tree.items():
         if key not in known or not isinstance(value, known[key]):
             raise UserError(
-                f"{path}: `{key}` is not understood; a grid file has recipes: [names], "
+                f"{path}: `{brief(key)}` is not understood; a grid file has recipes: [names], "
                 "seeds: [numbers], set: {key: value}"
             )
-    words = [f"{key}={_word(value)}" for key, value in tree.get("set", {}).items()]
-    return [str(r) for r in tree["recipes"]], read_seeds(tree.get("seeds", [0])), words
+    wrong = [name for name in tree["recipes"] if not isinstance(name, str)]
+    if wrong:
+        raise UserError(f"{path}: `recipes`: expected names or paths, found {brief(wrong[0])}")
+    return tree["recipes"], read_seeds(tree.get("seeds", [0])), tree.get("set", {})
 
 
 def read_seeds(values: Sequence[Any]) -> list[int]:
     """Return seeds as numbers.
 
     Raises:
-        UserError: one is not a whole number >= 0.
+        UserError: one is not a whole number from 0 to 2^63 - 1.
     """
-    wrong = [v for v in values if not str(v).isdigit()]
+    wrong = [v for v in values if not re.fullmatch("[0-9]{1,19}", str(v)) or int(v) >= 2**63]
     if wrong:
-        raise UserError(f"`seed`: expected whole numbers >= 0, e.g. seed=0,1,2, found `{wrong[0]}`")
+        raise UserError(
+            "`seed`: expected whole numbers from 0 to 2^63 - 1, e.g. seed=0,1,2, "
+            f"found {brief(wrong[0])}"
+        )
     return [int(v) for v in values]
 
 
-def run_grid(cells: Sequence[Cell], run: Callable[[Recipe], tuple[Record, bool]]) -> list[Cell]:
+def run_grid(
+    cells: Sequence[Cell],
+    run: Callable[[Recipe], tuple[Record, bool]],
+    seen: dict[str, Images] | None = None,
+) -> list[Cell]:
     """Run the cells one after the other; a failure does not stop the others.
 
     Args:
         cells: from ``make_grid``.
         run: runs one recipe and returns its record and whether it ran just now.
+        seen: images of data sets read before; is added to.
     """
-    return [run_cell(cell, run) if cell.outcome is None else cell for cell in known(cells)]
+    return [run_cell(cell, run) if cell.outcome is None else cell for cell in known(cells, seen)]
 
 
-def known(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells, those with a committed record as ``committed``."""
-    from ltbench.records.store import records
+def check_some_data(cells: Sequence[Cell]) -> None:
+    """Check quickly that at least one cell is finished or has data to load.
 
-    committed = {(r.recipe.digest, r.seed): r for r in records()}
-    found = [committed.get((c.recipe.digest, c.recipe.seed)) for c in cells]
-    return [
-        cell if record is None else replace(cell, outcome="committed", record=record)
-        for cell, record in zip(cells, found, strict=True)
-    ]
+    Raises:
+        UserError: none is; one line for each.
+    """
+    problems = []
+    for cell in cells:
+        problem = _unready(cell.recipe)
+        if not problem:
+            return
+        problems.append(f"{cell.recipe.name}, seed {cell.recipe.seed}: {problem}")
+    raise UserError("\n".join(problems))
+
+
+def _unready(recipe: Recipe) -> str:
+    try:
+        check_data(recipe)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def known(cells: Sequence[Cell], seen: dict[str, Images] | None = None) -> list[Cell]:
+    """Return the cells, those with a committed record of the same images as ``committed``.
+
+    Args:
+        cells: from ``make_grid``.
+        seen: images of data sets read before; is added to.
+    """
+    from ltbench.records.store import sound_records
+
+    asked = {(cell.recipe.digest, cell.recipe.seed) for cell in cells}
+    found: dict[tuple[str, int], list[Record]] = {}
+    for record in sound_records():
+        key = (record.recipe.digest, record.seed)
+        if key in asked and record.status in ("claimed", "reproduced", "verified"):
+            found.setdefault(key, []).append(record)
+    seen = {} if seen is None else seen
+    return [_answered(c, found.get((c.recipe.digest, c.recipe.seed), []), seen) for c in cells]
+
+
+def _answered(cell: Cell, committed: Sequence[Record], seen: dict[str, Images]) -> Cell:
+    """Return a cell with the best of the committed records of its images, if there is one."""
+    if cell.outcome is not None or not committed:
+        return cell
+    from ltbench.train.identity import images_of
+
+    try:
+        images = images_of(cell.recipe, seen)
+    except UserError:
+        return cell  # its run reports it
+    same = [record for record in committed if images.match(record)]
+    if not same:
+        return cell
+    best = max(same, key=lambda r: (RANKS.index(r.status), r.date, r.run_id))
+    return replace(cell, outcome="committed", record=best)
 
 
 def run_cell(cell: Cell, run: Callable[[Recipe], tuple[Record, bool]]) -> Cell:
@@ -147,10 +216,29 @@ def run_cell(cell: Cell, run: Callable[[Recipe], tuple[Record, bool]]) -> Cell:
 
 
 def rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Return one row per recipe: means over its seeds in percent, and standard deviations."""
-    found = average_seeds([c.record for c in cells if c.record is not None])
-    order = list(dict.fromkeys(c.recipe.name for c in cells))
-    return sorted(found, key=lambda row: order.index(row["recipe"]))
+    """Return one row per recipe: means over its seeds in percent, and standard deviations.
+
+    Rows of one name, of other images or of files of the same name, end in a number.
+    """
+    names = {cell.recipe.digest: cell.recipe.name for cell in cells}
+    order = list(names.values())
+    found = average_seeds(
+        [_named(c.record, names[c.recipe.digest]) for c in cells if c.record is not None]
+    )
+    found.sort(key=lambda row: order.index(row["recipe"]))
+    for name in {row["recipe"] for row in found}:
+        same = [row for row in found if row["recipe"] == name]
+        for number, row in enumerate(same if len(same) > 1 else (), start=1):
+            row["recipe"] = f"{name} ({number})"
+    return found
+
+
+def _named(record: Record, name: str) -> Record:
+    """Return a record under the name that the recipe has in this grid."""
+    facts = record.recipe
+    if facts.name == name:
+        return record
+    return record.model_copy(update={"recipe": facts.model_copy(update={"name": name})})
 
 
 def table(cells: Sequence[Cell]) -> Table:
@@ -166,8 +254,3 @@ def table(cells: Sequence[Cell]) -> Table:
         texts = [plus_minus(row[v], row[f"{v}_std"]) for v in VALUES]
         show.add_row(row["recipe"], str(row["n"]), *texts, row["epochs"])
     return show
-
-
-def _word(value: Any) -> str:
-    flow = yaml.safe_dump(value, default_flow_style=True, width=10**6)
-    return value if isinstance(value, str) else flow.partition("\n")[0]

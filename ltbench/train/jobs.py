@@ -251,8 +251,10 @@ def _work(connection: Connection, formatwarning: Callable[..., str]) -> None:
         logging.getLogger().addHandler(_PipeHandler(send))
         from ltbench.train import run as runner
 
+        seen: dict[str, Any] = {}
+
         def run(recipe: Any) -> Any:
-            result = runner.run(recipe, reporter=_PipeProgress(send))
+            result = runner.run(recipe, reporter=_PipeProgress(send), seen=seen)
             return result.record, result.fresh
 
         while (cell := connection.recv()) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.train.checkpoint import BackgroundWriter, Position, Snapshot, Store, copied
+from ltbench.train.claim import RunFolder
 from ltbench.train.feed import Feed
 from ltbench.train.resume import check_resume_state, resume_state
 
@@ -19,12 +19,13 @@ class Saver:
     """Writes and reads the checkpoints of a run, on rank 0.
 
     Args:
-        feed: of the run.
-        folder: of the checkpoints.
+        feed: batches of the run.
+        folder: output folder of the run.
     """
 
-    def __init__(self, feed: Feed, folder: Path) -> None:
-        self.feed, self.recipe, self.store = feed, feed.recipe, Store(folder)
+    def __init__(self, feed: Feed, folder: RunFolder) -> None:
+        self.feed, self.recipe, self.folder = feed, feed.recipe, folder
+        self.store = Store(folder.path / "checkpoints")
         self._writing = BackgroundWriter()
         self._fingerprint = ""
 
@@ -40,6 +41,11 @@ class Saver:
             UserError: it is damaged, or of another recipe, seed or data set.
         """
         return ranks.on_main(self._latest)  # the others need not see its files
+
+    def begin(self) -> None:
+        """Begin to hash the training images, so that later changes of them are noticed."""
+        if ranks.is_main():
+            self._writing.start(self._hash_images)
 
     def save(
         self,
@@ -62,8 +68,8 @@ class Saver:
         snapshot = Snapshot(position, copied(tensors), facts)
 
         def write() -> None:
-            facts["resume"] = resume()  # may have to read all images, the first time
-            self.store.save(snapshot, keep=keep)
+            facts["resume"] = resume()
+            self.folder.keep(lambda: self.store.save(snapshot, keep=keep))
 
         self._writing.start(write)
 
@@ -84,6 +90,8 @@ class Saver:
         if snapshot is None:
             return None
         facts, recipe = snapshot.facts, self.recipe
+        if not facts.keys() >= {"digest", "seed", "resume", "stage"}:
+            raise UserError(f"{self.origin} is not one of a run; pass another `out=`")
         if (facts["digest"], facts["seed"]) != (recipe.digest, recipe.seed):
             raise UserError(
                 f"{self.origin} belongs to recipe digest {facts['digest']} seed {facts['seed']}, "
@@ -91,6 +99,9 @@ class Saver:
             )
         check_resume_state(facts["resume"], self._resume_state(snapshot.position)(), self.origin)
         return snapshot
+
+    def _hash_images(self) -> None:
+        self._fingerprint = self._fingerprint or self.feed.data.train.fingerprint()
 
     def _resume_state(self, position: Position) -> Callable[[], dict[str, Any]]:
         """Return a function that computes the ``resume_state`` of a position."""
@@ -100,7 +111,7 @@ class Saver:
             order = self.feed.order(position.stage, position.epoch)
 
         def state() -> dict[str, Any]:
-            self._fingerprint = self._fingerprint or self.feed.data.train.fingerprint()
+            self._hash_images()
             return resume_state(position, self.recipe.seed, self._fingerprint, stage, order)
 
         return state

@@ -25,7 +25,7 @@ from ltbench.models.batchnorm import (
     running_statistics,
 )
 from ltbench.seeding import derive
-from ltbench.train import checkpoint
+from ltbench.train import checkpoint, misfit
 from ltbench.train.checkpoint import Position, Snapshot
 from ltbench.train.epoch_stats import EpochStats
 from ltbench.train.feed import Feed
@@ -57,6 +57,7 @@ class StageRun(StepRun):
         self.stats = EpochStats(feed.data.info.num_classes, feed.device)
         self.per_epoch = feed.steps(index)
         self._parts: PartStatistics | None = None
+        self._stepped = False
 
     @property
     def total(self) -> int:
@@ -69,7 +70,7 @@ class StageRun(StepRun):
         return position.epoch * self.per_epoch + position.step
 
     def finished(self, position: Position) -> bool:
-        """Whether no step is left at a position in this stage."""
+        """Return whether no step is left at a position in this stage."""
         return self.done(position) >= self.total
 
     def order(self, epoch: int) -> np.ndarray:
@@ -86,11 +87,16 @@ class StageRun(StepRun):
         Args:
             epoch: 0-based epoch.
             step: first step to be made; the method's ``on_epoch`` is called before step 0 only.
+
+        Raises:
+            UserError: the smallest batch of the epoch is too small for batch normalisation.
         """
         training = self.training
         factor = training.schedule.factor(epoch, training.epochs)
         lr = set_lr(self.optimizer, training.optim, factor)
         set_modes(self.method, self.stage, self._frozen, self.recipe.run.batchnorm)
+        if not self._stepped:
+            misfit.check_single_images(self.feed, self.index, self.method)
         at = Progress(self.recipe.seed, self.index, epoch, training.epochs, step, lr=lr)
         if step == 0:
             self.method.on_epoch(at)
@@ -104,8 +110,12 @@ class StageRun(StepRun):
             at: position of the step.
         """
         self._parts = PartStatistics(self.method) if len(micro) > 1 else None
-        micro = self._prepared(micro, at)
-        log = self.update.step(self, micro, at)
+        try:
+            micro = self._prepared(micro, at)
+            log = self.update.step(self, micro, at)
+        except misfit.ERRORS as error:
+            raise self._explained(error, micro) from error
+        self._stepped = True
         if self._parts is not None:
             self._parts.merge()
         self.method.after_step(micro, at)
@@ -147,6 +157,11 @@ class StageRun(StepRun):
         moments = checkpoint.without_prefix("optimizer", snapshot.tensors)
         checkpoint.load_optimizer(self.optimizer, moments, snapshot.facts["optimizer"])
         self.stats.load(checkpoint.without_prefix("stats", snapshot.tensors))
+
+    def _explained(self, error: Exception, micro: list[Batch]) -> Exception:
+        if self._stepped and misfit.SINGLE not in str(error):
+            return error  # not for the images' size: they all have the same
+        return misfit.explained(error, self.method, micro[0].views[0], self.index)
 
     def _prepared(self, micro: list[Batch], at: Progress) -> list[Batch]:
         # Layers that draw random numbers (dropout) draw the same ones after a resume.
@@ -209,7 +224,7 @@ def saved_method(snapshot: Snapshot, recipe: Recipe, info: DatasetInfo, origin: 
     recipe = build_recipe(tree)
     method: Method | None = None
     with torch.random.fork_rng(devices=[]):
-        for index in range(int(snapshot.facts["stage"]) + 1):
+        for index in range(snapshot.stage + 1):
             method = build_method(recipe, index, info, method)
     assert method is not None
     load_strict(method, checkpoint.without_prefix("method", snapshot.tensors), origin)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from ltbench.methods.base import Method
 from ltbench.methods.weights import load_strict
 from ltbench.train.cadence import Cadence
 from ltbench.train.checkpoint import Position, Snapshot, with_prefix, without_prefix
+from ltbench.train.claim import RunFolder
 from ltbench.train.feed import Feed
 from ltbench.train.history import RunHistory
 from ltbench.train.progress import Reporter
@@ -36,18 +36,23 @@ class Trainer:
     Args:
         recipe: what to train.
         data: the loaded data set.
-        folder: of the run; checkpoints go to its ``checkpoints``.
+        folder: output folder of the run; checkpoints go to its ``checkpoints``.
         device: of this rank.
         reporter: receives progress.
     """
 
     def __init__(
-        self, recipe: Recipe, data: Data, folder: Path, device: torch.device, reporter: Reporter
+        self,
+        recipe: Recipe,
+        data: Data,
+        folder: RunFolder,
+        device: torch.device,
+        reporter: Reporter,
     ) -> None:
         self.recipe, self.data, self.device, self.reporter = recipe, data, device, reporter
-        self.folder = folder
-        self.feed = Feed(recipe, data, device, folder)
-        self.saver = Saver(self.feed, folder / "checkpoints")
+        self.folder = folder.path
+        self.feed = Feed(recipe, data, device, folder.path)
+        self.saver = Saver(self.feed, folder)
         self.cadence = Cadence(recipe.run)
         self.history = RunHistory()
         self.position = Position()
@@ -61,9 +66,10 @@ class Trainer:
 
     def _fit(self) -> Method:
         snapshot = self.saver.latest()
+        self.saver.begin()
         method = None if snapshot is None else self._resume(snapshot)
         for index in range(self.position.stage, len(self.recipe.stages)):
-            if snapshot is None or snapshot.facts["stage"] != index:  # not from inside the stage
+            if snapshot is None or snapshot.stage != index:  # not from inside the stage
                 method, snapshot = self._initial(index, method), None
             assert method is not None
             if self.recipe.stages[index].training is not None:
@@ -86,7 +92,7 @@ class Trainer:
         self.position = snapshot.position
         self.history.load(snapshot.facts)
         method = self._initial(0, None)
-        for index in range(1, int(snapshot.facts["stage"]) + 1):
+        for index in range(1, snapshot.stage + 1):
             method = self._initial(index, method)
         load_strict(method, without_prefix("method", snapshot.tensors), self.saver.origin)
         return method
@@ -96,7 +102,7 @@ class Trainer:
         done, rule = stage.done(self.position), self.recipe.shot_rule
         self.reporter.stage(stage.index, stage.stage, stage.total, done)
         if not stage.finished(self.position):
-            self.history.note_ranks(self.position)
+            self.history.note_ranks(self.position, self.device)
         watch = Watch(stage.update, self.recipe.diagnose, self.folder, stage.per_epoch, rule)
         stage.update = watch
         while not stage.finished(self.position):

@@ -20,6 +20,7 @@ from ltbench.class_gradients.agreement import agreement, between_groups
 from ltbench.class_gradients.engine import Engine
 from ltbench.config.recipe import Diagnose
 from ltbench.data.shots import shot_groups
+from ltbench.digest import read_json
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.files import write_atomic
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 FOLDER = "diagnostics"
 TABLES = ("steps", "classes", "cosines")
+LOG_BYTES = 256 * 2**20  # of the measurements of one step
 PENDING = ".pending"  # files of the current epoch; pandas ignores names that begin with a dot
 KEY = ["stage", "epoch", "step"]
 Row = dict[str, Any]
@@ -147,7 +149,7 @@ def read_log(folder: Path, table: str) -> pd.DataFrame:
     try:
         frames = [pd.read_parquet(file) for file in sorted((home / table).glob("stage*.parquet"))]
         pending = sorted((home / PENDING).glob("s*.json"))
-        frames += [pd.DataFrame(json.loads(file.read_text())[table]) for file in pending]
+        frames += [pd.DataFrame(read_json(file, limit=LOG_BYTES)[table]) for file in pending]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"a file of {home / table} is damaged: {error}") from error
     frames = [frame for frame in frames if len(frame)]
@@ -174,7 +176,7 @@ def _compact(folder: Path) -> None:
 
     pending = sorted((folder / PENDING).glob("s*.json"))
     for epoch, files in groupby(pending, key=lambda f: f.name.rpartition("-t")[0]):
-        measured = [json.loads(file.read_text()) for file in files]
+        measured = [read_json(file, limit=LOG_BYTES) for file in files]
         stage, number = epoch.removeprefix("s").split("-e")
         for table in TABLES:
             rows = [row for found in measured for row in found[table]]

@@ -16,4 +16,5 @@ UPDATES: Registry[type[Update]] = Registry(
         "sam": "ltbench.updates.sam:SAM",
         "plot": "ltbench.updates.plot:Plot",
     },
+    options="ltbench.updates.options",
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -130,16 +130,10 @@ class StepRun:
 class Update:
     """Turns the loss rows of a step's micro-batches into one optimizer step."""
 
-    class Config(schema.Config):
-        """Options of the update."""
+    Config: ClassVar[type[schema.Config]] = schema.Config  # a class of `ltbench.updates.options`
 
     def __init__(self, config: schema.Config) -> None:
         self.config = config
-
-    @classmethod
-    def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
-        """Return the problems that rule this update out for a stage, one line each."""
-        return []
 
     def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
         """Do one optimizer step on prepared micro-batches and return values to log."""

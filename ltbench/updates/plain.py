@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ltbench.methods.base import Batch, Progress
+from ltbench.updates import options
 from ltbench.updates.base import Log, StepRun, Update
 
 
@@ -12,6 +13,8 @@ class Plain(Update):
     Reference: ordinary stochastic gradient descent.
     Departures: none known.
     """
+
+    Config = options.Plain
 
     def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
         """Do the step."""

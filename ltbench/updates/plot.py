@@ -4,57 +4,27 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from ltbench.class_gradients.certified import check_solver
 from ltbench.class_gradients.engine import Engine, Loss, Pass
 from ltbench.config import schema
 from ltbench.config.recipe import Choice
-from ltbench.config.schema import Tagged
 from ltbench.distributed import ranks
-from ltbench.errors import UserError
 from ltbench.losses import plot_class_weights
-from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.methods.base import Batch, Progress, Rows
 from ltbench.models.backbone import FeatureCache
 from ltbench.models.batchnorm import frozen_statistics
 from ltbench.moo import SOLVERS
 from ltbench.moo.base import Solver
 from ltbench.seeding import derive
-from ltbench.updates import UPDATES, pareto
+from ltbench.updates import UPDATES, options, pareto
 from ltbench.updates.base import Log, StepRun, Update
 from ltbench.updates.objectives import ClassObjectives
-from ltbench.updates.sam import check_window, perturbed
+from ltbench.updates.sam import perturbed
 
 FIXED = 128  # number of classes up to which `fast` keeps absent ones, for constant shapes
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "class_gradients": "fast",
-        "from_features": True,
-        "mixed_labels": True,
-        "statistics_twice": False,
-        "collapse_weight": 0.01,
-        "collapse_divisor": "all",
-        "collapse_in_class_gradients": True,
-        "preference": "equal",
-        "solver": {"name": "cagrad", "c": 0.5, "rescale": "sum"},
-    },
-    "official": {
-        "class_gradients": "exact",
-        "from_features": True,
-        "mixed_labels": False,
-        "statistics_twice": True,
-        "collapse_weight": 0.01,
-        "collapse_divisor": "official",
-        "collapse_in_class_gradients": False,
-        "preference": "class_weights",
-        "solver": {"name": "cagrad", "c": 0.5, "rescale": "official"},
-    },
-}
 
 
 class Plot(Update):
@@ -82,59 +52,8 @@ class Plot(Update):
         present. The other known differences between paper and code are this class's options.
     """
 
-    class Config(schema.Config):
-        """Options of PLOT; ``mode`` sets the defaults."""
-
-        model_config = ConfigDict(arbitrary_types_allowed=True)
-
-        mode: Literal["paper", "official"] = "paper"
-        epochs: int | None = Field(None, ge=1, json_schema_extra=schema.EPOCHS)
-        """E: PLOT is active in the first ``epochs`` epochs of the stage; null is all of them."""
-        part: str | tuple[str, ...] = "last"
-        """Parameters under multi-objective control: last, a stage's name, backbone or whole."""
-        rho: float = Field(1e-4, ge=0)
-        """Radius of the perturbation of ``part``; 0 is none."""
-        climb_kept: float = Field(0.0, ge=0, le=1)
-        """Share of the perturbation left in the weights (the released code's perturb_radius)."""
-        class_gradients: Literal["exact", "fast", "certified"]
-        """Computation of class gradients: one backward pass per class; a single one, with an error
-        in the solver's weights (mean cosine of the update with the exact one 0.996 to 0.999 on
-        CIFAR-LT states); or the same, corrected until the solution is certified."""
-        rounds: int = Field(1, ge=1)
-        """Maximum number of corrections in ``certified``."""
-        tolerance: float = Field(1e-3, ge=0)
-        """Duality gap that ends ``certified``, in units of c^2 |g_0|^2."""
-        from_features: bool
-        """Start the second pass from the input features of ``part`` instead of the images. The
-        result is the same, except that random layers before ``part`` keep their first draw. With
-        several micro-batches, the second pass always starts from the images."""
-        mixed_labels: bool
-        """Use both labels of a mixed image in the second pass, instead of the first only."""
-        statistics_twice: bool
-        """Update running statistics in the second pass too."""
-        collapse_weight: float = Field(ge=0)
-        """Weight of the variability-collapse term; 0 is none."""
-        collapse_divisor: Literal["all", "present", "official"]
-        """Mean over all classes, those present, or those with at least two images in the batch."""
-        collapse_in_class_gradients: bool
-        """Add the term to the class gradients, instead of to the ordinary gradient only."""
-        class_gradient: Literal["batch_fraction", "class_mean"] = "batch_fraction"
-        """Scale of a class's objective: its share of the batch loss, or its mean."""
-        preference: Literal["equal", "class_weights"]
-        """Linear term of the solver: equal, or log(n_max/n_k + 0.01)/div over those present."""
-        preference_div: float = Field(2.0, gt=0)
-        max_classes: int | None = Field(None, ge=1)
-        """Maximum number of objectives, drawn anew each step; other classes add their gradient."""
-        solver: Annotated[Choice, Tagged("SOLVERS")]
-        after: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
-        """Update in the epochs after ``epochs``, e.g. sam."""
-
-        @classmethod
-        def complete(cls, values: dict[str, Any]) -> dict[str, Any]:
-            """Fill in the defaults of ``mode``."""
-            return {**PRESETS.get(str(values.get("mode", "paper")), PRESETS["paper"]), **values}
-
-    config: Config
+    Config = options.Plot
+    config: options.Plot
 
     def __init__(self, config: schema.Config) -> None:
         super().__init__(config)
@@ -143,17 +62,6 @@ class Plot(Update):
         self.after: Update = UPDATES.get(after.name)(after.config)
         self._engine: Engine | None = None
         self._epoch = -1  # of the last check of the engine; a method may change with epochs
-
-    @classmethod
-    def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
-        """Reject more epochs than the stage has, and ``certified`` with an unsupported solver."""
-        problems = check_window(config, epochs)
-        if isinstance(config, cls.Config) and config.class_gradients == "certified":
-            try:
-                check_solver(_solver(config.solver))
-            except UserError as error:
-                problems.append(str(error))
-        return problems
 
     def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
         """Do the step."""

@@ -2,16 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ltbench.config import schema
 from ltbench.gradients import held
-from ltbench.methods.base import Batch, Method, Progress
+from ltbench.methods.base import Batch, Progress
 from ltbench.models.batchnorm import frozen_statistics
+from ltbench.updates import options
 from ltbench.updates.base import Log, StepRun, Update, gradient_norm
 from ltbench.updates.plain import Plain
 
@@ -29,26 +27,8 @@ class SAM(Update):
         many released codes, that of the second paper included, update them in both.
     """
 
-    class Config(schema.Config):
-        """Options of SAM."""
-
-        rho: float = Field(0.05, gt=0)
-        """Radius of the perturbation."""
-        rho_from: dict[int, Annotated[float, Field(gt=0)]] = Field(
-            default_factory=dict, json_schema_extra=schema.EPOCHS
-        )
-        """Radius from given epochs of the stage on (0-based), e.g. {5: 0.1, 60: 0.5}."""
-        part: str | tuple[str, ...] = "whole"
-        """Parameters to perturb: whole, backbone, head, last or a stage's name."""
-        epochs: int | None = Field(None, ge=1, json_schema_extra=schema.EPOCHS)
-        """SAM is active in the first ``epochs`` epochs of the stage; null is all of them."""
-
-    config: Config
-
-    @classmethod
-    def check(cls, config: schema.Config, method: type[Method], epochs: int | None) -> list[str]:
-        """Reject more epochs than the stage has."""
-        return check_window(config, epochs)
+    Config = options.SAM
+    config: options.SAM
 
     def radius(self, epoch: int) -> float:
         """Return the radius in a 0-based epoch of the stage."""
@@ -95,11 +75,3 @@ def perturbed(parameters: Sequence[nn.Parameter], rho: float, keep: float = 0.0)
                 torch._foreach_copy_(moved, start)
             elif keep < 1:
                 torch._foreach_lerp_(moved, start, 1 - keep)
-
-
-def check_window(config: schema.Config, epochs: int | None) -> list[str]:
-    """Return a problem if ``epochs`` of an update exceeds the epochs of its stage."""
-    window = getattr(config, "epochs", None)
-    if window is not None and epochs is not None and window > epochs:
-        return [f"`epochs` = {window} is longer than the stage's {epochs} epochs"]
-    return []

@@ -11,6 +11,8 @@ from ltbench import get_recipe, list_recipes, run
 from ltbench.methods import METHODS
 from ltbench.train.progress import NoProgress
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 # The digits inside scikit-learn, a small network, four steps in two epochs of each stage.
 TINY = (
     *("data=digits_lt", "data.imbalance_ratio=5", "data.image_size=8", "epochs=2"),
@@ -53,12 +55,6 @@ def tiny(name: str, out):
 
 # These keep state of different kinds; `test_resume_methods` has the toy runs of all.
 RESUMED = ("mixup", "paco", "difficulty_net", "m2m", "rsg", "bcl")
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """A picture of the curves takes as long as a run."""
-    monkeypatch.setattr("ltbench.train.curves._picture", lambda history: b"")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,17 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ltbench import get_recipe, run
 from ltbench.config.recipe import RunOptions
 from ltbench.data.memory import MemorySplit
+from ltbench.digest import file_sha256
 from ltbench.errors import UserError
+from ltbench.files import read_sealed, seal
 from ltbench.train import checkpoint
 from ltbench.train.cadence import Cadence
-from ltbench.train.checkpoint import BackgroundWriter, Position, Store, copied
+from ltbench.train.checkpoint import (
+    BackgroundWriter,
+    Position,
+    Snapshot,
+    Store,
+    copied,
+    folders,
+    read_snapshot,
+)
 from ltbench.train.resume import WHAT, check_resume_state, resume_state
 from ltbench.train.stage import StageRun
+
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 WORDS = [
     "backbone=resnet20_cifar",
@@ -183,9 +195,9 @@ def test_what_a_kill_left_half_written_is_removed_and_not_read(broken):
 def changed(out: Path, **values: object) -> None:
     """Edit the resume state of the newest checkpoint."""
     path = max(out.glob("checkpoints/s*")) / "state.json"
-    state = json.loads(path.read_text())
+    state = read_sealed(path, last="facts")
     state["facts"]["resume"].update(values)
-    path.write_text(json.dumps(state))
+    path.write_bytes(seal(json.dumps(state)))
 
 
 @pytest.fixture
@@ -248,3 +260,81 @@ def test_no_checkpoint_is_due_before_a_short_last_batch():
     assert [by_steps.due(done, 64, 64) for done in (1, 2, 3)] == [None, None, "steps"]
     assert by_clock.due(1, 64, 64) == "minutes"
     assert by_steps.due(3, 63, 64) is by_clock.due(1, 63, 64) is None
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [(9, 0, 0), (10, 0, 0), (10, 1, 0), (10, 2, 0)],
+        [(0, 9998, 0), (0, 9999, 0), (0, 10000, 0), (0, 10001, 0)],
+        [(0, 0, 999998), (0, 0, 999999), (0, 0, 1000000), (0, 0, 1000001)],
+    ],
+)
+def test_the_newest_checkpoint_is_that_of_the_largest_numbers(places, tmp_path):
+    store = Store(tmp_path)
+    for place in places:
+        store.save(Snapshot(Position(*place), {"a": torch.zeros(1)}, {}))
+    assert store.latest().position == Position(*places[-1])
+    assert [p.name for p in folders(tmp_path)] == [Position(*p).name for p in places[-2:]]
+
+
+@pytest.fixture(scope="module")
+def state(unbroken) -> bytes:
+    return (folders(unbroken / "checkpoints")[-1] / "state.json").read_bytes()
+
+
+def put(state: bytes, tmp_path: Path, name: str = "s2-e0000-t000000-stage") -> Path:
+    """Write a checkpoint with that state."""
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    save_file({}, folder / "tensors.safetensors")
+    text = json.loads(state)
+    text.pop("checksum", None)
+    text["sha256"] = file_sha256(folder / "tensors.safetensors")
+    (folder / "state.json").write_bytes(seal(json.dumps(text)))
+    return folder
+
+
+def unreadable(folder: Path) -> None:
+    with pytest.raises(UserError, match="is not readable") as caught:
+        read_snapshot(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_flip_of_a_state_is_found(state, tmp_path):
+    folder = put(state, tmp_path)
+    whole = (folder / "state.json").read_bytes()
+    assert read_snapshot(folder).stage == 1
+    for place in np.random.default_rng(0).choice(len(whole), 60, replace=False).tolist():
+        flipped = whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :]
+        (folder / "state.json").write_bytes(flipped)
+        unreadable(folder)
+
+
+def test_a_state_of_an_older_version_has_no_checksum_and_is_still_checked(state, tmp_path):
+    folder = put(state, tmp_path)
+    old = json.loads((folder / "state.json").read_text())
+    del old["checksum"], old["facts"]["threads"]
+    (folder / "state.json").write_text(json.dumps(old))
+    assert read_snapshot(folder).facts == old["facts"]
+    for key, value in {
+        "seed": -1,
+        "stage": "1",
+        "worlds": [0],
+        "seconds": -1e9,
+        "history": {},
+        "optimizer": [],
+        "resume": None,
+    }.items():
+        (folder / "state.json").write_text(
+            json.dumps({**old, "facts": {**old["facts"], key: value}})
+        )
+        unreadable(folder)
+        missing = {k: v for k, v in old["facts"].items() if k != key}
+        (folder / "state.json").write_text(json.dumps({**old, "facts": missing}))
+        unreadable(folder)
+
+
+def test_a_checkpoint_under_another_name_is_refused(state, tmp_path):
+    folder = put(state, tmp_path, "s0-e0001-t000000")
+    unreadable(folder)

@@ -34,8 +34,8 @@ def plain_board() -> tuple[jobs.GridProgress, io.StringIO]:
     return jobs.GridProgress(Console(file=out, width=120, highlight=False)), out
 
 
-def test_two_at_once_give_the_table_of_one_after_the_other(tmp_path, monkeypatch):
-    monkeypatch.setattr("ltbench.train.curves._picture", lambda history: b"")  # takes a while
+@pytest.mark.usefixtures("no_picture")
+def test_two_at_once_give_the_table_of_one_after_the_other(tmp_path):
     words = ["run", "recipe=quickstart,ce", "seed=0,1", *FAST, f"out={tmp_path}"]
     (blocked,) = (
         Path(cell.recipe.out)

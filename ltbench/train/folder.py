@@ -1,0 +1,25 @@
+"""Output folder of a run, and data for it; imports little, so that mistakes show quickly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltbench.config.recipe import Recipe
+from ltbench.files import expanded
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Return the folder of a run; overrides change the digest and so the default folder."""
+    if recipe.out is not None:
+        return expanded(recipe.out)
+    return Path("runs") / f"{recipe.name}-{recipe.digest[:8]}" / f"seed{recipe.seed}"
+
+
+def check_data(recipe: Recipe) -> None:
+    """Check quickly that a run is finished or has data to load.
+
+    Raises:
+        UserError: the data set's root is missing or empty.
+    """
+    if not (run_folder(recipe) / "record.json").is_file():
+        recipe.data.config.ready()  # type: ignore[attr-defined]
