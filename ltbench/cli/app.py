@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -12,12 +13,23 @@ import click
 from ltbench.cli.bench import bench
 from ltbench.cli.data import data
 from ltbench.cli.diagnose import diagnose
+from ltbench.cli.display import clean, say
+from ltbench.cli.evaluate import eval_
+from ltbench.cli.export import export
 from ltbench.cli.hub import download, publish
 from ltbench.cli.leaderboard import leaderboard
+from ltbench.cli.predict import predict
 from ltbench.cli.run import run
-from ltbench.cli.show import eval_, list_, show
-from ltbench.errors import UserError
+from ltbench.cli.show import list_, show
+from ltbench.errors import UserError, visible
 from ltbench.version import __version__
+
+# What a path or the machine does not allow, wherever it shows: names that are too long, missing
+# permissions, full disks, too many open files.
+MACHINE = {
+    *(errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 
 
 @click.group(
@@ -36,7 +48,10 @@ def cli() -> None:
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
 
 
-COMMANDS = (bench, data, diagnose, download, eval_, leaderboard, list_, publish, run, show)
+COMMANDS = (
+    *(bench, data, diagnose, download, eval_, export, leaderboard, list_, predict, publish),
+    *(run, show),
+)
 for command in COMMANDS:
     cli.add_command(command)
 
@@ -49,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
     except UserError as error:
-        for line in str(error).splitlines():
-            click.echo(f"{mark}error: {line}", err=True)
+        for line in str(error).split("\n"):
+            say(f"{mark}error: {line}", err=True)
         sys.exit(2)
     except click.exceptions.Abort:
         sys.exit(130)
@@ -62,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in MACHINE:
+            raise
+        where = "" if error.filename is None else f": {visible(os.fsdecode(error.filename))}"
+        say(f"{mark}error: {error.strerror}{where}; use another path or make room", err=True)
+        sys.exit(2)
 
 
 _shown = warnings.formatwarning
@@ -76,5 +97,5 @@ def _note(
 ) -> str:
     """Write our own warnings as one line, without the place in the code."""
     if category is UserWarning:
-        return f"note: {message}\n"
+        return clean(f"note: {message}\n")
     return _shown(message, category, filename, lineno, line)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ltbench.bench.words import Plot, Train, read_plot, read_train
+from ltbench.cli.command import WordsCommand
 from ltbench.cli.display import console
 
 
@@ -14,7 +16,7 @@ def bench() -> None:
     """Measure speed, memory and exactness on this machine, as ratios from one run."""
 
 
-@bench.command("plot")
+@bench.command("plot", cls=WordsCommand, options=Plot)
 @click.argument("words", nargs=-1, metavar="[what=...] [key=value ...]")
 @click.option("--json", "as_json", type=click.Path(), help="Write the figures to this file.")
 def bench_plot(words: tuple[str, ...], as_json: str | None) -> None:
@@ -32,19 +34,17 @@ def bench_plot(words: tuple[str, ...], as_json: str | None) -> None:
       ltbench bench plot what=steps classes=100 pipelines=plain,sam,fast
       ltbench bench plot what=steps,memory backbone=resnet50 pixels=112 batch=32 present=30
       ltbench bench plot what=agreement model=RUN/checkpoints/s0-e0010-t000000 data.root=DIR
-    \b
-    Further keys: part=last threads=2 rounds=7 batches=4 device=cpu precision=fp32
-                  channels_last=true
     """  # noqa: D301
+    given = read_plot(words)
     from ltbench.bench import report
     from ltbench.files import write_json
 
-    figures = report.plot(words, console)
+    figures = report.plot(given, console)
     if as_json:
         write_json(Path(as_json), figures)
 
 
-@bench.command("train")
+@bench.command("train", cls=WordsCommand, options=Train)
 @click.argument("words", nargs=-1, metavar="recipe=NAME [what=...] [key=value ...]")
 @click.option("--profile", type=click.Path(), help="Write a Chrome trace of a few steps here.")
 @click.option("--json", "as_json", type=click.Path(), help="Write the figures to this file.")
@@ -66,12 +66,12 @@ def bench_train(words: tuple[str, ...], profile: str | None, as_json: str | None
       ltbench bench train recipe=crt_mixup_plot_cifar100 data.root=DIR rounds=3 --profile t.json
       ltbench bench train recipe=quickstart stage=1 threads=2 pipelines=fast steps=20
       ltbench bench train recipe=ce_cifar10 data.root=DIR what=agreement epochs=10 seeds=3
-    \b
-    Further keys: those of the recipe, such as run.precision=bf16 or stages.0.batch_size=256
     """  # noqa: D301
+    trace = Path(profile) if profile else None
+    given, recipe = read_train(words, trace)
     from ltbench.bench import train_report
     from ltbench.files import write_json
 
-    figures = train_report.report(words, console, Path(profile) if profile else None)
+    figures = train_report.report(given, recipe, console, trace)
     if as_json:
         write_json(Path(as_json), figures)

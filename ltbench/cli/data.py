@@ -45,7 +45,7 @@ class Check(Config):
     """Words of `ltbench data check`."""
 
     path: Path = Field(json_schema_extra=PLAIN, description="folder of shards")
-    level: Literal["size", "crc", "sha256", "decode"] = Field("crc", description="what is checked")
+    level: Literal["size", "crc", "sha256", "decode"] = Field("crc", description="depth of check")
     workers: int = Field(default_factory=_cores, ge=1, le=1024, description="processes")
 
 

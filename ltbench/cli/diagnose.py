@@ -116,4 +116,4 @@ def _diagnose(sources: Sequence[str], given: Diagnose) -> None:
     default = Path("diagnose") / "-and-".join(s.name.replace("/", "-") for s in subjects)
     out = given.out if given.out is not None else default
     run(diagnostics, subjects, out, lambda line: console.print(escape(line), soft_wrap=True))
-    console.print(f"{out / PAGE}", soft_wrap=True)
+    console.print(escape(str(out / PAGE)), soft_wrap=True)

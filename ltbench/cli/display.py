@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+import click
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
+
+from ltbench.errors import visible
 
 if TYPE_CHECKING:
     from ltbench.evaluation.metrics import Metrics
     from ltbench.train.run import Result
 
-console = Console(highlight=False)
+_SECRETS = re.compile(r"(\w://)[^\s/?#@`]+@")  # user and password of an address
+
+
+def clean(text: str) -> str:
+    """Return text for a terminal: control characters escaped, no passwords in addresses.
+
+    Whatever the command line prints passes through here, since names, paths and messages may come
+    from files that others wrote.
+    """
+    text = _SECRETS.sub(r"\1", text)
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or _harmless(c) else visible(c) for c in text)
+
+
+def _harmless(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line, cleaned."""
+    click.echo(clean(text), err=err)
+
+
+class CleanConsole(Console):
+    """Console of rich that prints cleaned text."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render an object to segments, those of text cleaned."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(clean(text), style)
+
+
+console = CleanConsole(highlight=False)
 
 
 def show_catalogue(pattern: str) -> None:
@@ -34,7 +77,7 @@ def show_catalogue(pattern: str) -> None:
 
 def metrics_table(title: str, metrics: Metrics) -> Table:
     """Return the results of one model as a table."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("")
     for name in ("overall", "many", "medium", "few", "ECE"):
         table.add_column(name, justify="right")
@@ -61,12 +104,13 @@ def show_result(result: Result) -> None:
     console.print(table)
     if record.shortened:
         console.print(f"shortened by {', '.join(record.shortened)}: not comparable with full runs")
-    console.print(f"record      {folder / 'record.json'}")
-    console.print(f"weights     {folder / 'model.safetensors'}")
-    console.print(f"checkpoints {folder / 'checkpoints'}")
-    console.print(f"curves      {folder / 'curves.png'} and curves.csv")
+    shown = escape(str(folder))
+    console.print(f"record      {shown}/record.json")
+    console.print(f"weights     {shown}/model.safetensors")
+    console.print(f"checkpoints {shown}/checkpoints")
+    console.print(f"curves      {shown}/curves.png and curves.csv")
     console.print("\nnext:")
-    console.print(f"  ltbench eval model={folder}")
+    console.print(f"  ltbench eval model={shown}")
     console.print(f"  ltbench show recipe={name}")
     console.print("  ltbench leaderboard")
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from rich.markup import escape
 
 from ltbench.cli.command import WordsCommand
-from ltbench.cli.display import console
+from ltbench.cli.display import console, say
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, read_words
 from ltbench.errors import UserError
@@ -168,11 +168,11 @@ def _say(what: str, place: Path) -> None:
 
 @contextlib.contextmanager
 def _notes() -> Iterator[None]:
-    """Print warnings, of stale answers for one, as plain lines."""
+    """Print warnings, such as those about stale answers, as plain lines."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
             yield
         finally:
             for note in caught:
-                click.echo(f"note: {note.message}", err=True)
+                say(f"note: {note.message}", err=True)

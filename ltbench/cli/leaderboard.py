@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 from rich.markup import escape
 
 from ltbench.cli.command import DefaultGroup, WordsCommand
-from ltbench.cli.display import console
+from ltbench.cli.display import clean, console, say
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, read_words
-from ltbench.errors import UserError, did_you_mean
+from ltbench.errors import UserError, did_you_mean, visible
 
 
 class Filters(Config):
@@ -52,6 +52,7 @@ class Verify(Config):
     """Words of `ltbench leaderboard verify`."""
 
     row: str = Field("all", json_schema_extra=PLAIN, description="recipe, NAME.SEED, file or id")
+    mark: bool = Field(False, description="write the outcome to the record and to verified.json")
     device: str = Field("auto", description="device to evaluate on")
     data: dict[str, Any] = Field({}, description="where the images are, e.g. data.root=DIR")
 
@@ -97,11 +98,11 @@ def table(words: tuple[str, ...], form: str | None) -> None:
     if frame.empty:
         raise UserError("no row matches these filters; `ltbench leaderboard` shows all")
     if form == "csv":
-        click.echo(frame.to_csv(index=False), nl=False)
+        click.echo(clean(frame.to_csv(index=False)), nl=False)
     elif form == "json":
         click.echo(frame.to_json(orient="records", indent=1, force_ascii=False))
     elif form == "markdown":
-        click.echo(board.to_markdown(frame), nl=False)
+        click.echo(clean(board.to_markdown(frame)), nl=False)
     else:
         console.print(board.render(frame))
 
@@ -157,28 +158,33 @@ def submit(words: tuple[str, ...]) -> None:
         options=_places(given.data),
     )
     for line in done.checks:
-        console.print(f"ok     {escape(line)}", soft_wrap=True)
-    console.print(f"record {escape(str(done.path))}", soft_wrap=True)
+        console.print(f"ok     {_plain(line)}", soft_wrap=True)
+    console.print(f"record {_plain(done.path)}", soft_wrap=True)
     if done.pull_request:
-        console.print(f"offer  {escape(done.pull_request)}", soft_wrap=True)
+        console.print(f"offer  {_plain(done.pull_request)}", soft_wrap=True)
 
 
 @leaderboard.command(cls=WordsCommand, options=Verify)
 @click.argument("words", nargs=-1, metavar="[ROW|PATH|RUN_ID|all] [data.root=DIR] [device=cpu]")
 def verify(words: tuple[str, ...]) -> None:
-    """Check rows in seven steps, down to evaluating their weights again, and mark them verified.
+    """Check rows in seven steps, down to evaluating their weights again.
 
-    A ROW is a recipe's name (all its seeds) or NAME.SEED. The steps: hashes of the record; metrics
-    follow from counts; hashes of the images; a pinned revision of .safetensors; the repository's
-    listing; the hash of the download; evaluation. At most 2 predictions may differ, and the
-    calibration error by less than 0.05 percentage points. A row whose images are not here is
-    checked as far as possible and not marked.
+    A ROW is a recipe's name (all its seeds) or NAME.SEED. The steps: the record's hashes, its
+    recipe's name and overrides, its date; metrics follow from counts; official numbers and hashes
+    of the images, no weights or results of another seed; a pinned revision of .safetensors; the
+    repository's listing; the hash of the download; evaluation. At most 2 predictions may differ,
+    and the calibration error by less than 0.05 percentage points. A row whose images are not here
+    is checked as far as possible.
+
+    Nothing is written unless mark=true: then rows that pass are marked verified, in the record and
+    in leaderboard/verified.json, and rows that fail lose the mark.
 
     \b
     Examples:
       ltbench leaderboard verify all data.root=DIR
       ltbench leaderboard verify mislas_cifar10.0 data.root=DIR
       ltbench leaderboard verify 1f0c2a9b data.root=DIR device=cpu
+      ltbench leaderboard verify all data.root=DIR mark=true
     """  # noqa: D301
     given = read_words(words, Verify)
     from ltbench.leaderboard.verify import find_rows, verify_file
@@ -188,16 +194,19 @@ def verify(words: tuple[str, ...]) -> None:
     others = sound_records()
     failed = []
     for path in find_rows(given.row):
-        console.print(f"[bold]{escape(str(path))}[/bold]", soft_wrap=True)
-        done = verify_file(path, others=others, options=options, device=given.device)
+        console.print(f"[bold]{_plain(path)}[/bold]", soft_wrap=True)
+        done = verify_file(
+            path, others=others, options=options, device=given.device, mark=given.mark
+        )
         for step in done.steps:
-            console.print(f"  {escape(str(step))}", soft_wrap=True)
-        console.print(f"  {'verified' if done.passed else 'not verified'}")
+            console.print(f"  {_plain(step)}", soft_wrap=True)
+        outcome = "verified" if done.passed else "not verified"
+        console.print(f"  {outcome}{done.mark and f', {done.mark}'}")
         if done.failed:
             failed.append(f"{path}: step {done.failed.number} ({done.failed.name}) failed: ")
             failed[-1] += done.failed.text
     if failed:
-        raise UserError("\n".join(failed))
+        raise UserError("\n".join(visible(line, None) for line in failed))
 
 
 @leaderboard.command(cls=WordsCommand, options=Publish)
@@ -216,24 +225,29 @@ def publish(words: tuple[str, ...]) -> None:
 
     done = push(given.repo, space=given.space)
     for line in done.problems:
-        click.echo(f"warning: {line}", err=True)
+        say(f"warning: {line}", err=True)
     console.print(
-        f"runs  {done.runs:,}, of them new {done.added:,}: {escape(done.url)}", soft_wrap=True
+        f"runs  {done.runs:,}, of them new {done.added:,}: {_plain(done.url)}", soft_wrap=True
     )
     if done.space_url:
-        console.print(f"page  {escape(done.space_url)}", soft_wrap=True)
+        console.print(f"page  {_plain(done.space_url)}", soft_wrap=True)
+
+
+def _plain(value: object) -> str:
+    """Return a text without control characters and without markup."""
+    return escape(visible(str(value), None))
 
 
 def _places(data: dict[str, Any]) -> dict[str, Any]:
-    """Return options that say where a data set lies, and not what it is.
+    """Return options that name the place of a data set, not its content.
 
     Raises:
-        UserError: one says something else.
+        UserError: one is another option.
     """
     if not data:
         return data
     from ltbench.data import DATASETS
-    from ltbench.leaderboard.steps import place_options
+    from ltbench.data.base import place_options
 
     known = set().union(*(place_options(DATASETS.get(name)) for name in DATASETS.names()))
     for key in data:

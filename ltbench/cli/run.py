@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from pydantic import Field
 
 from ltbench.cli.command import WordsCommand
 from ltbench.cli.display import console, show_result
-from ltbench.config.files import data_options, get_recipe
+from ltbench.config.files import get_recipe
 from ltbench.config.schema import Config
 from ltbench.config.words import REST, missing, read_words
 from ltbench.errors import UserError
@@ -24,11 +23,11 @@ class Run(Config):
     recipe: tuple[str, ...] = Field(
         (), description="name of a recipe, or path of its file; several with commas between"
     )
-    seed: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seed: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
         (), description="seed of all random numbers; several with commas between"
     )
     grid: Path | None = Field(None, description="file that names recipes and seeds")
-    jobs: int | None = Field(None, ge=1, description="runs of a grid that go on at once")
+    jobs: int | None = Field(None, ge=1, le=1024, description="runs of a grid that go on at once")
     words: tuple[str, ...] = Field((), json_schema_extra=REST, description="keys of the recipe")
 
 
@@ -37,7 +36,8 @@ class Run(Config):
 def run(words: tuple[str, ...]) -> None:
     """Train a recipe, evaluate it and write its record.
 
-    The same command goes on after an interruption, and works unchanged under torchrun.
+    The same command goes on after an interruption, and works unchanged under torchrun. The order of
+    words has no meaning; two that contradict each other are refused.
 
     \b
     Examples:
@@ -76,21 +76,23 @@ def run(words: tuple[str, ...]) -> None:
             "leave it out for one"
         )
     name, words = given.recipe[0], (*(f"seed={n}" for n in given.seed), *given.words)
-    if "RANK" not in os.environ and not any(_records(name, words)):
-        data_options(name, words).ready()  # type: ignore[attr-defined]
-    recipe = get_recipe(name, *words)
+    from ltbench.distributed.launch import read_launch
+    from ltbench.train.folder import check_data, run_folder
+
+    recipe, main_rank = get_recipe(name, *words), read_launch().rank == 0
+    if "RANK" not in os.environ:
+        check_data(recipe)
     from ltbench.distributed import ranks
     from ltbench.train import run as runner
     from ltbench.train.progress import NoProgress, ProgressBar
 
-    main_rank = int(os.environ.get("RANK", "0")) == 0
     reporter = ProgressBar(console) if main_rank else NoProgress()
     try:
         result = runner.run(recipe, reporter=reporter)
     except KeyboardInterrupt:
         reporter.close()
         if main_rank:
-            folder = runner.run_folder(recipe)
+            folder = run_folder(recipe)
             click.echo(
                 f"interrupted; the same command goes on from the last checkpoint in {folder}",
                 err=True,
@@ -103,38 +105,34 @@ def run(words: tuple[str, ...]) -> None:
         show_result(result)
 
 
-def _records(name: str, words: Sequence[str]) -> Iterator[Path]:
-    """Yield what may be the record of the run that is asked for: finished, it needs no data."""
-    for word in words:
-        if word.startswith("out="):
-            yield from Path(word.removeprefix("out=")).glob("record.json")
-    yield from Path("runs").glob(f"{Path(name).stem}-*/seed*/record.json")
-
-
 def run_several(given: Run) -> None:
     """Run a grid, print its table, and fail at the end if one of its runs failed.
 
     Raises:
         UserError: of every run that failed.
     """
+    from ltbench.distributed.launch import read_launch
     from ltbench.train import grid
 
     if given.jobs is not None and "RANK" in os.environ:
         raise UserError("`jobs` runs on one machine without torchrun; leave out one of the two")
-    recipes, seeds, shared = grid.read_grid(str(given.grid)) if given.grid else ([], [0], [])
-    cells = grid.make_grid([*recipes, *given.recipe], given.seed or seeds, [*shared, *given.words])
+    main_rank = read_launch().rank == 0
+    recipes, seeds, shared = grid.read_grid(given.grid) if given.grid else ([], [0], {})
+    cells = grid.make_grid([*recipes, *given.recipe], given.seed or seeds, given.words, shared)
+    if "RANK" not in os.environ:
+        grid.check_some_data(cells)
     from ltbench.distributed import ranks
     from ltbench.train import run as runner
     from ltbench.train.progress import NoProgress, ProgressBar
 
-    main_rank = int(os.environ.get("RANK", "0")) == 0
+    seen: dict[str, Any] = {}  # images, read once for all cells
 
     def one(recipe: Any) -> Any:
         reporter = ProgressBar(console) if main_rank else NoProgress()
         if main_rank:
             console.print(f"{recipe.name}, seed {recipe.seed}")
         try:
-            result = runner.run(recipe, reporter=reporter)
+            result = runner.run(recipe, reporter=reporter, seen=seen)
         finally:
             reporter.close()
         return result.record, result.fresh
@@ -145,7 +143,7 @@ def run_several(given: Run) -> None:
 
             done = run_jobs(cells, given.jobs or 1, GridProgress(console))
         else:
-            done = grid.run_grid(cells, one)
+            done = grid.run_grid(cells, one, seen)
     except KeyboardInterrupt:
         if main_rank:
             click.echo("interrupted; the same command goes on where it stopped", err=True)

@@ -1,4 +1,4 @@
-"""The commands `ltbench list`, `ltbench show` and `ltbench eval`."""
+"""The commands `ltbench list` and `ltbench show`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltbench.cli.command import WordsCommand
-from ltbench.cli.display import console, metrics_table, published_row, show_catalogue
+from ltbench.cli.display import console, published_row, show_catalogue
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, REST, read_words
 from ltbench.errors import UserError
@@ -31,15 +31,6 @@ class Show(Config):
 
     recipe: str = Field(description="name of a recipe, or path of its file")
     words: tuple[str, ...] = Field((), json_schema_extra=REST, description="keys of the recipe")
-
-
-class Evaluate(Config):
-    """Words of `ltbench eval`."""
-
-    model: str = Field(description="folder or file of a run, name of a model, or hf-hub:ORG/NAME")
-    seed: int = Field(0, ge=0, description="seed of a model that is given by its name")
-    dataset: str | None = Field(None, description="another data set than the model's own")
-    data: dict[str, Any] = Field({}, description="options of the data set, e.g. data.root=DIR")
 
 
 @click.command("list", cls=WordsCommand, options=List)
@@ -100,33 +91,6 @@ def show(words: tuple[str, ...]) -> None:
     target = published_row(recipe)
     if target is not None:
         console.print(f"aims at {target}")
-
-
-@click.command("eval", cls=WordsCommand, options=Evaluate)
-@click.argument("words", nargs=-1, metavar="model=PATH|NAME [seed=K] [data.key=value ...]")
-def eval_(words: tuple[str, ...]) -> None:
-    """Evaluate a trained model on the test set of its own or another data set.
-
-    \b
-    Examples:
-      ltbench eval model=runs/quickstart-1a2b3c4d/seed0
-      ltbench eval model=RUN/model.safetensors data.root=DIR
-      ltbench eval model=quickstart seed=0                      a trained model by its name
-      ltbench eval model=hf-hub:ORG/NAME@COMMIT data.root=DIR
-      ltbench eval model=RUN dataset=list data.root=DIR data.train=train.txt data.test=new.txt
-    """  # noqa: D301
-    given = read_words(words, Evaluate)
-    from ltbench.config.validation import build_options
-    from ltbench.evaluation.evaluate import evaluate
-    from ltbench.hub.load import load_described
-
-    method, facts = load_described(given.model, seed=given.seed)
-    own = dict(facts["recipe"]["data"])
-    name = given.dataset or own["name"]
-    options = {k: v for k, v in own.items() if k != "name"} if name == own["name"] else {}
-    config = build_options("DATASETS", name, {**options, **given.data})
-    metrics = evaluate(method, config.load(), rule=facts["recipe"]["shot_rule"])  # type: ignore[attr-defined]
-    console.print(metrics_table(f"{facts['recipe']['name']} on {name}", metrics))
 
 
 def listing(kind: str, pattern: str, *, pretrained: bool = False) -> list[tuple[str, str]]:

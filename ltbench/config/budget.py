@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from ltbench.config.optim import Schedule
-from ltbench.config.schema import EPOCHS, Config
-from ltbench.errors import UserError
+from ltbench.config.schema import EPOCHS, MOST_EPOCHS, Config
+from ltbench.errors import UserError, brief
 
 if TYPE_CHECKING:
     from ltbench.config.recipe import Recipe
@@ -32,8 +35,10 @@ def with_epochs(recipe: Recipe, epochs: int, said: Container[str] = ()) -> Recip
     from ltbench.config.validation import build_recipe
 
     longest = max((stage.epochs or 0 for stage in recipe.stages), default=0)
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise UserError(f"`epochs`: expected a number of epochs, at least 1, found {epochs!r}")
+    if isinstance(epochs, bool) or epochs not in range(1, MOST_EPOCHS + 1):
+        raise UserError(
+            f"`epochs`: expected a whole number from 1 to {MOST_EPOCHS:,}, found {brief(epochs)}"
+        )
     if longest == 0:
         raise UserError(f"recipe `{recipe.name}` does not train: leave `epochs` out")
     for i, stage in enumerate(recipe.stages):
@@ -45,7 +50,8 @@ def with_epochs(recipe: Recipe, epochs: int, said: Container[str] = ()) -> Recip
     scaled = _scaled(recipe, epochs / longest, said, "")
     for i, stage in enumerate(scaled["stages"]):
         if stage["epochs"] is not None and f"stages.{i}.epochs" not in said:
-            stage["epochs"] = Schedule(**stage["schedule"]).shortest(stage["epochs"])
+            with contextlib.suppress(ValidationError):  # of a field out of its range: said below
+                stage["epochs"] = Schedule(**stage["schedule"]).shortest(stage["epochs"])
     return build_recipe(scaled)
 
 

@@ -7,21 +7,23 @@ import fnmatch
 import functools
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ltbench.config import plugins
 from ltbench.config.recipe import Recipe
 from ltbench.config.registry import natural
 from ltbench.config.resources import recipes_dir
-from ltbench.config.schema import Config
-from ltbench.config.validation import Origins, Tree, build_data, build_recipe, origin_of
-from ltbench.config.words import Loader, first_line, parse_word
-from ltbench.errors import UserError, did_you_mean
+from ltbench.config.schema import DEEPEST, NAME_LENGTH
+from ltbench.config.validation import Origins, Tree, build_recipe, origin_of
+from ltbench.config.values import Word, contradictions, typed
+from ltbench.config.words import parse_words
+from ltbench.errors import UserError, brief, did_you_mean, visible
 
 COMMAND_LINE, ARGUMENT = "command line", "argument"  # where values given with a call come from
+LONGEST = 255  # characters of a recipe's name with its variants
+RATIO = re.compile(r"if[0-9]+")  # variants that are imbalance ratios
 
 
 def list_recipes(pattern: str = "*") -> list[str]:
@@ -59,46 +61,79 @@ def get_recipe(name: str, /, *words: str, **overrides: Any) -> Recipe:
     Raises:
         UserError: every mistake, one line each.
     """
-    tree, origins = read_tree(name)
-    for word in words:
-        key, value = parse_word(word)
-        assign(tree, origins, key, value, COMMAND_LINE)
-    for key, value in overrides.items():
-        assign(tree, origins, key.replace("__", "."), value, ARGUMENT)
-    return _built(tree, origins)
+    return resolve(name, [words, {k.replace("__", "."): v for k, v in overrides.items()}])
 
 
-def data_options(name: str, words: Sequence[str]) -> Config:
-    """Return the checked options of a recipe's data set alone; no method is imported for it.
+def resolve(name: str, given: Sequence[Sequence[str] | Mapping[str, Any]]) -> Recipe:
+    """Return a checked recipe.
+
+    Args:
+        name: as for ``get_recipe``.
+        given: words, or values by dotted key; what comes later replaces what came before.
 
     Raises:
-        UserError: every mistake in them, one line each.
+        UserError: every mistake, one line each.
     """
-    tree, origins = read_tree(name)
-    for word in words:
-        key, value = parse_word(word)
-        assign(tree, origins, key, value, COMMAND_LINE)
-    return build_data(tree, origins)
+    return _built(name, *_given(name, given))
 
 
 def describe(name: str, words: Sequence[str]) -> tuple[Recipe, list[tuple[str, Any, str]]]:
     """Return a recipe and its leaves as (path, value, where it came from)."""
-    tree, origins = read_tree(name)
-    for word in words:
-        key, value = parse_word(word)
-        assign(tree, origins, key, value, COMMAND_LINE)
-    recipe = _built(tree, origins)
+    tree, origins = _given(name, [words])
+    recipe = _built(name, tree, origins)
     rows = [(path, value, origin_of(path, origins)) for path, value in leaves(recipe.tree())]
     return recipe, rows
 
 
-def _built(tree: Tree, origins: Origins) -> Recipe:
+def _given(name: str, given: Sequence[Sequence[str] | Mapping[str, Any]]) -> tuple[Tree, Origins]:
+    """Return a recipe's tree with values put over it."""
+    values = [layer if isinstance(layer, Mapping) else parse_words(layer) for layer in given]
+    tree, origins = read_tree(name)
+    for layer in values:
+        assign_all(tree, origins, layer)
+    return tree, origins
+
+
+def _built(name: str, tree: Tree, origins: Origins) -> Recipe:
+    """Import a recipe's plugins and build it.
+
+    Raises:
+        UserError: every mistake, one line each.
+    """
+    folder = Path(name).absolute().parent if name.endswith((".yaml", ".yml")) else None
+    given = tree.get("plugins")
+    if folder is not None and (folder / "config.json").exists():  # a published model's
+        if isinstance(given, Word):
+            tree["plugins"] = plugins.load(_listed(given))
+        return _checked(tree, origins)
+    if given is not None:
+        tree["plugins"] = plugins.load(_listed(given), folder)
+    with plugins.naming(folder):
+        return _checked(tree, origins)
+
+
+def _listed(given: Any) -> list[str]:
+    """Return the names in `plugins`.
+
+    Raises:
+        UserError: it is no text and no list of texts.
+    """
+    found = typed(given, Recipe.model_fields["plugins"])
+    found = [found] if isinstance(found, str) else found
+    if not isinstance(found, list) or not all(isinstance(v, str) and v for v in found):
+        raise UserError(f"`plugins`: expected files or modules, found {brief(given)}")
+    return found
+
+
+def _checked(tree: Tree, origins: Origins) -> Recipe:
     """Check a tree, shorten its schedule if it says `epochs`, warn of a stage that learns nothing.
 
     Raises:
         UserError: every mistake, one line each.
     """
     epochs = tree.pop("epochs", None)
+    if isinstance(epochs, Word):
+        epochs = epochs.content()
     recipe = build_recipe(tree, origins)
     if epochs is not None:
         from ltbench.config.budget import with_epochs
@@ -135,8 +170,8 @@ def read_tree(name: str) -> tuple[Tree, Origins]:
     tree, origins = _read_file(path), Origins()
     variants: dict[str, Any] = {}
     parent = tree.pop("extends", None)
-    override = tree.pop("override", {})
-    own = tree.pop("variants", {})
+    override = _mapping(path, tree, "override")
+    own = _mapping(path, tree, "variants")
     if parent is None:
         _mark(origins, tree, "", path.name)
     else:
@@ -147,22 +182,49 @@ def read_tree(name: str) -> tuple[Tree, Origins]:
                 f"{path.name}: `extends: {parent}` is itself an extension; one level only"
             )
         _mark(origins, tree, "", parent_path.name)
-        variants = tree.pop("variants", {})
-        for key, value in tree.pop("override", {}).items():
-            assign(tree, origins, key, value, parent_path.name)
-        for key, value in child.items():
-            assign(tree, origins, key, _with_note(tree, key, value), path.name)
-    for key, value in override.items():
-        assign(tree, origins, key, value, path.name)
+        variants = _mapping(parent_path, tree, "variants")
+        assign_all(tree, origins, _mapping(parent_path, tree, "override"), parent_path.name)
+        assign_all(tree, origins, _with_note(tree, child), path.name)
+    assign_all(tree, origins, override, path.name)
     chain = _variants(path.stem, suffix, {**variants, **own})
-    for variant in sorted(chain, key=lambda v: not re.fullmatch(r"if\d+", v)):  # ratios first
-        chosen = {**variants.get(variant, {}), **own.get(variant, {})}
-        for key, value in chosen.items():
-            value = _with_note(tree, key, value)
-            assign(tree, origins, key, value, f"{path.name} ({variant})")
+    for variant in sorted(chain, key=lambda v: not RATIO.fullmatch(v)):  # ratios first
+        own_values, origin = own.get(variant, {}), f"{path.name} ({variant})"
+        values = {k: v for k, v in variants.get(variant, {}).items() if k not in own_values}
+        for layer in (values, own_values):
+            assign_all(tree, origins, _with_note(tree, layer), origin)
     if suffix or recipes_dir() in path.parents or "name" not in tree:  # else it is a published one
-        tree["name"] = f"{path.stem}_{suffix}" if suffix else path.stem
+        tree["name"] = f"{path.stem}_{suffix}" if suffix else _as_name(path.stem)
     return tree, origins
+
+
+def assign_all(
+    tree: Tree, origins: Origins, values: Mapping[str, Any], origin: str | None = None
+) -> None:
+    """Set dotted keys in a tree of plain data, the same in whatever order they are given.
+
+    A key is set before those inside it.
+
+    Args:
+        tree: is changed.
+        origins: is changed.
+        values: by dotted key.
+        origin: where they come from; None is the command line for words, else the call.
+
+    Raises:
+        UserError: two of them contradict each other, or a key leads nowhere.
+    """
+    where = f" (in {origin})" if origin else ""
+    for key in values:
+        if not isinstance(key, str) or "" in key.split(".") or key.count(".") > DEEPEST:
+            shown = visible(key) if isinstance(key, str) else brief(key)
+            raise UserError(f"expected a key such as `stages.0.epochs`, found `{shown}`{where}")
+    problems = contradictions(values)
+    if problems:
+        raise UserError("\n".join(f"{problem}{where}" for problem in problems))
+    for key in sorted(values, key=lambda k: (k.count("."), k)):
+        value = values[key]
+        given = COMMAND_LINE if isinstance(value, Word) else ARGUMENT
+        assign(tree, origins, key, value, origin or given)
 
 
 def assign(tree: Tree, origins: Origins, key: str, value: Any, origin: str) -> None:
@@ -181,14 +243,11 @@ def assign(tree: Tree, origins: Origins, key: str, value: Any, origin: str) -> N
             node = node[_position(node, step, key, here)]
         elif isinstance(node, dict):
             node = node.setdefault(step, {})
-            if isinstance(node, str):  # `update: plot` written short: open it up
-                node = {"name": node}
-                _put(tree, steps[: i + 1], node)
-            elif node is None:
-                node = {}
-                _put(tree, steps[: i + 1], node)
         else:
-            raise UserError(f"`{key}`: `{here}` is {node!r} and has no field `{step}`")
+            raise _no_field(key, here, node, step)
+        if node is None or isinstance(node, str):
+            node = _opened(node)
+            _put(tree, steps[: i + 1], node)
     if isinstance(node, list):
         node[_position(node, last, key, ".".join(steps))] = value
     elif isinstance(node, dict):
@@ -197,7 +256,7 @@ def assign(tree: Tree, origins: Origins, key: str, value: Any, origin: str) -> N
             return
         node[last] = value
     else:
-        raise UserError(f"`{key}`: `{'.'.join(steps)}` is {node!r} and has no field `{last}`")
+        raise _no_field(key, ".".join(steps), node, last)
     for known in [k for k in origins if k == key or k.startswith(key + ".")]:
         del origins[known]
     _mark(origins, value, key, origin)
@@ -221,9 +280,15 @@ def _find(name: str) -> tuple[Path, str]:
     """Return the file of a recipe and what follows its name: the names of variants."""
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
-        if not path.is_file():
-            raise UserError(f"no recipe file `{name}`")
+        try:
+            found = path.is_file()
+        except OSError:  # too long a name, a folder without permission
+            found = False
+        if not found:
+            raise UserError(f"no recipe file `{visible(name)}`")
         return path, ""
+    if len(name) > LONGEST:
+        raise _unknown(name)
     files = _files(recipes_dir())
     base, suffix = name, ""
     while base:
@@ -268,23 +333,22 @@ def _file(name: str) -> Path:
 
 def _unknown(name: str) -> UserError:
     return UserError(
-        f"unknown recipe `{name}`{did_you_mean(name, list_recipes())}; "
+        f"unknown recipe `{visible(name)}`{did_you_mean(name, list_recipes())}; "
         "`ltbench list recipes` shows all, a path ending in .yaml is read as a file"
     )
 
 
 def list_variants(name: str) -> list[str]:
     """Return the variants of a recipe, its parent's included; they may be joined by `_`."""
-    tree = _both(_file(name))
-    return sorted(tree.get("variants", {}), key=natural)
+    return sorted(_both(_file(name)).get("variants", {}), key=natural)
 
 
 def _both(path: Path) -> Tree:
     """Return a file's tree, with its parent's variants among its own."""
     tree = _read_file(path)
     parent = _files(recipes_dir()).get(str(tree.get("extends")))
-    variants = dict(_read_file(parent).get("variants", {})) if parent else {}
-    variants |= tree.get("variants", {})
+    variants = _mapping(parent, _read_file(parent), "variants") if parent else {}
+    variants |= _mapping(path, tree, "variants")
     return {**tree, "variants": variants} if variants else tree
 
 
@@ -300,9 +364,12 @@ def _variants(recipe: str, suffix: str, known: Tree) -> list[str]:
         fitting = [v for v in known if f"{rest}_".startswith(f"{v}_")]
         if not fitting:
             names = ", ".join(f"`{recipe}_{v}`" for v in known) or "none"
-            raise UserError(f"recipe `{recipe}` has no variant `{rest}`; known: {names}")
+            raise UserError(f"recipe `{recipe}` has no variant `{visible(rest)}`; known: {names}")
         found.append(max(fitting, key=len))
         rest = rest[len(found[-1]) + 1 :]
+    ratios = [variant for variant in found if RATIO.fullmatch(variant)]
+    if len(ratios) > 1 or len(set(found)) < len(found):
+        raise UserError(f"expected a variant of `{recipe}` once, and one ratio, found `{suffix}`")
     return found
 
 
@@ -318,26 +385,63 @@ def _parsed_once(path: Path) -> Tree:
 
 
 def _parse(path: Path) -> Tree:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name} is not readable YAML: {first_line(error)}") from error
+    from ltbench.config.yaml_text import read_yaml_file
+
+    tree = read_yaml_file(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path.name} holds no recipe: expected `key: value` lines")
     return tree
 
 
-def _with_note(tree: Tree, key: str, value: Any) -> Any:
-    """Return a value of an extension or a variant; a note follows the one that is there."""
-    before = tree.get("note")
-    return f"{before} {value}" if key == "note" and before and value else value
+def _mapping(path: Path, tree: Tree, key: str) -> dict[str, Any]:
+    """Take `override` or `variants` out of a file's tree.
+
+    Raises:
+        UserError: it is no mapping from names, for `variants` to mappings.
+    """
+    found = tree.pop(key, None) or {}
+    inner = found.values() if key == "variants" and isinstance(found, dict) else ()
+    if not isinstance(found, dict) or not all(isinstance(k, str) for k in found):
+        raise UserError(f"{path.name}: `{key}`: expected `key: value` lines, found {brief(found)}")
+    wrong = [value for value in inner if not isinstance(value, dict)]
+    if wrong:
+        raise UserError(
+            f"{path.name}: `{key}`: expected `key: value` lines for each, found {brief(wrong[0])}"
+        )
+    return found
+
+
+def _as_name(stem: str) -> str:
+    """Return the name of a recipe whose file is called `stem`, fit to name its run's folder."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).lstrip(".-")[:NAME_LENGTH] or "recipe"
+
+
+def _with_note(tree: Tree, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of an extension or a variant; a note follows the one that is there."""
+    before, note = tree.get("note"), values.get("note")
+    both = before and note
+    return {**values, "note": f"{before} {note}"} if both else dict(values)
+
+
+def _opened(node: str | None) -> Any:
+    """Return what a key inside a value is set in: `update: plot` is the name of a part in short."""
+    content = node.content() if isinstance(node, Word) else node
+    if isinstance(content, dict | list):
+        return content
+    return {} if content is None else {"name": str(node)}
+
+
+def _no_field(key: str, where: str, node: Any, field: str) -> UserError:
+    return UserError(
+        f"`{visible(key)}`: `{visible(where)}` is {brief(node)} and has no field `{visible(field)}`"
+    )
 
 
 def _position(node: list[Any], step: str, key: str, where: str) -> int:
-    if not step.isdigit() or int(step) >= len(node):
+    if not re.fullmatch("0|[1-9][0-9]{0,3}", step) or int(step) >= len(node):
         raise UserError(
-            f"`{key}`: `{where}` is a list of {len(node)}; expected a position "
-            f"0..{len(node) - 1}, found `{step}`"
+            f"`{visible(key)}`: `{visible(where)}` is a list of {len(node)}; expected a position "
+            f"0..{len(node) - 1}, found `{visible(step)}`"
         )
     return int(step)
 
@@ -350,6 +454,9 @@ def _put(tree: Tree, steps: list[str], value: Any) -> None:
 
 
 def _mark(origins: Origins, value: Any, path: str, origin: str) -> None:
+    if isinstance(value, Word):
+        origins[path] = origin
+        value = value.content()
     if isinstance(value, dict | list) and value:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:

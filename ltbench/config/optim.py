@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ltbench.config.schema import ADDED, EPOCHS, Config
+from ltbench.config.schema import ADDED, EPOCHS, MOST_EPOCHS, Config
 
 
 class Optim(Config):
@@ -35,7 +35,7 @@ class Schedule(Config):
     """
 
     name: Literal["constant", "multistep", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0, json_schema_extra=EPOCHS)
+    warmup: int = Field(0, ge=0, le=MOST_EPOCHS, json_schema_extra=EPOCHS)
     """Epochs of linear warm-up."""
     warmup_from: float = Field(0.0, ge=0, le=1)
     """Initial factor of the warm-up."""
@@ -43,9 +43,9 @@ class Schedule(Config):
     """1: the first epoch is one step above `warmup_from`; 0: it is at `warmup_from`."""
     warmup_extra: Literal[0, 1] = Field(0, json_schema_extra=ADDED)
     """1: the warm-up line continues for one epoch beyond its end, above the base rate."""
-    milestones: tuple[int, ...] = Field((), json_schema_extra=EPOCHS)
+    milestones: tuple[int, ...] = Field((), max_length=100, json_schema_extra=EPOCHS)
     """0-based epochs at which `gamma` is applied (multistep)."""
-    gamma: float = Field(0.1, gt=0)
+    gamma: float = Field(0.1, gt=0, le=10)
     shift: Literal[0, 1] = 0
     """1: the scheduler steps before the epoch, so that each change occurs one epoch early."""
     tail: Literal[0, 1] = 0
@@ -65,7 +65,8 @@ class Schedule(Config):
         return 1.0
 
     def shortest(self, epochs: int) -> int:
-        """Return the smallest number of epochs >= ``epochs`` whose rates are not all 0."""
-        while max(self.factor(e, epochs) for e in range(epochs)) < 1e-9:
-            epochs += 1
+        """Return the smallest number of epochs >= ``epochs`` whose rates are not all 0, if any."""
+        for longer in range(epochs, epochs + 4):  # warm-up, `shift` and the cosine's end: 3 at most
+            if any(self.factor(e, longer) >= 1e-9 for e in range(min(longer, 1000))):
+                return longer
         return epochs

@@ -4,23 +4,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
+from ltbench.config.network import check_args
 from ltbench.config.optim import Optim, Schedule
-from ltbench.config.schema import ADDED, EPOCHS, Config, Tagged
+from ltbench.config.schema import (
+    ADDED,
+    EPOCHS,
+    MOST,
+    MOST_EPOCHS,
+    NAME,
+    NAME_LENGTH,
+    UNSEEN,
+    Config,
+    Tagged,
+)
 from ltbench.digest import digest_of, file_sha256
 from ltbench.errors import UserError
 
 NO_DIGEST: dict[str, Any] = {"digest": False}  # fields that do not change what a run computes
+YEAR = 366.0 * 24 * 60  # minutes
 BatchNormPolicy = Literal["local", "sync", "frozen", "statistics"]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A registered part by name, with validated options."""
+    """A registered part by name, with validated options.
+
+    Args:
+        name: registered name, or ``module:Class`` of a part from outside the package.
+        config: its options.
+        plugin: name and hash of the plugin that it comes from; empty for a part of ltbench.
+    """
 
     name: str
     config: Config
+    plugin: str = ""
 
 
 class BackboneChoice(Config):
@@ -28,12 +47,15 @@ class BackboneChoice(Config):
 
     name: str
     """A registered backbone or any timm model name."""
+    plugin: str = Field("", json_schema_extra=ADDED | UNSEEN)
+    """Name and hash of the plugin that the backbone comes from, filled in by itself."""
     pretrained: bool = False
     """Load timm's weights of that name (needs network access or a cache)."""
     weights: str | None = None
     """Path of a safetensors file with initial weights."""
-    args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of timm's `create_model`."""
+    args: Annotated[dict[str, Any], AfterValidator(check_args)] = Field(default_factory=dict)
+    """Options of the architecture, e.g. drop_path_rate; further arguments of timm's
+    `create_model`."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +87,11 @@ class Stage(Config):
     reset: tuple[str, ...] = Field((), json_schema_extra=ADDED)
     """Modules to reinitialise, with PyTorch's defaults, and a linear classifier according to
     `head_init`: name prefixes, e.g. backbone.net.layer4.2 of a pretrained network."""
-    epochs: int | None = Field(None, ge=1, json_schema_extra=EPOCHS)
+    epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS, json_schema_extra=EPOCHS)
     """Number of epochs, as defined by the sampler; none for a post-hoc method."""
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, le=MOST)
     """Global batch size, over ranks and micro-batches."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(None, ge=1, le=MOST)
     """Images per forward pass, which share batch statistics if these are local. The global batch is
     split into batch_size / micro_batch parts, distributed over ranks: fewer ranks run more passes
     per step. null: one part per rank."""
@@ -136,26 +158,26 @@ class RunOptions(Config):
     frozen_bn."""
     deterministic: bool = Field(False, json_schema_extra=NO_DIGEST)
     """Deterministic kernels only: on a GPU too, a resumed run is bitwise an uninterrupted one."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=MOST)
     """Largest number of steps per stage, for smoke tests; the record is marked as incomplete."""
-    eval_every: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
+    eval_every: int = Field(0, ge=0, le=MOST, json_schema_extra=NO_DIGEST)
     """Epochs between evaluations for the curves; 0 is a tenth of the stage."""
-    save_steps: int | None = Field(None, ge=1, json_schema_extra=NO_DIGEST)
+    save_steps: int | None = Field(None, ge=1, le=MOST, json_schema_extra=NO_DIGEST)
     """Steps between checkpoints within an epoch; one is also saved after each epoch."""
-    save_minutes: float | None = Field(10.0, gt=0, json_schema_extra=NO_DIGEST)
+    save_minutes: float | None = Field(10.0, gt=0, le=YEAR, json_schema_extra=NO_DIGEST)
     """Largest time between checkpoints in minutes, written in the background; null is never."""
-    timeout_minutes: float = Field(10.0, gt=0, json_schema_extra=NO_DIGEST)
+    timeout_minutes: float = Field(10.0, gt=0, le=YEAR, json_schema_extra=NO_DIGEST)
     """Timeout in minutes of a rank that waits for the others."""
-    workers: int = Field(2, ge=0, json_schema_extra=NO_DIGEST)
+    workers: int = Field(2, ge=0, le=1024, json_schema_extra=NO_DIGEST)
     """Processes that decode images; data sets held in memory need none."""
-    threads: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
+    threads: int = Field(0, ge=0, le=1024, json_schema_extra=NO_DIGEST)
     """CPU threads of torch; 0 is torch's default."""
 
 
 class Diagnose(Config):
     """Logging of class gradients during training, which it does not change."""
 
-    every: int = Field(0, ge=0)
+    every: int = Field(0, ge=0, le=MOST)
     """Steps between measurements, counted within a stage; 0 is never."""
     part: str | tuple[str, ...] = "last"
     """Parameters whose gradients are measured: last, a stage's name, head, backbone or whole; whole
@@ -177,11 +199,15 @@ class Recipe(Config):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    name: str = Field(json_schema_extra=NO_DIGEST)
+    name: str = Field(pattern=f"^{NAME}$", max_length=NAME_LENGTH, json_schema_extra=NO_DIGEST)
+    """Letters, digits, `_`, `.` and `-`: it names the folder of the run and the record."""
     description: str = Field("", json_schema_extra=NO_DIGEST)
     target: Target | None = Field(None, json_schema_extra=NO_DIGEST)
     note: str = Field("", json_schema_extra=NO_DIGEST)
     """Choices made where the literature is silent."""
+    plugins: tuple[str, ...] = Field((), json_schema_extra=NO_DIGEST | UNSEEN)
+    """Files and modules that register parts of your own, imported first; in a recipe's file, paths
+    are relative to it."""
     data: Annotated[Choice, Tagged("DATASETS")]
     backbone: BackboneChoice
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -189,7 +215,7 @@ class Recipe(Config):
     """strict: many > 100, medium 20..100, few < 20; inclusive: >= 100, 21..99, <= 20."""
     run: RunOptions = RunOptions()
     diagnose: Diagnose = Field(Diagnose(), json_schema_extra=NO_DIGEST)
-    seed: int = Field(0, ge=0, json_schema_extra=NO_DIGEST)
+    seed: int = Field(0, ge=0, lt=2**63, json_schema_extra=NO_DIGEST)
     out: str | None = Field(None, json_schema_extra=NO_DIGEST)
     """Output folder; by default runs/<recipe>-<digest>/seed<seed>."""
     resume: Literal["auto", "never"] = Field("auto", json_schema_extra=NO_DIGEST)
@@ -223,13 +249,17 @@ class Recipe(Config):
 def dump(value: Any, *, digest_only: bool = False) -> Any:
     """Return a config, choice or container as plain data for JSON and YAML."""
     if isinstance(value, Choice):
-        return {"name": value.name, **dump(value.config, digest_only=digest_only)}
+        origin = {"plugin": value.plugin} if value.plugin else {}
+        return {"name": value.name, **origin, **dump(value.config, digest_only=digest_only)}
     if isinstance(value, Config):
         plain = {"revision": value.revision} if digest_only and value.revision else {}
         for name, field in type(value).model_fields.items():
             extra = field.json_schema_extra
             counts = extra.get("digest", True) if isinstance(extra, dict) else True
             if digest_only and counts is False:
+                continue
+            unseen = isinstance(extra, dict) and "unseen" in extra
+            if unseen and getattr(value, name) == field.default:
                 continue
             if digest_only and counts == "unless default" and getattr(value, name) == field.default:
                 continue

@@ -5,12 +5,15 @@ import fnmatch
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ltbench.errors import UserError, did_you_mean
+from ltbench.config import plugins
+from ltbench.config.schema import Config
+from ltbench.errors import UserError, did_you_mean, visible
 
 T = TypeVar("T")
 
@@ -22,6 +25,14 @@ HOMES = {  # where the table of each kind of part is
     "DATASETS": "ltbench.data",
     "BACKBONES": "ltbench.models",
 }
+BASES = {  # what a part from outside the package is derived from
+    "method": "ltbench.methods.base:Method",
+    "update": "ltbench.updates.base:Update",
+    "solver": "ltbench.moo.base:Solver",
+    "sampler": "ltbench.data.samplers:Sampler",
+    "dataset": "ltbench.data.base:DatasetConfig",
+}
+OWN = "one of your own: give plugins=FILE that registers it, or FILE.py:CLASS or MODULE:CLASS for it"
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,10 @@ class Part:
         stage_of: for a method that is a later stage only, the family of recipes it is a stage of.
         suffix: for a data set, how the names of its recipes end.
         side: for a data set of small images, their height and width in pixels.
+        trains: whether a method trains; one that only changes a trained model is post-hoc.
         rootless: whether a data set comes with a package, so that no folder has to be named.
         hub_id: for a data set, the dataset on the Hub that its images are drawn from.
+        outside: for a part from outside the package, the module that registered it.
     """
 
     where: str
@@ -45,8 +58,10 @@ class Part:
     stage_of: str = ""
     suffix: str = ""
     side: int | None = None
+    trains: bool = True
     rootless: bool = False
     hub_id: str = ""
+    outside: str = ""
 
 
 class Registry(Generic[T]):
@@ -56,10 +71,14 @@ class Registry(Generic[T]):
         kind: the noun used in messages, e.g. ``"method"``.
         builtin: name to part, or to its ``"module:attribute"`` where there is nothing else to
             say; so listing names imports nothing.
+        options: module that holds the options of these parts, each under the name of its part's
+            class; so checking a recipe imports no part. Without one, and for parts that are not
+            in it, the options are the part's own ``Config``, or the part itself if it has none.
     """
 
-    def __init__(self, kind: str, builtin: Mapping[str, str | Part]) -> None:
+    def __init__(self, kind: str, builtin: Mapping[str, str | Part], options: str = "") -> None:
         self.kind = kind
+        self._options = options
         self._parts = {
             name: Part(part) if isinstance(part, str) else part for name, part in builtin.items()
         }
@@ -72,16 +91,90 @@ class Registry(Generic[T]):
             name: what recipes call it.
             facts: fields of `Part`, e.g. ``title="Focal Loss"``.
         """
+        module = plugins.outside(sys._getframe(1).f_globals.get("__name__", ""))
 
         def add(part: T) -> T:
             if name in self._parts:
-                raise ValueError(f"{self.kind} `{name}` is registered twice")
-            where = f"{getattr(part, '__module__', '?')}:{getattr(part, '__name__', name)}"
-            self._parts[name] = Part(where, **facts)
-            self._loaded[name] = part
+                where = self._parts[name].where
+                raise UserError(
+                    f"{self.kind} `{name}` is registered twice, by {where} before; take another "
+                    "name"
+                )
+            self._add(name, part, module, facts)
             return part
 
         return add
+
+    def _add(self, name: str, part: T, module: str, facts: Mapping[str, Any]) -> None:
+        where = f"{getattr(part, '__module__', '?')}:{getattr(part, '__name__', name)}"
+        facts = {"trains": getattr(part, "trains", True), "outside": module, **facts}
+        self._parts[name] = Part(where, **facts)
+        self._loaded[name] = part
+        if module:
+            plugins.note_registering(module)
+
+    def forget(self, modules: Container[str]) -> None:
+        """Remove the parts that some modules outside the package registered."""
+        for name in [n for n, part in self._parts.items() if part.outside in modules]:
+            del self._parts[name], self._loaded[name]
+
+    def resolve(self, name: str) -> str:
+        """Return the name under which a part is known, after the import of its plugin if need be.
+
+        Args:
+            name: a registered name, or ``module:Class`` or ``file.py:Class`` of a part outside the
+                package; see ``ltbench.config.plugins`` for what is imported when.
+
+        Raises:
+            UserError: there is no such part.
+        """
+        if name in self._parts:
+            return name
+        found = plugins.find(name)
+        if found is not None:
+            name, module, part = found
+            if name not in self._parts:
+                self._check(name, part)
+                self._add(name, part, module, {})
+            return name
+        plugins.load_installed()
+        if name not in self._parts:
+            raise UserError(
+                f"unknown {self.kind} `{visible(name)}`{did_you_mean(name, self._parts)}; "
+                f"known: {', '.join(self.names())}"
+                + (f"; {OWN}" if self.kind in (*BASES, "backbone") else "")
+            )
+        return name
+
+    def plugin(self, name: str) -> str:
+        """Return the mark of the plugin that a part comes from; empty for one of ltbench.
+
+        Raises:
+            UserError: there is no such name.
+        """
+        module = self._parts[self.resolve(name)].outside
+        return plugins.describe(module).mark if module else ""
+
+    def _check(self, name: str, part: Any) -> None:
+        """Check that a part from outside is of this kind.
+
+        Raises:
+            UserError: it is something else.
+        """
+        if self.kind not in BASES:
+            if not callable(part):
+                raise UserError(f"{self.kind} `{name}`: expected a function that builds it")
+            return
+        module, attribute = BASES[self.kind].split(":")
+        base = getattr(importlib.import_module(module), attribute)
+        if not isinstance(part, type) or not issubclass(part, base):
+            raise UserError(f"{self.kind} `{name}`: expected a class derived from {module}.{attribute}")
+        options = getattr(part, "Config", part)
+        if not isinstance(options, type) or not issubclass(options, Config):
+            raise UserError(
+                f"{self.kind} `{name}`: expected a `Config` derived from "
+                f"ltbench.config.schema.Config, found {options!r:.80}"
+            )
 
     def parts(self) -> dict[str, Part]:
         """Return the facts of all parts by name, in the order of the table."""
@@ -101,15 +194,29 @@ class Registry(Generic[T]):
         Raises:
             UserError: there is no such name.
         """
-        if name not in self._parts:
-            raise UserError(
-                f"unknown {self.kind} `{name}`{did_you_mean(name, self._parts)}; "
-                f"known: {', '.join(self.names())}"
-            )
+        name = self.resolve(name)
         if name not in self._loaded:
             module, attribute = self._parts[name].where.split(":")
             self._loaded[name] = getattr(importlib.import_module(module), attribute)
         return self._loaded[name]
+
+    def options(self, name: str) -> type[Any]:
+        """Return the class of a part's options; imports the part only if it holds them itself.
+
+        Raises:
+            UserError: there is no such name.
+        """
+        name = self.resolve(name)
+        module, attribute = self._parts[name].where.split(":")
+        if self._options and module.rpartition(".")[0] == self._options.rpartition(".")[0]:
+            apart = getattr(importlib.import_module(self._options), attribute, None)
+            if isinstance(apart, type):
+                return apart
+        part: Any = self.get(name)
+        if self.facts(name).outside:
+            self._check(name, part)
+        own: type[Any] = getattr(part, "Config", part)
+        return own
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts

@@ -10,10 +10,13 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ltbench.config.recipe import Choice, Recipe, Stage
+from ltbench.config import plugins
+from ltbench.config.network import secrets_in
+from ltbench.config.recipe import BackboneChoice, Choice, Recipe
 from ltbench.config.registry import registry as find_registry
-from ltbench.config.schema import Config, Tagged
-from ltbench.errors import UserError, did_you_mean
+from ltbench.config.schema import NAME, Config, Tagged
+from ltbench.config.values import plain, typed
+from ltbench.errors import UserError, brief, did_you_mean, visible
 
 C = TypeVar("C", bound=BaseModel)
 PLAINER = {  # what pydantic says at length, by its type of error
@@ -38,37 +41,6 @@ def build_recipe(tree: Tree, origins: Origins | None = None) -> Recipe:
     if errors or not isinstance(recipe, Recipe):
         raise UserError("\n".join(errors))
     return recipe
-
-
-def build_data(tree: Tree, origins: Origins) -> Config:
-    """Return the options of a recipe's data set; no method, update or sampler is imported.
-
-    Raises:
-        UserError: every mistake outside the options of those, one line each.
-    """
-    errors = _plain_mistakes(tree, origins)
-    choice = _build_choice("DATASETS", tree.get("data"), "data", errors, origins)
-    if choice is None or errors:
-        raise UserError("\n".join(errors))
-    return choice.config
-
-
-def _plain_mistakes(tree: Tree, origins: Origins) -> list[str]:
-    """Return unknown keys, and mistakes in parts of a recipe whose options are always the same."""
-    errors: list[str] = []
-    nodes: list[tuple[str, Any, type[Config]]] = [("", tree, Recipe)]
-    nodes += [(f"stages.{i}", stage, Stage) for i, stage in enumerate(tree.get("stages", ()))]
-    for path, node, model in nodes:
-        for key, value in node.items() if isinstance(node, Mapping) else ():
-            field = model.model_fields.get(key)
-            if field is None and (path or key != "epochs"):
-                errors.append(
-                    _explain({"type": "extra_forbidden", "loc": [key]}, path, model, origins)
-                )
-            inner = None if field is None or _tag(field) else _model_of(field.annotation)
-            if inner is not None and value is not None:
-                _build(inner, value, f"{path}.{key}" if path else key, errors, origins)
-    return errors
 
 
 def find_mistakes(options: type[C], values: Tree, path: str = "") -> tuple[C | None, list[str]]:
@@ -98,22 +70,30 @@ def _build(
     if isinstance(node, str) and "name" in model.model_fields:
         node = {"name": node}
     if not isinstance(node, Mapping):
-        errors.append(f"`{path}`: expected fields of {model.__name__}, found {node!r}")
+        errors.append(f"`{path}`: expected fields of {model.__name__}, found {brief(node)}")
         return None
     values, broken = dict(node), set()
+    for name, field in model.model_fields.items():
+        try:
+            values |= {name: typed(values[name], field)} if name in values else {}
+        except UserError as error:  # noqa: PERF203 - of one field, so that all are said
+            errors.append(f"`{path}.{name}`: {error}" if path else f"`{name}`: {error}")
+            broken.add(name)
     if issubclass(model, Config):
         values = model.complete(values)
         _check_revision(model, values, path, errors)
     for name, field in model.model_fields.items():
         if name not in values and isinstance(field.default, str) and _tag(field):
             values[name] = field.default
-        if name not in values or values[name] is None:
+        if name not in values or values[name] is None or name in broken:
             continue
         here = f"{path}.{name}" if path else name
         before = len(errors)
         values[name] = _build_field(field, values[name], here, errors, origins)
         if len(errors) > before:
             broken.add(name)
+    if model is BackboneChoice:
+        _fill_plugin(values, path, errors)
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -132,7 +112,7 @@ def _check_revision(
     if type(found) is not int or not 0 <= found <= model.revision:
         errors.append(
             f"`{path}.revision`: expected at most {model.revision}, the newest that this version "
-            f"of ltbench knows, found {found!r}; update ltbench"
+            f"of ltbench knows, found {brief(found)}; update ltbench"
         )
 
 
@@ -150,7 +130,11 @@ def _build_field(
         return tuple(_build(item, v, f"{path}.{i}", errors, origins) for i, v in enumerate(value))
     if isinstance(value, bool) and field.annotation in (int, float, int | None, float | None):
         errors.append(f"`{path}`: expected a number, found {str(value).lower()}")
-    return value
+    try:
+        return plain(value, field)
+    except UserError as error:
+        errors.append(f"`{path}`: {error}")
+        return None
 
 
 def _build_choice(
@@ -161,17 +145,52 @@ def _build_choice(
     if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
         errors.append(
             f"`{path}`: expected the name of a {registry.kind} or `{{name: ..., options}}`, "
-            f"found {value!r}"
+            f"found {brief(value)}"
         )
         return None
     try:
-        part = registry.get(node["name"])
+        name, plugin = _origin(registry_name, node)
+        model = registry.options(name)
     except UserError as error:
         errors.append(f"`{path}`: {error}")
         return None
-    options = {k: v for k, v in node.items() if k != "name"}
-    config = _build(getattr(part, "Config", part), options, path, errors, origins)
-    return Choice(node["name"], config) if isinstance(config, Config) else None
+    options = {k: v for k, v in node.items() if k not in ("name", "plugin")}
+    config = _build(model, options, path, errors, origins)
+    return Choice(name, config, plugin) if isinstance(config, Config) else None
+
+
+def _origin(registry_name: str, node: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a part's name and the mark of its plugin, compared with the mark in a model's recipe.
+
+    Raises:
+        UserError: the part or its plugin is not here, or the plugin is another one.
+    """
+    registry, stated = find_registry(registry_name), node.get("plugin", "")
+    what = f"{registry.kind} `{visible(node['name'])}`"
+    if stated and not (isinstance(stated, str) and plugins.MARK.fullmatch(stated)):
+        raise UserError(
+            f"`plugin` of {what} is filled in by itself, as NAME@SHA-256; leave it out, and give "
+            f"plugins=FILE at the top, found {brief(stated)}"
+        )
+    try:
+        name = registry.resolve(node["name"])
+    except UserError:
+        if not stated:
+            raise
+        raise UserError(plugins.needed(what, stated)) from None
+    return name, plugins.check(stated, registry.plugin(name), what)
+
+
+def _fill_plugin(values: Tree, path: str, errors: list[str]) -> None:
+    """Set name and plugin of a backbone from outside the package; timm knows the other names."""
+    name = values.get("name")
+    if not isinstance(name, str):
+        return
+    try:
+        values["name"], values["plugin"] = _origin("BACKBONES", values)
+    except UserError as error:
+        if values.get("plugin") or plugins.is_place(name):
+            errors.append(f"`{path}`: {error}")
 
 
 def _tag(field: FieldInfo) -> str | None:
@@ -205,20 +224,28 @@ def _explain(error: Any, path: str, model: type[BaseModel], origins: Origins) ->
     message = error["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input should be", "should be", message)
     message = PLAINER.get(error["type"], message)
+    if error.get("ctx", {}).get("pattern") == f"^{NAME}$":
+        message = "should be letters, digits, `_`, `.` and `-`, neither `.` nor `-` first"
     if not where:  # a mistake in how the fields go together
         return message
     if error["type"] == "literal_error":
         source += did_you_mean(str(error["input"]), re.findall(r"'([^']*)'", message))
-    return f"`{where}`: {message}, found {error['input']!r}{source}"
+    return f"`{where}`: {message}, found {brief(error['input'])}{source}"
 
 
 def _cross_checks(recipe: Recipe) -> list[str]:
     """Return mistakes that no single field shows."""
+    secrets = [
+        f"`{path}`: an address with a user or a password would stand in files that are handed on; "
+        "only data.root may have them, and keeps them out of files"
+        for path in secrets_in(recipe.tree())
+    ]
+    if secrets:
+        return secrets
     errors = _stream_checks(recipe) if getattr(recipe.data.config, "stream", False) else []
     for i, stage in enumerate(recipe.stages):
-        method = find_registry("METHODS").get(stage.method.name)
         at, name = f"stages.{i}", stage.method.name
-        if method.trains:
+        if find_registry("METHODS").facts(name).trains:
             errors += [
                 f"`{at}.{field}`: required, because method `{name}` trains"
                 for field in ("epochs", "batch_size", "optim")
@@ -234,10 +261,7 @@ def _cross_checks(recipe: Recipe) -> list[str]:
         except UserError as error:
             errors.append(f"`{at}`: {error}")
         errors += [
-            f"`{at}.update`: {problem}"
-            for problem in find_registry("UPDATES")
-            .get(stage.update.name)
-            .check(stage.update.config, method, stage.epochs)
+            f"`{at}.update`: {problem}" for problem in stage.update.config.problems(stage.epochs)
         ]
     return errors
 

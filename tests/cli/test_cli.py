@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Forked, run_command
 
 from ltbench.cli import main
+from ltbench.errors import UserError
 
 SHORT = [
     "stages.0.epochs=1",
@@ -45,14 +45,12 @@ def refused(capsys, *words) -> str:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "run"
-    done = subprocess.run(
-        [sys.executable, "-m", "ltbench", "run", "recipe=quickstart", *SHORT, f"out={out}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    process = Forked(run_command, ["run", "recipe=quickstart", *SHORT, f"out={out}"])
+    printed, errors = process.communicate()
+    code = process.returncode
+    process.end()
+    assert code == 0, errors
+    return out, printed
 
 
 def test_run_ends_with_a_table_files_and_what_to_type_next(finished):
@@ -284,49 +282,15 @@ def test_damaged_models_are_refused(finished, damage, capsys, tmp_path):
     assert "model" in refused(capsys, "eval", f"model={copy}")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["run"],
-        ["run", "recipe=quikstart"],
-        ["run", "recipe=quickstart", "data.imbalance_ratio=x"],
-        ["run", "recipe=mislas_plot_inat"],
-        ["run", "recipe=ce_cifar10", "data.root=/nowhere"],
-        ["eval", "modle=x"],
-        ["data", "show", "."],
-        ["data", "prepare", "dataset=inat18"],
-        ["diagnose", "model=a", "wat=norms"],
-        ["leaderboard", "dataset=cifar10"],
-        ["leaderboard", "datset=cifar10"],
-        ["publish", "run=x"],
-    ],
-    ids=" ".join,
-)
-def test_what_computes_nothing_does_not_import_torch(words, tmp_path):
-    code = (
-        "import sys; from ltbench.cli import main\n"
-        f"try: main({words!r})\n"
-        "except SystemExit as e: assert e.code in (None, 0, 2), e.code\n"
-        "heavy = {'torch', 'torchvision', 'timm'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_finished_run_needs_no_data(tmp_path):
+    from ltbench.config.files import get_recipe
+    from ltbench.train.folder import check_data
 
-
-def test_a_finished_run_needs_no_data(finished, capsys, tmp_path, monkeypatch):
-    from ltbench.cli.run import _records
-
-    out, _ = finished
-    assert list(_records("quickstart", [f"out={out}"])) == [out / "record.json"]
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "runs" / "quickstart-1a2b3c4d" / "seed0"
-    folder.mkdir(parents=True)
-    assert not list(_records("quickstart", [f"out={tmp_path}"]))
-    (folder / "record.json").write_text("{}")
-    assert list(_records("quickstart", []))
+    recipe = get_recipe("ce_cifar10", f"out={tmp_path}")
+    with pytest.raises(UserError, match=r"data\.root=DIR"):
+        check_data(recipe)
+    (tmp_path / "record.json").write_text("{}")
+    check_data(recipe)
 
 
 def test_missing_data_do_not_hide_a_misspelt_key(capsys):

@@ -5,7 +5,8 @@ import yaml
 
 from ltbench import get_recipe, list_recipes
 from ltbench.config import files
-from ltbench.config.files import assign, build_recipe, describe, family, parse_word
+from ltbench.config.files import assign, build_recipe, describe, family
+from ltbench.config.words import parse_words
 from ltbench.errors import UserError
 
 
@@ -218,10 +219,17 @@ def test_changing_a_tree_changes_no_recipe():
     assert files.read_tree("quickstart")[0]["stages"][0]["epochs"] != 1000
 
 
-def test_values_are_yaml():
-    assert parse_word("a.b=1e-4") == ("a.b", 1e-4)
-    assert parse_word("a=[1, 2]") == ("a", [1, 2])
-    assert parse_word("a=") == ("a", None)
+def test_words_keep_their_text_and_are_read_as_yaml():
+    words = parse_words(["a.b=1e-4", "a=[1, 2]"])
+    assert words == {"a.b": "1e-4", "a": "[1, 2]"}
+    assert [word.read() for word in words.values()] == [1e-4, [1, 2]]
+
+
+def test_several_texts_stand_between_commas_or_in_brackets():
+    for words in ("head,layer1", "[head, layer1]"):
+        assert get_recipe("ce", f"stages.0.freeze={words}").stages[0].freeze == ("head", "layer1")
+    assert get_recipe("ce", "stages.0.freeze=null").stages[0].freeze is None
+    assert get_recipe("ce_imagenet_lt", "data.val=null").data.config.val is None
 
 
 def test_assign_opens_short_forms():

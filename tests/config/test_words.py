@@ -41,9 +41,22 @@ def test_values_become_what_the_fields_hold():
     given = read_words([*words, "out=~/x", "private=true", "data.root=D", "data.size=3"], Check)
     assert given == Check(
         path=Path("SHARDS"), level="size", workers=8, name="1e10", what=("x", "y"), sizes=(2, 3),
-        out=Path("~/x").expanduser(), private=True, data={"root": "D", "size": 3},
+        out=Path("~/x").expanduser(), private=True, data={"root": "D", "size": "3"},
     )  # fmt: skip
     assert read_words(["S"], Check) == Check(path=Path("S"))
+
+
+def test_a_tilde_alone_is_a_name():
+    assert read_words(["S", "out=~"], Check).out == Path("~")
+    assert read_words(["~", "out=~nobody/x"], Check) == Check(path=Path("~"), out="~nobody/x")
+
+
+def test_a_mapping_and_its_keys_complete_each_other_in_each_order():
+    words = ["S", "data={root: D}", "data.size=3"]
+    for order in (words, words[::-1]):
+        assert read_words(order, Check).data == {"root": "D", "size": "3"}
+        with pytest.raises(UserError, match=r"`data.root` = E contradict each other"):
+            read_words([*order, "data.root=E"], Check)
 
 
 def test_a_value_may_hold_equals_signs():
@@ -55,7 +68,7 @@ def test_other_words_are_kept():
     assert run.words == ("stages.0.epochs=3", "out=a b")
     assert read_words(["dataset=list", "train=x.txt", "pad=2"], Prepare).options == {
         "train": "x.txt",
-        "pad": 2,
+        "pad": "2",  # the data set's options say what it is
     }
 
 
@@ -74,7 +87,9 @@ def test_other_words_are_kept():
         (["a", "data.x=1", "data.x=2"], Check, "`data.x` is given twice; give it once"),
         (["a", "workers="], Check, "`workers`: expected a value after `=`, found none"),
         (["a", "data=x"], Check, "`data`: should be a valid dictionary, found 'x'"),
-        (["a", "data.x=[1"], Check, "`data.x`: cannot read the value `[1`"),
+        (["a", "data.x="], Check, "`data.x`: expected a value after `=`, found none"),
+        (["a", "sizes=1,,2"], Check, "`sizes`: expected values with commas between, found `1,,2`"),
+        (["a", "workers=[1"], Check, "`workers`: cannot read the value `[1`"),
         (["recip=ce"], Run, "expected `recipe=...`, found recip=ce (did you mean `recip`?)"),
         (["ce"], Run, "expected `key=value`, found `ce`"),
     ],
@@ -88,7 +103,7 @@ def test_mistakes_say_what_was_required_and_found(words, options, message):
 
 def test_all_mistakes_are_said_at_once():
     with pytest.raises(UserError) as raised:
-        read_words(["a", "wrkers=1", "data.x=[1", "level=crc", "level=crc"], Check)
+        read_words(["a", "wrkers=1", "workers=[1", "level=crc", "level=crc"], Check)
     assert len(str(raised.value).splitlines()) == 3
     with pytest.raises(UserError) as raised:
         read_words(["a", "workers=0", "private=perhaps"], Check)
