@@ -424,7 +424,7 @@ def _with_note(tree: Tree, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _opened(node: str | None) -> Any:
-    """Return what a key inside a value is set in: `update: plot` is the name of a part in short."""
+    """Return the mapping that holds a key; `update: plot` is short for a part's name."""
     content = node.content() if isinstance(node, Word) else node
     if isinstance(content, dict | list):
         return content

@@ -117,7 +117,7 @@ def secrets_in(node: Any, path: str = "") -> Iterator[str]:
 
 
 def _problem(key: Any, value: Any) -> str:
-    """Return what is wrong with an option, or nothing."""
+    """Return the problem of an option, or nothing."""
     if not isinstance(key, str) or not key.isidentifier():
         return "is no name of an option"
     if key in ELSEWHERE:

@@ -33,7 +33,7 @@ class Config(BaseModel):
         return values
 
     def problems(self, epochs: int | None) -> list[str]:
-        """Return what rules these options out in a stage of so many epochs, one line each."""
+        """Return the problems of these options in a stage of `epochs` epochs, one line each."""
         return []
 
 

@@ -267,7 +267,7 @@ def _cross_checks(recipe: Recipe) -> list[str]:
 
 
 def _stream_checks(recipe: Recipe) -> list[str]:
-    """Return what a recipe asks for that a stream of shards cannot do."""
+    """Return the settings of a recipe that streamed shards do not support."""
     why = "data.stream=true reads every shard once, front to back"
     errors = [
         f"`stages.{i}.sampler`: {why}: instance sampling only, found `{stage.sampler.name}`; store "
@@ -289,7 +289,7 @@ def _stream_checks(recipe: Recipe) -> list[str]:
 
 
 def origin_of(path: str, origins: Origins) -> str:
-    """Return where the value at a dotted path came from."""
+    """Return the origin of the value at a dotted path."""
     if path.endswith(".name") and path.removesuffix(".name") in origins:
         return origins[path.removesuffix(".name")]
     while path:

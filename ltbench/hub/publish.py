@@ -171,7 +171,7 @@ def compare(
 
 
 def zoo_entry(published: Published) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return what `leaderboard/zoo.json` needs under `models` to find a published model.
+    """Return the entry of a published model for `models` in `leaderboard/zoo.json`.
 
     Args:
         published: by ``publish``, not as a dry run.

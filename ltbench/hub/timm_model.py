@@ -74,7 +74,7 @@ class TimmMethod(nn.Module):
         )
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return what ``forward_head`` takes, for images [B, 3, H, W].
+        """Return the input of ``forward_head`` for images [B, 3, H, W].
 
         Returns:
             Of one branch the maps before pooling, [B, D, h, w], or what a network without maps
@@ -242,7 +242,7 @@ def _fetched(cfg: dict[str, Any], cache_dir: str | Path | None) -> Path:
 
 
 def _branches(method: Method) -> int:
-    """Return how many branches' features the classifier sees."""
+    """Return the number of branches whose features the classifier takes."""
     from ltbench.models.residual import BRANCHES, ResLTHead
 
     if isinstance(method.head, ResLTHead):
@@ -271,7 +271,7 @@ def _own_logits(method: Method, features: Tensor) -> Tensor:
 
 
 def _body(plain: nn.Module) -> list[nn.Module]:
-    """Return what a method's plain network does before its classifier."""
+    """Return the part of a method's plain network before its classifier."""
     if not isinstance(plain, nn.Sequential):
         raise UserError("this method's network returns logits only; there are no features to take")
     return list(plain)[:-1]

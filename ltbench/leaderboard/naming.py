@@ -56,7 +56,7 @@ def check_recipe(record: Record) -> str:
 
 
 def remark(record: Record) -> str:
-    """Return what a table says of the name of a record's recipe; nothing if it is that recipe.
+    """Return a table's note on the name of a record's recipe; nothing if it is that recipe.
 
     The recipe's file is compared with the resolved recipe without building it, so that no method
     is imported. A record of an older version may differ as well.

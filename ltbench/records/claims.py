@@ -95,7 +95,7 @@ def check_others(record: Record, others: Iterable[Record]) -> None:
 
 
 def contradiction(record: Record, other: Record) -> str:
-    """Return how two records cannot both be true, or nothing."""
+    """Return the contradiction between two records, or nothing."""
     mine, theirs = record.dataset, other.dataset
     one, two = record.metrics, other.metrics
     if mine.train_sha256 == theirs.train_sha256 and one.class_counts != two.class_counts:
@@ -170,7 +170,7 @@ def choose(found: Sequence[tuple[str, Record]]) -> tuple[list[Record], list[str]
 
 
 def fruits(record: Record) -> tuple[tuple[Any, ...], ...]:
-    """Return what only the same weights share: their hash, and counts with calibration bins."""
+    """Return the fingerprints of a record's weights: their hash, and counts with calibration bins."""
     m = record.metrics
     results = (record.origin, m.correct, m.total, m.bin_count, m.bin_confidence, m.bin_correct)
     weights = record.checkpoint

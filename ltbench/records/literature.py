@@ -36,7 +36,7 @@ class Footnote:
     rows: tuple[dict[str, str | list[str]], ...]
 
     def means(self, row: Row) -> bool:
-        """Whether it is about a row of ``published.csv``."""
+        """Return True if the footnote applies to a row of ``published.csv``."""
         return any(all(_is_one_of(row[c], v) for c, v in rule.items()) for rule in self.rows)
 
 
@@ -137,7 +137,7 @@ def short_source(source: str) -> str:
 
 
 def same_ratio(dataset: str, one: float, other: float) -> bool:
-    """Whether two imbalance ratios of a data set (its title) mean the same."""
+    """Return True if two imbalance ratios of a data set (its title) are the same."""
     either = dataset == dataset_title("inat18") and {one, other} <= INAT_RATIOS
     return one == other or either
 

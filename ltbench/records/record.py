@@ -168,7 +168,7 @@ def record_text(content: Mapping[str, Any]) -> bytes:
 
 
 def validate_record(content: Any) -> list[str]:
-    """Return what is wrong with the content of a record, one line each; nothing if it is sound.
+    """Return the problems of a record's content, one line each.
 
     Args:
         content: parsed JSON.
@@ -177,7 +177,7 @@ def validate_record(content: Any) -> list[str]:
 
 
 def schema_problems(content: Any) -> list[tuple[str, str]]:
-    """Return what does not fit the schema: the top field (or nothing) and a line for each.
+    """Return the violations of the schema: the top field (or nothing) and a line for each.
 
     Args:
         content: parsed JSON.

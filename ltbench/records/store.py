@@ -166,5 +166,5 @@ def records_dir() -> Path:
 
 
 def record_path(record: Record) -> str:
-    """Return where a record lies among others: ``<data set>/<run_id>.json``."""
+    """Return the path of a record in the records' folder: ``<data set>/<run_id>.json``."""
     return f"{record.dataset.name}/{record.run_id}.json"

@@ -16,7 +16,7 @@ COMBINED = {"crt_mixup": "cRT+Mixup", "ldam_drw_sam": "LDAM-DRW + SAM"}
 
 
 class RecipeName(NamedTuple):
-    """What the name of a recipe says, e.g. `mislas_plot`, `cifar10_lt`, `` and `50`."""
+    """Parts of a recipe's name, e.g. `mislas_plot`, `cifar10_lt`, `` and `50`."""
 
     method: str
     dataset: str = ""
@@ -42,7 +42,7 @@ def key(text: str) -> str:
 
 
 def matches(pattern: str, *names: str) -> bool:
-    """Whether a shell pattern fits one of some names, case and punctuation left aside."""
+    """Return True if a shell pattern matches one of the names, ignoring case and punctuation."""
     return any(fnmatch.fnmatchcase(key(name), key(pattern)) for name in names)
 
 

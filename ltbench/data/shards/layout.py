@@ -60,7 +60,7 @@ class PartToPack:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each image of a part will lie.
+    """Positions of the images of a part in its shards.
 
     Args:
         keys: name of each image's members without ending [N].
@@ -85,7 +85,7 @@ class Plan:
 
 
 def make_plan(part: PartToPack, parameters: dict[str, Any]) -> Plan:
-    """Return where each image will lie: a function of the list, the seed and the images' sizes.
+    """Return the position of each image: a function of the list, the seed and the images' sizes.
 
     Args:
         part: what to pack.

@@ -165,7 +165,7 @@ class ShardSource:
         self.remote.prefetch(shards[np.argsort(first)].tolist())
 
     def name(self, index: int) -> str:
-        """Return how messages call an image: its key and its shard."""
+        """Return the name of an image in messages: its key and its shard."""
         row = int(index if self.rows is None else self.rows[index])
         return f"{self._key(row)} ({self.manifest.shards[self.index[row]['shard']].name})"
 
@@ -274,7 +274,7 @@ class _Files:
         return found
 
     def announce(self, rows: np.ndarray) -> None:
-        """Tell the system what will be read, so that the disk can work on all of it at once."""
+        """Announce the coming reads to the system, so that the disk can work on all of them at once."""
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):
                 for shard, _, offset, size, _ in rows.tolist():
