@@ -41,13 +41,14 @@ def check_derived(record: Record) -> None:
     resolved = record.recipe.resolved
     data, run = resolved.get("data", {}).get("name", ""), resolved.get("run", {})
     execution, cut = record.execution, bool(run.get("max_steps"))
+    free = data == "shards" or "plugin" in resolved.get("data", {})  # they name themselves
     for what, found, expected in (
         ("epoch", record.epoch, last_epoch(resolved)),
-        ("backbone_weights", record.backbone_weights, initial_weights(resolved)),
+        ("backbone_weights", _without_name(record.backbone_weights), initial_weights(resolved)),
         ("execution.precision", execution.precision, run.get("precision", execution.precision)),
         ("execution.per_rank_batch", execution.per_rank_batch, _batches(record)),
         ("`run.max_steps` in shortened", "run.max_steps" in record.shortened, cut),
-        ("dataset.name", record.dataset.name, record.dataset.name if data == "shards" else data),
+        ("dataset.name", record.dataset.name, record.dataset.name if free else data),
     ):
         if found != expected:
             raise UserError(
@@ -102,7 +103,7 @@ def contradiction(record: Record, other: Record) -> str:
         return "the training images have the hash, but not the numbers in each class,"
     if mine.test_sha256 == theirs.test_sha256 and one.total != two.total:
         return "the test images have the hash, but not the numbers in each class,"
-    shared = set(fruits(record)).intersection(fruits(other))
+    shared = set(weight_fingerprints(record)).intersection(weight_fingerprints(other))
     if shared and record.seed != other.seed:
         return (
             f"seed {record.seed} has the weights or the exact results of seed {other.seed}, which "
@@ -149,7 +150,7 @@ def choose(found: Sequence[tuple[str, Record]]) -> tuple[list[Record], list[str]
         if twin != i:
             lines.append(f"{where} repeats recipe, data, code and seed of {found[twin][0]}")
             continue
-        own = fruits(record) if record.status != "withdrawn" else ()
+        own = weight_fingerprints(record) if record.status != "withdrawn" else ()
         both = [*own, own] if len(own) == 2 else own
         first = next((known[f] for f in own if f in known), i)
         renamed = known.get(own, i)
@@ -168,8 +169,7 @@ def choose(found: Sequence[tuple[str, Record]]) -> tuple[list[Record], list[str]
             kept.add(i)
     return [found[i][1] for i in sorted(kept)], [f"{line}; left aside" for line in lines]
 
-
-def fruits(record: Record) -> tuple[tuple[Any, ...], ...]:
+    """Return the fingerprints of a record's weights: their hash, and counts with bins."""
     """Return the fingerprints of a record's weights: their hash, and counts with calibration bins."""
     m = record.metrics
     results = (record.origin, m.correct, m.total, m.bin_count, m.bin_confidence, m.bin_correct)
@@ -190,6 +190,11 @@ def initial_weights(resolved: Mapping[str, Any]) -> str | None:
     if backbone.get("weights") is not None:
         return str(backbone["weights"])
     return f"timm:{backbone.get('name', '')}" if backbone.get("pretrained") else None
+
+
+def _without_name(weights: str | None) -> str | None:
+    """Return a source of weights without the name that may follow its hash in brackets."""
+    return None if weights is None else weights.partition(" (")[0]
 
 
 def official_counts(name: str, data: Mapping[str, Any]) -> tuple[Counts | None, Counts | None]:

@@ -274,7 +274,7 @@ class _Files:
         return found
 
     def announce(self, rows: np.ndarray) -> None:
-        """Announce the coming reads to the system, so that the disk can work on all of them at once."""
+        """Announce coming reads to the system, so that the disk can work on them all at once."""
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):
                 for shard, _, offset, size, _ in rows.tolist():
