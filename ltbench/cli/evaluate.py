@@ -9,8 +9,9 @@ import click
 from pydantic import Field
 from rich.markup import escape
 
-from ltbench.cli.command import WordsCommand
+from ltbench.cli.command import OWN_PARTS, WordsCommand
 from ltbench.cli.display import console, metrics_table
+from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import read_words
 
@@ -27,6 +28,7 @@ class Evaluate(Config):
     )
     table: Literal["csv", "parquet"] = Field("csv", description="format of the predictions in out")
     batch_size: int = Field(250, ge=1, le=100_000, description="images per forward pass")
+    plugins: tuple[str, ...] = OWN_PARTS
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     workers: int = Field(2, ge=0, le=1024, description="processes that decode images")
 
@@ -51,12 +53,14 @@ def eval_(words: tuple[str, ...]) -> None:
     from ltbench.config.validation import build_options
     from ltbench.evaluation.evaluate import evaluate
     from ltbench.evaluation.report import check_folder, write_report
+    from ltbench.evaluation.summary import shot_line
     from ltbench.evaluation.tables import Outcomes
     from ltbench.hub.load import load_described
     from ltbench.methods.weights import check_classes
 
     if given.out is not None:
         check_folder(given.out)
+    plugins.load_plugins(given.plugins)
     method, facts = load_described(given.model, seed=given.seed)
     own = dict(facts["recipe"]["data"])
     name = given.dataset or own["name"]
@@ -73,6 +77,7 @@ def eval_(words: tuple[str, ...]) -> None:
     )  # fmt: skip
     title = f"{facts['recipe']['name']} on {name}"
     console.print(metrics_table(title, metrics))
+    console.print(f"{shot_line(metrics)}, by training images", soft_wrap=True)
     if given.out is not None:
         about = {"model": given.model, "recipe": facts["recipe"]["name"], "dataset": name}
         files = write_report(

@@ -8,8 +8,9 @@ from typing import Literal
 import click
 from pydantic import Field
 
-from ltbench.cli.command import WordsCommand
+from ltbench.cli.command import OWN_PARTS, WordsCommand
 from ltbench.cli.display import say
+from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import read_words
 
@@ -24,6 +25,7 @@ class Export(Config):
         description="onnx, torch (a program of torch.export) or safetensors (a state dict); by "
         "default what the ending of out says",
     )
+    plugins: tuple[str, ...] = OWN_PARTS
     seed: int = Field(0, ge=0, description="seed of a model that is given by its name")
 
 
@@ -45,6 +47,7 @@ def export(words: tuple[str, ...]) -> None:
     from ltbench.hub.formats import export_model
     from ltbench.hub.load import load_described
 
+    plugins.load_plugins(given.plugins)
     method, facts = load_described(given.model, seed=given.seed)
     done = export_model(method, facts, given.out, given.format)
     say(f"{done.path}  {done.path.stat().st_size / 2**20:,.2f} MiB")

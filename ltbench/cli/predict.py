@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 from pydantic import Field
 
-from ltbench.cli.command import WordsCommand
+from ltbench.cli.command import OWN_PARTS, WordsCommand
 from ltbench.cli.display import say
+from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import read_words
 
@@ -24,6 +25,7 @@ class Predict(Config):
     seed: int = Field(0, ge=0, description="seed of a model that is given by its name")
     root: Path = Field(Path(), description="folder that the paths in a text file are relative to")
     batch_size: int = Field(250, ge=1, le=100_000, description="images per forward pass")
+    plugins: tuple[str, ...] = OWN_PARTS
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     workers: int = Field(2, ge=0, le=1024, description="processes that decode images")
 
@@ -52,6 +54,7 @@ def predict(words: tuple[str, ...]) -> None:
 
     allowed = dict.fromkeys((".csv", ".json", ".parquet"), is_predictions)
     out = check_output(given.out, allowed, "a table of predictions")
+    plugins.load_plugins(given.plugins)
     began = time.monotonic()
     found = predict_images(
         load(given.model, seed=given.seed),

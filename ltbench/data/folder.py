@@ -95,7 +95,7 @@ class Folder(ImageOptions, LongTail):
         walk.report()
         train, test, val = found["train"], found["test"], found.get("val")
         facts = overlap(root, {part: images.occurrences for part, images in found.items()})
-        smallest = int(np.bincount(test.labels).min())
+        smallest, size = int(np.bincount(test.labels).min()), len(test.labels)
         if self.test_images == "all":
             note = "all"
         else:
@@ -108,6 +108,7 @@ class Folder(ImageOptions, LongTail):
                 )
             test = test.take(_draw(test.labels, wanted, self.split_seed))
             note = f"balanced, {wanted} a class, seed {self.split_seed}"
+        facts["test_part"] = f"{layout.test}/, {len(test.labels):,} of {size:,} images"
         return _Found(names, train, test, val, {"test": note, **facts})
 
     def _one_tree(self, root: Path) -> _Found:

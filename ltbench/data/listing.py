@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ltbench.digest import read_regular
 from ltbench.errors import UserError
 from ltbench.files import expanded
 
@@ -198,7 +199,7 @@ def _words(line: str, where: str, *, first: bool) -> tuple[str, str] | None:
 
 def _text(file: Path) -> str:
     try:
-        data = file.read_bytes()
+        data = read_regular(file, _LARGEST)
         if data[:2] == b"\x1f\x8b":
             with gzip.open(file) as packed:
                 data = packed.read(_LARGEST + 1)

@@ -21,6 +21,7 @@ from ltbench.data.images import ImageSplit
 from ltbench.data.memory import MemorySplit
 from ltbench.data.workers import check_descriptors, share, worker_errors
 from ltbench.errors import UserError
+from ltbench.files import append
 
 Last = Literal["keep", "drop"]
 REPLACED = 1e-4  # share of a split's images that may be unreadable before training stops
@@ -243,8 +244,8 @@ class Loader:
             self._noted.add(note)
             warnings.warn(f"replaced by another image of its class: {note}", stacklevel=2)
             if self.quarantine is not None:
-                with suppress(OSError), self.quarantine.open("a", encoding="utf-8") as file:
-                    file.write(f"{note}\n")
+                with suppress(OSError):
+                    append(self.quarantine, f"{note}\n")
         if len(self._noted) > max(1, REPLACED * len(self.split)):
             raise UserError(
                 f"{len(self._noted)} of {len(self.split):,} images cannot be read, more than "

@@ -162,6 +162,8 @@ class _Images(Dataset[Any]):
                 pixels = eight_bits(item).convert("RGB")
             else:
                 path = expanded(item)
+                if path.exists() and not path.is_file():  # reading it might never end
+                    raise UserError(f"cannot read image `{path}`: it is no plain file")
                 (data,) = FileSource([path.name], path.parent).read(np.array([0]))
                 pixels = decode_pil(data, str(path))
         except UserError as error:

@@ -69,8 +69,9 @@ def draw_confusion(
         axes.axhline(end * rows / classes - 0.5, color=LINES, linewidth=0.9)
         axes.axvline(end * rows / classes - 0.5, color=LINES, linewidth=0.9)
     present = [name for name, inside in groups.items() if inside]
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("class")
+    block = "" if rows == classes else f", blocks of {classes / rows:.3g}"
+    axes.set_xlabel(f"predicted class{block}")
+    axes.set_ylabel(f"class{block}")
     what = "classes" if rows == classes else f"{classes:,} classes in {rows} blocks"
     separated = f"; lines separate {', '.join(present)}" if len(present) > 1 else ""
     axes.set_title(

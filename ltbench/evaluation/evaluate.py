@@ -12,6 +12,7 @@ from ltbench.distributed import ranks
 from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Accumulator, Metrics
+from ltbench.models.misfit import ERRORS, size_problem
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def evaluate_split(
     for loaded in eval_batches(
         split, batch_size, rank=ranks.rank(), world=ranks.world(), workers=workers, device=device
     ):
-        logits = module(loaded.views[0])
+        logits = _logits(module, loaded.views[0])
         if logits.ndim != 2 or logits.shape[1] != len(class_counts):
             raise UserError(
                 f"the data set has {len(class_counts)} classes, the model returned logits of "
@@ -57,6 +58,23 @@ def evaluate_split(
             each(loaded, logits.float())
     counts.load_tensor(ranks.all_reduce_(counts.tensor()))
     return counts.metrics(class_counts, rule)
+
+
+def _logits(module: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits of a batch.
+
+    Raises:
+        UserError: the network does not take images of this size.
+    """
+    try:
+        logits: Tensor = module(images)
+    except ERRORS as error:
+        backbone = getattr(module, "backbone", None)
+        problem = None if backbone is None else size_problem(error, backbone, images)
+        if problem is None:
+            raise
+        raise problem from error
+    return logits
 
 
 def evaluate(

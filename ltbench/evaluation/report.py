@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from ltbench.data.base import Split
 from ltbench.data.shots import shot_groups
 from ltbench.evaluation.confusion import draw_confusion
 from ltbench.evaluation.metrics import Metrics
+from ltbench.evaluation.summary import metrics_json
 from ltbench.evaluation.tables import Outcomes, class_frame, confusion_frame, encoded
 from ltbench.files import check_replaceable, expanded, flush, replaced_folder
 
@@ -66,7 +66,7 @@ def write_report(
     confusion = outcomes.confusion(len(names))
     groups = shot_groups(metrics.class_counts, metrics.shot_rule)
     content = {
-        METRICS: _summary(metrics, about),
+        METRICS: metrics_json(metrics, about),
         f"predictions.{table}": encoded(outcomes.frame(split, names), f".{table}"),
         CLASSES: encoded(class_frame(metrics, names), ".csv"),
         CONFUSION: encoded(confusion_frame(confusion, names), ".csv"),
@@ -77,14 +77,3 @@ def write_report(
             (partial / name).write_bytes(data)
             flush(partial / name)
     return list(content)
-
-
-def _summary(metrics: Metrics, about: Mapping[str, Any]) -> bytes:
-    derived = ("top1", "many", "medium", "few", "mean_recall", "ece")
-    tree = {
-        **about,
-        "images": sum(metrics.total),
-        **{name: getattr(metrics, name) for name in derived},
-        "counts": metrics.model_dump(mode="json"),
-    }
-    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()

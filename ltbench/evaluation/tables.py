@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from ltbench.data.files import FileSource
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import Loaded
 from ltbench.data.shots import shot_groups
-from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Outcomes:
         if isinstance(split, ImageSplit):
             source = split.source
             paths = source.paths if isinstance(source, FileSource) else None
-            table["path"] = [paths[i] if paths else source.name(i) for i in index.tolist()]
+            shown = (paths[i] if paths else source.name(i) for i in index.tolist())
+            table["path"] = [in_utf8(path) for path in shown]
         called = np.array(names, dtype=object)
         return pd.DataFrame(
             {
@@ -141,21 +142,18 @@ def encoded(table: pd.DataFrame, ending: str) -> bytes:
     Args:
         table: the table.
         ending: ``.csv``, ``.json`` (a list of rows) or ``.parquet``.
-
-    Raises:
-        UserError: a name is not UTF-8, which only CSV can hold.
     """
     if ending == ".csv":
         text: str = table.to_csv(index=False, lineterminator="\n")
-        return text.encode("utf-8", "surrogateescape")
-    try:
-        if ending == ".parquet":
-            buffer = io.BytesIO()
-            table.to_parquet(buffer, index=False)
-            return buffer.getvalue()
-        rows: str = table.to_json(orient="records", indent=1, force_ascii=False, double_precision=9)
-        return f"{rows}\n".encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"a path is not UTF-8 and cannot be written to {ending}; use .csv, or rename the file"
-        ) from error
+        return text.encode()
+    if ending == ".parquet":
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        return buffer.getvalue()
+    rows: str = table.to_json(orient="records", indent=1, force_ascii=False, double_precision=9)
+    return f"{rows}\n".encode()
+
+
+def in_utf8(path: str) -> str:
+    """Return a path with the bytes that are not UTF-8 escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltbench.config import plugins
 from ltbench.data import DATASETS
 from ltbench.digest import file_sha256
 from ltbench.errors import UserError
+from ltbench.files import new_folder
 from ltbench.hub.folder import CARD, CONFIG, RECIPE, RESULTS, files_in, published_recipe
 from ltbench.methods.weights import read_weights
 from ltbench.records.record import RECORD, WEIGHTS, Record
@@ -61,6 +62,7 @@ def export(
         )
     record = Record.load(run / RECORD)
     tensors, facts = read_weights(run / WEIGHTS)
+    plugins.load_run(run, facts.get("recipe"))
     if record.checkpoint is None or record.checkpoint.sha256 != facts["sha256"]:
         raise UserError(
             f"{run / RECORD} and {run / WEIGHTS} are not of the same run: the hashes of the "
@@ -68,36 +70,28 @@ def export(
         )
     if out.exists() and (not out.is_dir() or files_in(out)[1]):
         raise UserError(f"{out} holds something else than a publish folder; pass another `out=`")
-    partial = out.with_name(f".partial-{out.name}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        if half:
-            tensors = {name: _halved(name, t) for name, t in tensors.items()}
-            _save(tensors, partial / WEIGHTS)
-            record = _measured(record, facts, tensors, partial / WEIGHTS)
-        else:
-            shutil.copyfile(run / WEIGHTS, partial / WEIGHTS)
-        if licence is not None:
-            record = record.model_copy(update={"licence": licence})
-        if half or licence is not None:
-            record.sealed().save(partial / RECORD)
-            record = Record.load(partial / RECORD)
-        else:
-            shutil.copyfile(run / RECORD, partial / RECORD)
-        recipe = _public(record, facts)
-        _write(partial, record, recipe, facts, repository)
-        if out.exists():
-            shutil.rmtree(out)  # what it holds can be exported again
-        partial.rename(out)
+        with new_folder(out) as partial:
+            if half:
+                tensors = {name: _halved(name, t) for name, t in tensors.items()}
+                _save(tensors, partial / WEIGHTS)
+                record = _measured(record, facts, tensors, partial / WEIGHTS)
+            else:
+                shutil.copyfile(run / WEIGHTS, partial / WEIGHTS)
+            if licence is not None:
+                record = record.model_copy(update={"licence": licence})
+            if half or licence is not None:
+                record.sealed().save(partial / RECORD)
+                record = Record.load(partial / RECORD)
+            else:
+                shutil.copyfile(run / RECORD, partial / RECORD)
+            recipe = _public(record, facts)
+            _write(partial, record, recipe, facts, repository)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"could not write {out}: {reason}; make room or pass another `out=`"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(partial)
     return out
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltbench.config import plugins
 from ltbench.config.network import check_published
 from ltbench.data import DATASETS
 from ltbench.data.base import place_options
@@ -130,7 +131,10 @@ def published_data(data: Any, origin: str) -> dict[str, Any]:
     try:
         places = place_options(DATASETS.get(data["name"]))
     except UserError as error:
-        raise UserError(f"{origin}: `data`: {visible(str(error))}") from error
+        said = visible(str(error))
+        if plugins.marks([data]):
+            said = plugins.needed(f"dataset `{visible(data['name'])}`", data["plugin"])
+        raise UserError(f"{origin}: `data`: {said}") from error
     kept = {key: value for key, value in data.items() if key not in places}
     for key, value in kept.items():
         if isinstance(value, str) and (value.startswith(("/", "\\", "~")) or _LEAVES.search(value)):

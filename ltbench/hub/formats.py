@@ -71,36 +71,35 @@ def export_model(
         UserError: a package is missing, the model cannot be exported, the logits differ, or the
             file cannot be written.
     """
-    if format is None:
-        format = next((f for f, ending in ENDINGS.items() if ending == out.suffix), "onnx")
+    by_ending: dict[str, Format] = {ending: name for name, ending in ENDINGS.items()}
+    endings = [ENDINGS[format]] if format else list(by_ending)
+    out = check_output(out, dict.fromkeys(endings, _is_exported), "an exported model")
+    chosen = by_ending[out.suffix]
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if format == "onnx" and missing:
+    if chosen == "onnx" and missing:
         raise UserError(f"format=onnx needs {', '.join(missing)}: pip install 'ltbench[export]'")
-    out = check_output(out, {ENDINGS[format]: _is_exported}, "an exported model")
     transform = method.transform
     if not isinstance(transform, Preprocessing):
         raise UserError(
             f"the evaluation transform of data set {method.info.name} is not known, so that no "
             "input size can be exported"
         )
-    # A copy of its own: layout and device of the caller's model stay.
-    plain = copy.deepcopy(method).cpu().to(memory_format=torch.contiguous_format).export().eval()
+    own = copy.deepcopy(method).cpu().eval()  # the caller's model stays as it is
     about = describe(method, facts, transform)
     images = _images(transform)
     with torch.no_grad():
-        wanted = method.cpu().eval().predict(images).float().numpy()
+        wanted = own.predict(images).float().numpy()
+    plain = own.to(memory_format=torch.contiguous_format).export().eval()
     try:
         with replaced(out) as partial:
-            found = _WRITERS[format](plain, images, partial, about)
+            found = _WRITERS[chosen](plain, images, partial, about)
             compare(found, wanted, str(out))
     except OSError as error:
         raise UserError(f"could not write {out}: {reason(error)}; pass another `out=`") from error
     return Exported(out, float(np.abs(found - wanted).max()), float(np.abs(wanted).max()))
 
 
-def describe(
-    method: Method, facts: Mapping[str, Any], transform: Preprocessing
-) -> dict[str, Any]:
+def describe(method: Method, facts: Mapping[str, Any], transform: Preprocessing) -> dict[str, Any]:
     """Return what a program needs to use a model, as plain data.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ltbench.config import plugins
 from ltbench.errors import UserError
 from ltbench.files import expanded
 from ltbench.methods.base import Method
@@ -105,7 +106,9 @@ def _read(source: str | Path, seed: int) -> tuple[dict[str, torch.Tensor], dict[
         alone = not weights.with_suffix(".json").is_file()
         if alone and weights.name == WEIGHTS and is_folder(folder):
             return (*read_folder(folder), str(weights))
-        return (*read_weights(weights), str(weights))
+        tensors, facts = read_weights(weights)
+        plugins.load_run(weights.parent, facts.get("recipe"))
+        return tensors, facts, str(weights)
     if text.startswith(_LOCAL):
         folder = expanded(text.removeprefix(_LOCAL))
     elif text.startswith(zoo.HUB):

@@ -34,7 +34,5 @@ def check_output(
             raise UserError(f"`out`: {shown} exists and is not {what}; pass another `out=`")
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write {shown}: {error.strerror}; pass another `out=`"
-        ) from error
+        raise UserError(f"cannot write {shown}: {error.strerror}; pass another `out=`") from error
     return path

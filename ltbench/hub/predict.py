@@ -11,6 +11,7 @@ from torch import Tensor
 from ltbench.data.unlabelled import batches, find_images
 from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
+from ltbench.evaluation.tables import in_utf8
 from ltbench.methods.base import Method
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Predictions:
         """Return a table: ``path``, then ``label_k``, ``class_k``, ``probability_k`` from k = 1."""
         import pandas as pd
 
-        columns: dict[str, Any] = {"path": list(self.paths)}
+        columns: dict[str, Any] = {"path": [in_utf8(path) for path in self.paths]}
         for k in range(self.labels.shape[1]):
             columns[f"label_{k + 1}"] = self.labels[:, k]
             columns[f"class_{k + 1}"] = [names[k] for names in self.names]
@@ -138,8 +139,7 @@ def _loaded(model: Any) -> Method:
     """
     if not isinstance(model, Method):
         raise UserError(
-            f"`model`: expected a model of `ltbench.load` or its name, found "
-            f"{type(model).__name__}"
+            f"`model`: expected a model of `ltbench.load` or its name, found {type(model).__name__}"
         )
     if model.transform is None:
         raise UserError(

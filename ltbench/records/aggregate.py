@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ltbench.config import plugins
 from ltbench.records.record import Record
 from ltbench.records.titles import dataset_title, method_title, network_title
 
@@ -111,5 +112,9 @@ def _note(record: Record) -> str:
         if not key.startswith("data.") and key not in record.shortened
         if not any(part in key for part in follow)
     ]
-    parts = (("shortened", record.shortened), ("modified", dict.fromkeys(changed)))
+    parts = (
+        ("outside code", tuple(map(plugins.title, plugins.marks(record.recipe.resolved)))),
+        ("shortened", record.shortened),
+        ("modified", tuple(dict.fromkeys(changed))),
+    )
     return "; ".join(f"{what} {', '.join(keys)}" for what, keys in parts if keys)

@@ -169,8 +169,9 @@ def choose(found: Sequence[tuple[str, Record]]) -> tuple[list[Record], list[str]
             kept.add(i)
     return [found[i][1] for i in sorted(kept)], [f"{line}; left aside" for line in lines]
 
+
+def weight_fingerprints(record: Record) -> tuple[tuple[Any, ...], ...]:
     """Return the fingerprints of a record's weights: their hash, and counts with bins."""
-    """Return the fingerprints of a record's weights: their hash, and counts with calibration bins."""
     m = record.metrics
     results = (record.origin, m.correct, m.total, m.bin_count, m.bin_confidence, m.bin_correct)
     weights = record.checkpoint

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from ltbench.digest import canonical, digest_of, parse_json
+from ltbench.config import plugins
+from ltbench.digest import canonical, digest_of, parse_json, read_regular
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
 from ltbench.files import write_atomic
@@ -138,8 +139,7 @@ def load_content(path: Path) -> Any:
         UserError: the file is missing, truncated or no JSON.
     """
     try:
-        with path.open("rb") as file:
-            return read_content(file.read(LARGEST + 1))
+        return read_content(read_regular(path, LARGEST))
     except OSError as error:
         raise UserError(f"cannot read the record {path}: {error.strerror}") from error
     except ValueError as error:
@@ -254,12 +254,13 @@ def make_record(
         weights_sha256: hash of that file.
     """
     from ltbench.data.overlap import same_content
+    from ltbench.models.loading import describe_weights
 
     around = environment()
     resolved = recipe.tree(digest_only=True)
     start = f"timm:{recipe.backbone.name}" if recipe.backbone.pretrained else None
     if recipe.backbone.weights is not None:
-        start = str(resolved["backbone"]["weights"])  # its hash: a path says nothing elsewhere
+        start = describe_weights(recipe.backbone.weights)  # a path says nothing elsewhere
     overrides, shortened = changes(recipe)
     return Record(
         recipe=RecipeFacts(
@@ -292,7 +293,7 @@ def make_record(
             ),
             precision=recipe.run.precision,
             deterministic=recipe.run.deterministic,
-            libraries=around["libraries"],
+            libraries={**around["libraries"], **plugins.versions(resolved)},
             wall_seconds=round(seconds, 2),
             peak_memory_bytes=peak_memory(device),
         ),

@@ -69,7 +69,7 @@ def load_records(folder: Path | None = None) -> tuple[dict[Path, Record], list[s
             notes.append(visible(f"{path} left aside: {str(error).splitlines()[0]}", None))
             continue
         found[path] = trusted(record, marks)
-        if found[path] is not record:
+        if found[path].status == "claimed" != record.status:
             notes.append(visible(f"{path}: {UNKNOWN_MARK}", None))
     return found, notes
 
@@ -90,7 +90,10 @@ UNKNOWN_MARK = f"has a status that {MARKS} does not confirm; shown as claimed"
 
 
 def trusted(record: Record, marks: Mapping[str, Any]) -> Record:
-    """Return a record, as claimed if it says verified or reproduced and ``marks`` does not.
+    """Return a record with the status that it has here.
+
+    Anybody can write a status into a record: one other than claimed counts only if ``marks`` has it
+    too, and one that ``marks`` withdraws is withdrawn.
 
     Args:
         record: sound.
@@ -98,9 +101,11 @@ def trusted(record: Record, marks: Mapping[str, Any]) -> Record:
     """
     mark = marks.get(record.run_id)
     checked = record.verification and record.verification.model_dump(mode="json")
+    if mark == "withdrawn" != record.status:
+        return record.model_copy(update={"status": "withdrawn", "verification": None})
     if record.status == "verified" and mark != checked:
         return record.model_copy(update={"status": "claimed", "verification": None})
-    if record.status == "reproduced" and mark != "reproduced":
+    if record.status in ("reproduced", "withdrawn") and mark != record.status:
         return record.model_copy(update={"status": "claimed"})
     return record
 
@@ -109,8 +114,8 @@ def verifications() -> dict[str, Any]:
     """Return the verifications made with this leaderboard, by run_id.
 
     Records come from anybody; ``ltbench leaderboard verify mark=true`` alone writes this file, and
-    a mark in a record counts only if it is here too. A run that a maintainer found reproduced has
-    the word ``reproduced`` instead.
+    a mark in a record counts only if it is here too. A run that a maintainer found reproduced, or
+    withdrew, has the word ``reproduced`` or ``withdrawn`` instead.
 
     Raises:
         UserError: the file is damaged.

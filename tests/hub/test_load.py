@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import ltbench
 from ltbench.cli.hub import download
@@ -97,7 +98,10 @@ def test_files_and_folders_load_to_the_same_logits(run, published, logits):
         published / "model.safetensors",
         f"local-dir:{published}",
     ):
-        assert torch.equal(answers(ltbench.load(source)), logits), source
+        model = ltbench.load(source)
+        assert torch.equal(answers(model), logits), source
+        assert model.class_names[:2] == ("zero", "one")
+        assert model.transform(Image.new("L", (20, 30))).shape == (3, 16, 16)
 
 
 def test_a_run_comes_before_a_name_of_the_zoo(run, shelf, logits, monkeypatch, tmp_path):
