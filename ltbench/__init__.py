@@ -9,6 +9,7 @@ Example::
     result = ltbench.run(recipe)               # trains, evaluates, writes a record
     model = ltbench.load(result.folder)        # eval mode: images -> logits
     metrics = ltbench.evaluate(model, "digits_lt")
+    found = ltbench.predict(model, "images")   # a folder without labels
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _WHERE = {
     "list_models": "ltbench.hub.load",
     "create_model": "ltbench.models.create",
     "load": "ltbench.hub.load",
+    "load_plugins": "ltbench.config.plugins",
     "evaluate": "ltbench.evaluation.evaluate",
+    "predict": "ltbench.hub.predict",
     "run": "ltbench.train.run",
     "PlotStep": "ltbench.updates.library",
     "class_gram": "ltbench.class_gradients",
@@ -52,8 +55,10 @@ __all__ = [
     "list_models",
     "list_recipes",
     "load",
+    "load_plugins",
     "losses",
     "moo",
+    "predict",
     "run",
 ]
 
@@ -61,9 +66,11 @@ if TYPE_CHECKING:
     from ltbench import losses, moo
     from ltbench.class_gradients import class_gram
     from ltbench.config.files import get_recipe, list_recipes
+    from ltbench.config.plugins import load_plugins
     from ltbench.errors import UserError
     from ltbench.evaluation.evaluate import evaluate
     from ltbench.hub.load import list_models, load
+    from ltbench.hub.predict import predict
     from ltbench.models.create import create_model
     from ltbench.train.run import run
     from ltbench.updates.library import PlotStep

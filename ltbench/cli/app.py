@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from ltbench.cli.bench import bench
+from ltbench.cli.command import Group, usage_line
 from ltbench.cli.data import data
 from ltbench.cli.diagnose import diagnose
 from ltbench.cli.display import clean, say
@@ -18,6 +19,7 @@ from ltbench.cli.evaluate import eval_
 from ltbench.cli.export import export
 from ltbench.cli.hub import download, publish
 from ltbench.cli.leaderboard import leaderboard
+from ltbench.cli.new import new
 from ltbench.cli.predict import predict
 from ltbench.cli.run import run
 from ltbench.cli.show import list_, show
@@ -33,6 +35,7 @@ MACHINE = {
 
 
 @click.group(
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Words are key=value; `ltbench COMMAND --help` explains each command.",
 )
@@ -43,14 +46,14 @@ def cli() -> None:
     \b
     Start here:
       ltbench run recipe=quickstart          a real problem, no network, two minutes
-      ltbench list recipes "*plot*cifar10*"  what there is
+      ltbench list recipes "*plot_cifar10"   what there is
       ltbench show recipe=mislas_plot_inat   what a recipe does
     """  # noqa: D301 - \b is click's mark for a paragraph kept as it is
 
 
 COMMANDS = (
-    *(bench, data, diagnose, download, eval_, export, leaderboard, list_, predict, publish),
-    *(run, show),
+    *(bench, data, diagnose, download, eval_, export, leaderboard, list_, new, predict),
+    *(publish, run, show),
 )
 for command in COMMANDS:
     cli.add_command(command)
@@ -72,7 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and later
+            error.show()
+        else:
+            line = usage_line(error, sys.argv[1:] if argv is None else argv)
+            say(f"{mark}error: {line}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()

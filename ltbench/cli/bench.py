@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from ltbench.bench.words import Plot, Train, read_plot, read_train
-from ltbench.cli.command import WordsCommand
+from ltbench.cli.command import Group, WordsCommand
 from ltbench.cli.display import console
 
 
-@click.group()
+@click.group(cls=Group)
 def bench() -> None:
     """Measure speed, memory and exactness on this machine, as ratios from one run."""
 

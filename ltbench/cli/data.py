@@ -11,7 +11,7 @@ from pydantic import Field
 from rich.markup import escape
 from rich.table import Table
 
-from ltbench.cli.command import WordsCommand
+from ltbench.cli.command import Group, WordsCommand
 from ltbench.cli.display import console
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, REST, read_words
@@ -65,7 +65,7 @@ class Show(Config):
     out: Path = Field(Path("long_tail.png"), description="picture of the long tail")
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """Pack a data set into shards, check it, look at it."""
 

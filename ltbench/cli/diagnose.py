@@ -10,8 +10,9 @@ import click
 from pydantic import Field
 from rich.markup import escape
 
-from ltbench.cli.command import DefaultGroup, WordsCommand
+from ltbench.cli.command import OWN_PARTS, DefaultGroup, WordsCommand
 from ltbench.cli.display import console
+from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, REST, missing, read_words
 from ltbench.diagnose import DIAGNOSTICS, ORDER
@@ -23,6 +24,7 @@ class Diagnose(Config):
 
     what: tuple[str, ...] = Field(tuple(ORDER), description="diagnostics; `list` explains them")
     out: Path | None = Field(None, description="folder of the report; by default diagnose/NAME")
+    plugins: tuple[str, ...] = OWN_PARTS
     device: str = Field("auto", description="where to compute: auto, cpu, cuda")
     data: dict[str, Any] = Field({}, description="options of the data set, e.g. data.root=DIR")
     options: dict[str, Any] = Field(
@@ -112,6 +114,7 @@ def _diagnose(sources: Sequence[str], given: Diagnose) -> None:
     from ltbench.diagnose.subject import open_subjects
 
     diagnostics = choose(list(dict.fromkeys(given.what)), options)
+    plugins.load_plugins(given.plugins)
     subjects = open_subjects(sources, given.data, given.device)
     default = Path("diagnose") / "-and-".join(s.name.replace("/", "-") for s in subjects)
     out = given.out if given.out is not None else default

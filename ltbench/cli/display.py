@@ -17,6 +17,7 @@ from ltbench.errors import visible
 
 if TYPE_CHECKING:
     from ltbench.evaluation.metrics import Metrics
+    from ltbench.records.record import Record
     from ltbench.train.run import Result
 
 _SECRETS = re.compile(r"(\w://)[^\s/?#@`]+@")  # user and password of an address
@@ -76,43 +77,72 @@ def show_catalogue(pattern: str) -> None:
 
 
 def metrics_table(title: str, metrics: Metrics) -> Table:
-    """Return the results of one model as a table."""
+    """Return the results of one model as a table; `shot_line` defines its groups."""
+    from ltbench.evaluation.summary import COLUMNS, percentages
+
     table = Table(title=escape(title), title_justify="left")
     table.add_column("")
-    for name in ("overall", "many", "medium", "few", "ECE"):
-        table.add_column(name, justify="right")
-    values = (metrics.top1, metrics.many, metrics.medium, metrics.few, metrics.ece)
-    table.add_row("test, %", *("-" if v is None else f"{100 * v:.2f}" for v in values))
+    for name in COLUMNS.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("test, %", *percentages(metrics))
     return table
 
 
 def show_result(result: Result) -> None:
     """Print a finished run: its table, its files, what to type next."""
+    from ltbench.evaluation.summary import percentages, shot_line
     from ltbench.leaderboard import nearest_published
     from ltbench.records.aggregate import imbalance_ratio
+    from ltbench.train.progress import clock
 
     record = result.record
-    name, folder = record.recipe.name, result.folder
+    name, folder, metrics = record.recipe.name, result.folder, record.metrics
     if not result.fresh:
-        console.print(f"{name} was finished before; this is its record. A new run needs a new out=")
-    table = metrics_table(f"{name}, seed {record.seed}", record.metrics)
+        plain(f"{name} was finished before; this is its record. A new run needs a new out=")
+    table = metrics_table(f"{name}, seed {record.seed}", metrics)
+    rule = own_rule(record)
+    if rule is not None:
+        _, many, medium, few, _ = percentages(metrics.with_rule(rule))
+        table.add_row("by thirds", "", many, medium, few, "")
     backbone = record.recipe.resolved["backbone"]["name"]
     printed = nearest_published(record.dataset.name, imbalance_ratio(record), name, backbone)
     if printed is not None:
         values = [printed[v] or "-" for v in ("overall", "many", "medium", "few")]
         table.add_row(escape(printed["source"]), *values, "-")
     console.print(table)
+    plain(f"{shot_line(metrics)}, by training images")
+    if rule is not None:
+        plain(f"by thirds: {shot_line(metrics.with_rule(rule))}")
     if record.shortened:
-        console.print(f"shortened by {', '.join(record.shortened)}: not comparable with full runs")
-    shown = escape(str(folder))
-    console.print(f"record      {shown}/record.json")
-    console.print(f"weights     {shown}/model.safetensors")
-    console.print(f"checkpoints {shown}/checkpoints")
-    console.print(f"curves      {shown}/curves.png and curves.csv")
-    console.print("\nnext:")
-    console.print(f"  ltbench eval model={shown}")
-    console.print(f"  ltbench show recipe={name}")
-    console.print("  ltbench leaderboard")
+        plain(f"shortened by {', '.join(record.shortened)}: not comparable with full runs")
+    facts = record.dataset.manifest
+    tested = ", ".join(facts[key] for key in ("test_part", "test") if key in facts)
+    if tested:
+        plain(f"tested on   {tested}")
+    plain(f"duration    {clock(record.execution.wall_seconds)}")
+    plain(f"record      {folder}/record.json and metrics.json")
+    plain(f"weights     {folder}/model.safetensors")
+    plain(f"checkpoints {folder}/checkpoints")
+    plain(f"curves      {folder}/curves.png and curves.csv")
+    plain("\nnext:")
+    plain(f"  ltbench eval model={folder}")
+    plain(f"  ltbench diagnose run={folder}")
+    plain("  ltbench leaderboard")
+
+
+def own_rule(record: Record) -> tuple[int, int] | None:
+    """Return the rule by thirds for images of the user's own that leave a shot group empty."""
+    from ltbench.data.overlap import OWN
+    from ltbench.data.shots import shot_groups, thirds
+
+    metrics = record.metrics
+    full = all(shot_groups(metrics.class_counts, metrics.shot_rule).values())
+    return thirds(metrics.class_counts) if record.dataset.name in OWN and not full else None
+
+
+def plain(text: str) -> None:
+    """Print a line as it stands, however narrow the terminal."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def published_row(recipe: Any) -> str | None:

@@ -13,8 +13,9 @@ import click
 from pydantic import Field
 from rich.markup import escape
 
-from ltbench.cli.command import WordsCommand
+from ltbench.cli.command import OWN_PARTS, WordsCommand
 from ltbench.cli.display import console, say
+from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, read_words
 from ltbench.errors import UserError
@@ -38,6 +39,7 @@ class Publish(Config):
         False, description="float16 weights; they are evaluated anew on the run's test data"
     )
     licence: str | None = Field(None, description="licence of the weights, e.g. mit")
+    plugins: tuple[str, ...] = OWN_PARTS
     private: bool = Field(False, description="only members see the repository")
 
 
@@ -66,6 +68,7 @@ def publish(words: tuple[str, ...], dry_run: bool) -> None:
     given = read_words(words, Publish)
     from ltbench.hub.publish import publish as publish_run
 
+    plugins.load_plugins(given.plugins)
     done = publish_run(
         given.run,
         given.repo,
@@ -92,6 +95,8 @@ def _show(done: Published) -> None:
             console.print(f"         {len(difference.diff) - LINES} more lines", style="dim")
     if done.folder is not None:
         console.print(f"folder   {escape(str(done.folder))}", soft_wrap=True)
+    if done.note:
+        console.print(f"note     {escape(done.note)}", soft_wrap=True)
     if done.revision is None:
         console.print("nothing was sent; leave --dry-run out to publish")
         return

@@ -9,8 +9,9 @@ import click
 from pydantic import BaseModel, Field
 from rich.markup import escape
 
-from ltbench.cli.command import DefaultGroup, WordsCommand
+from ltbench.cli.command import OWN_PARTS, DefaultGroup, WordsCommand
 from ltbench.cli.display import clean, console, say
+from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, read_words
 from ltbench.errors import UserError, did_you_mean, visible
@@ -45,6 +46,7 @@ class Submit(BaseModel):  # the revision of a Config is another thing
     revision: str = Field("", description="commit of that repository")
     submitted_by: str = Field("", description="your name")
     licence: str = Field("", description="licence of the weights")
+    plugins: tuple[str, ...] = OWN_PARTS
     data: dict[str, Any] = Field({}, description="where the images are, e.g. data.root=DIR")
 
 
@@ -53,6 +55,7 @@ class Verify(Config):
 
     row: str = Field("all", json_schema_extra=PLAIN, description="recipe, NAME.SEED, file or id")
     mark: bool = Field(False, description="write the outcome to the record and to verified.json")
+    plugins: tuple[str, ...] = OWN_PARTS
     device: str = Field("auto", description="device to evaluate on")
     data: dict[str, Any] = Field({}, description="where the images are, e.g. data.root=DIR")
 
@@ -148,6 +151,7 @@ def submit(words: tuple[str, ...]) -> None:
     given = read_words(words, Submit)
     from ltbench.leaderboard.submit import submit as submit_run
 
+    plugins.load_plugins(given.plugins)
     done = submit_run(
         given.run,
         repo=given.repo,
@@ -190,6 +194,7 @@ def verify(words: tuple[str, ...]) -> None:
     from ltbench.leaderboard.verify import find_rows, verify_file
     from ltbench.records.store import sound_records
 
+    plugins.load_plugins(given.plugins)
     options = _places(given.data)
     others = sound_records()
     failed = []

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 from pydantic import Field
 
 from ltbench.cli.command import WordsCommand
-from ltbench.cli.display import console, show_result
+from ltbench.cli.display import console, plain, show_result
 from ltbench.config.files import get_recipe
 from ltbench.config.schema import Config
 from ltbench.config.words import REST, missing, read_words
 from ltbench.errors import UserError
+
+if TYPE_CHECKING:
+    from ltbench.config.recipe import Recipe
+    from ltbench.train.progress import NoProgress
 
 
 class Run(Config):
@@ -28,7 +32,20 @@ class Run(Config):
     )
     grid: Path | None = Field(None, description="file that names recipes and seeds")
     jobs: int | None = Field(None, ge=1, le=1024, description="runs of a grid that go on at once")
+    dry_run: bool = Field(
+        False, description="check recipe and data, print what a run would be, and stop"
+    )
+    quiet: bool = Field(False, description="print the results only, no header and progress")
     words: tuple[str, ...] = Field((), json_schema_extra=REST, description="keys of the recipe")
+
+
+OUTCOMES = {  # of a grid's cells, for one of them and for several
+    "done": ("done", "done"),
+    "was done": ("was done before", "were done before"),
+    "committed": ("is a committed record", "are committed records"),
+    "elsewhere": ("runs in another process", "run in other processes"),
+    "failed": ("failed", "failed"),
+}
 
 
 @click.command(cls=WordsCommand, options=Run)
@@ -48,6 +65,7 @@ def run(words: tuple[str, ...]) -> None:
       ltbench run recipe=crt_mixup_plot data=folder data.root=MY_IMAGES
       ltbench run recipe=ce_cifar10,mislas_cifar10 seed=0,1,2 data.root=DIR
       ltbench run grid=FILE.yaml data.root=DIR jobs=3
+      ltbench run recipe=crt_mixup_plot data.root=MY_IMAGES dry_run=true
       torchrun --nproc-per-node=4 -m ltbench run recipe=mislas_plot_inat data.root=DIR
 
     Several recipes or seeds make a grid: one table at the end; finished runs are skipped, broken
@@ -80,13 +98,18 @@ def run(words: tuple[str, ...]) -> None:
     from ltbench.train.folder import check_data, run_folder
 
     recipe, main_rank = get_recipe(name, *words), read_launch().rank == 0
+    if main_rank and not given.quiet:
+        plain(heading(recipe))
     if "RANK" not in os.environ:
         check_data(recipe)
+    if given.dry_run:
+        if main_rank:
+            preview(recipe)
+        return
     from ltbench.distributed import ranks
     from ltbench.train import run as runner
-    from ltbench.train.progress import NoProgress, ProgressBar
 
-    reporter = ProgressBar(console) if main_rank else NoProgress()
+    reporter = _reporter(given)
     try:
         result = runner.run(recipe, reporter=reporter)
     except KeyboardInterrupt:
@@ -105,6 +128,35 @@ def run(words: tuple[str, ...]) -> None:
         show_result(result)
 
 
+def heading(recipe: Recipe) -> str:
+    """Return the first line that a run prints."""
+    return f"{recipe.name}, seed {recipe.seed}, digest {recipe.digest}"
+
+
+def preview(recipe: Recipe) -> None:
+    """Load the data of a run and print its header, without writing anything.
+
+    Raises:
+        UserError: the data cannot be loaded.
+    """
+    from ltbench.train.folder import run_folder
+    from ltbench.train.plan import plan_of
+
+    for line in plan_of(recipe).lines():
+        plain(line)
+    folder = run_folder(recipe)
+    state = "holds this run, finished" if (folder / "record.json").is_file() else "has no results"
+    plain(f"dry run: nothing was trained or written; the folder {state}")
+
+
+def _reporter(given: Run) -> NoProgress:
+    from ltbench.distributed.launch import read_launch
+    from ltbench.train.progress import NoProgress, ProgressBar
+
+    quiet = given.quiet or read_launch().rank != 0
+    return NoProgress() if quiet else ProgressBar(console)
+
+
 def run_several(given: Run) -> None:
     """Run a grid, print its table, and fail at the end if one of its runs failed.
 
@@ -121,16 +173,20 @@ def run_several(given: Run) -> None:
     cells = grid.make_grid([*recipes, *given.recipe], given.seed or seeds, given.words, shared)
     if "RANK" not in os.environ:
         grid.check_some_data(cells)
+    if given.dry_run:
+        for cell in cells if main_rank else ():
+            plain(heading(cell.recipe))
+            preview(cell.recipe)
+        return
     from ltbench.distributed import ranks
     from ltbench.train import run as runner
-    from ltbench.train.progress import NoProgress, ProgressBar
 
     seen: dict[str, Any] = {}  # images, read once for all cells
 
     def one(recipe: Any) -> Any:
-        reporter = ProgressBar(console) if main_rank else NoProgress()
-        if main_rank:
-            console.print(f"{recipe.name}, seed {recipe.seed}")
+        reporter = _reporter(given)
+        if main_rank and not given.quiet:
+            plain(heading(recipe))
         try:
             result = runner.run(recipe, reporter=reporter, seen=seen)
         finally:
@@ -152,10 +208,10 @@ def run_several(given: Run) -> None:
         ranks.close()
     if main_rank:
         console.print(grid.table(done))
-        for outcome in ("done", "was done", "committed", "elsewhere", "failed"):
+        for outcome, (one_of, many_of) in OUTCOMES.items():
             count = sum(c.outcome == outcome for c in done)
             if count:
-                console.print(f"{count} {outcome}")
+                plain(f"{count} {one_of if count == 1 else many_of}")
     failed = [
         f"{c.recipe.name}, seed {c.recipe.seed}: {c.problem}" for c in done if c.outcome == "failed"
     ]

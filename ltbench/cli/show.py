@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import Field
 from rich.markup import escape
-from rich.table import Table
 
-from ltbench.cli.command import WordsCommand
-from ltbench.cli.display import console, published_row, show_catalogue
+from ltbench.cli.command import OWN_PARTS, WordsCommand
+from ltbench.cli.display import console, plain, published_row, show_catalogue
+from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, REST, read_words
 from ltbench.errors import UserError
+
+if TYPE_CHECKING:
+    from ltbench.config.recipe import Recipe
 
 KINDS = ("recipes", "models", "methods", "updates", "solvers", "samplers", "backbones", "datasets")
 
@@ -24,12 +28,17 @@ class List(Config):
 
     pattern: str = Field("*", json_schema_extra=PLAIN, description="pattern of a shell")
     pretrained: bool = Field(False, description="trained models only (models)")
+    plugins: tuple[str, ...] = OWN_PARTS
 
 
 class Show(Config):
     """Words of `ltbench show`."""
 
     recipe: str = Field(description="name of a recipe, or path of its file")
+    changed: bool = Field(False, description="only what the recipe or these words set")
+    explain: tuple[str, ...] = Field(
+        (), description="meaning, range and default of keys: a key, its end or its beginning"
+    )
     words: tuple[str, ...] = Field((), json_schema_extra=REST, description="keys of the recipe")
 
 
@@ -49,6 +58,7 @@ def list_(kind: str, words: tuple[str, ...], in_full: bool) -> None:
       ltbench list models pretrained=true   trained models: their results, where they lie
     """  # noqa: D301
     given = read_words(words, List)
+    plugins.load_plugins(given.plugins)
     pattern, pretrained = given.pattern, given.pretrained
     if pretrained and kind != "models":
         raise UserError(f"`pretrained` is for models, found {kind}; leave it out")
@@ -64,7 +74,9 @@ def list_(kind: str, words: tuple[str, ...], in_full: bool) -> None:
     for name, summary in rows:  # one line each, however narrow the terminal: made for grep
         console.print(f"{name:<{width}}  [dim]{escape(summary)}[/dim]", soft_wrap=True)
     if pattern == "*":
-        click.echo(f"{len(rows)} {kind}", err=True)
+        more = "; any name of timm works too: list backbones 'vit*'" if kind == "backbones" else ""
+        noun = kind.removesuffix("s") if len(rows) == 1 else kind
+        click.echo(f"{len(rows)} {noun}{more}", err=True)
 
 
 @click.command(cls=WordsCommand, options=Show)
@@ -76,21 +88,55 @@ def show(words: tuple[str, ...]) -> None:
     Examples:
       ltbench show recipe=mislas_plot_inat
       ltbench show recipe=ce_cifar10_if50 stages.0.update=plot
+      ltbench show recipe=crt_mixup_plot changed=true           without the defaults
+      ltbench show recipe=crt_mixup_plot explain=rho,stages.0.optim
     """  # noqa: D301
     from ltbench.config.files import describe
 
     given = read_words(words, Show)
     recipe, rows = describe(given.recipe, given.words)
-    table = Table(box=None, pad_edge=False)
-    for column in ("key", "value", "from"):
-        table.add_column(column, overflow="fold", style="dim" if column == "from" else None)
-    for path, value, origin in rows:
-        table.add_row(path, escape(_plain(value)), escape(origin))
-    console.print(table)
+    if given.changed:
+        rows = [row for row in rows if row[2] != "default"]
+    if given.explain:
+        _show_explanations(recipe, given.explain, {path: value for path, value, _ in rows})
+        return
+    _show_rows([(f"{path}={_plain(value)}", origin) for path, value, origin in rows])
     console.print(f"\ndigest {recipe.digest}  (without seed, paths and workers)")
     target = published_row(recipe)
     if target is not None:
         console.print(f"aims at {target}")
+
+
+def _show_rows(rows: list[tuple[str, str]]) -> None:
+    """Print `key=value` with its origin, one line each without a terminal; keys stay whole."""
+    room = console.width if console.is_terminal else 10**6
+    left = min(max((len(text) for text, _ in rows), default=0), 56)
+    for text, origin in rows:
+        style = "dim" if origin == "default" else ""
+        line = f"{text:<{left}}  {origin}"
+        if len(line) > room:
+            line = textwrap.fill(
+                f"{text}  ({origin})", room, subsequent_indent="    ", break_long_words=False,
+                break_on_hyphens=False,
+            )  # fmt: skip
+        console.print(line, style=style, markup=False, soft_wrap=True)
+
+
+def _show_explanations(recipe: Recipe, keys: tuple[str, ...], values: dict[str, Any]) -> None:
+    from ltbench.config.explain import explain
+
+    for found in explain(recipe, keys):
+        if found.key not in values:
+            continue
+        plain(f"{found.key}={_plain(values[found.key])}")
+        default = f"default {found.default}" if found.default else "required"
+        for text in (found.meaning, f"{found.values}; {default}"):
+            if text:
+                wrapped = textwrap.wrap(
+                    text, min(console.width, 100) - 4, break_long_words=False,
+                    break_on_hyphens=False,
+                )  # fmt: skip
+                plain(textwrap.indent("\n".join(wrapped), "    "))
 
 
 def listing(kind: str, pattern: str, *, pretrained: bool = False) -> list[tuple[str, str]]:
@@ -107,12 +153,17 @@ def listing(kind: str, pattern: str, *, pretrained: bool = False) -> list[tuple[
             return zoo.listing(pattern)
         kind = "backbones"  # what `create_model` knows
     registry: Any = find_registry(kind.upper())
+    plugins.load_installed()
     names = registry.names(pattern)
     if kind == "backbones" and not names:
         import timm
 
         return [(name, "timm") for name in timm.list_models(pattern)]
-    return [(name, registry.summary(name)) for name in names]
+    return [(name, registry.summary(name) + _origin(registry.plugin(name))) for name in names]
+
+
+def _origin(plugin: str) -> str:
+    return f" (plugin {plugins.title(plugin)})" if plugin else ""
 
 
 def _plain(value: Any) -> str:

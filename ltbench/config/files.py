@@ -17,7 +17,7 @@ from ltbench.config.registry import natural
 from ltbench.config.resources import recipes_dir
 from ltbench.config.schema import DEEPEST, NAME_LENGTH
 from ltbench.config.validation import Origins, Tree, build_recipe, origin_of
-from ltbench.config.values import Word, contradictions, typed
+from ltbench.config.values import Word, contradictions
 from ltbench.config.words import parse_words
 from ltbench.errors import UserError, brief, did_you_mean, visible
 
@@ -95,38 +95,9 @@ def _given(name: str, given: Sequence[Sequence[str] | Mapping[str, Any]]) -> tup
 
 
 def _built(name: str, tree: Tree, origins: Origins) -> Recipe:
-    """Import a recipe's plugins and build it.
-
-    Raises:
-        UserError: every mistake, one line each.
-    """
-    folder = Path(name).absolute().parent if name.endswith((".yaml", ".yml")) else None
-    given = tree.get("plugins")
-    if folder is not None and (folder / "config.json").exists():  # a published model's
-        if isinstance(given, Word):
-            tree["plugins"] = plugins.load(_listed(given))
-        return _checked(tree, origins)
-    if given is not None:
-        tree["plugins"] = plugins.load(_listed(given), folder)
-    with plugins.naming(folder):
-        return _checked(tree, origins)
-
-
-def _listed(given: Any) -> list[str]:
-    """Return the names in `plugins`.
-
-    Raises:
-        UserError: it is no text and no list of texts.
-    """
-    found = typed(given, Recipe.model_fields["plugins"])
-    found = [found] if isinstance(found, str) else found
-    if not isinstance(found, list) or not all(isinstance(v, str) and v for v in found):
-        raise UserError(f"`plugins`: expected files or modules, found {brief(given)}")
-    return found
-
-
-def _checked(tree: Tree, origins: Origins) -> Recipe:
     """Check a tree, shorten its schedule if it says `epochs`, warn of a stage that learns nothing.
+
+    Its plugins are imported first.
 
     Raises:
         UserError: every mistake, one line each.
@@ -134,7 +105,8 @@ def _checked(tree: Tree, origins: Origins) -> Recipe:
     epochs = tree.pop("epochs", None)
     if isinstance(epochs, Word):
         epochs = epochs.content()
-    recipe = build_recipe(tree, origins)
+    with plugins.of_recipe(name, tree):
+        recipe = build_recipe(tree, origins)
     if epochs is not None:
         from ltbench.config.budget import with_epochs
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ltbench.digest import read_regular
 from ltbench.errors import UserError, visible
 
 PARENT = "LTBENCH_PLUGINS"  # environment variable: what the parent process had imported, as JSON
@@ -43,7 +44,7 @@ class Plugin:
 
     name: str
     sha256: str
-    version: str = ""
+    version: tuple[str, str] | None = None
     content: bytes | None = None
 
     @property
@@ -65,7 +66,7 @@ def import_file(path: Path, sha256: str = "") -> str:
     """
     module = _read_file(path, sha256)
     try:
-        with _explained(str(path)):
+        with _explained(str(path.absolute())):
             importlib.import_module(module)
     except BaseException:
         FILES.pop(module, None)
@@ -78,7 +79,7 @@ def _read_file(path: Path, sha256: str) -> str:
     """Read a plugin file, once, and return its module, which is yet to be imported."""
     module = module_of_file(path.name)
     try:
-        content = path.read_bytes()
+        content = read_regular(path, 2**31)
     except OSError as error:
         raise UserError(f"cannot read the plugin {path}: {error.strerror}") from error
     found = hashlib.sha256(content).hexdigest()
@@ -140,9 +141,9 @@ class _Finder(MetaPathFinder):
         if not name.startswith(f"{__name__}."):
             return None
         if name not in FILES:
-            for _, file, sha256 in inherited():
-                if file and module_of_file(file) == name:
-                    _read_file(Path(file), sha256)
+            for _, path_there, sha256 in inherited():
+                if path_there and module_of_file(path_there) == name:
+                    _read_file(Path(path_there), sha256)
         if name not in FILES:
             return None
         file, plugin = FILES[name]
@@ -186,6 +187,7 @@ def _hand_down() -> None:
 
 
 def inherited() -> list[tuple[str, str, str]]:
+    """Return what the parent process had imported: module, file or nothing, hash of the file."""
     try:
         found = json.loads(os.environ.get(PARENT, "[]"))
         return [(str(name), str(file), str(sha256)) for name, file, sha256 in found]
@@ -193,20 +195,22 @@ def inherited() -> list[tuple[str, str, str]]:
         return []
 
 
-def _version(module: str, path: Path) -> str:
+def _version(module: str, path: Path) -> tuple[str, str] | None:
     """Return name and version of the distribution that a module was installed with."""
     places = (sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
     if not any(path.is_relative_to(place) for place in places):
-        return ""
+        return None
     names = metadata.packages_distributions().get(module.partition(".")[0], [])
-    return f"{names[0]} {metadata.version(names[0])}" if names else ""
+    return (names[0], metadata.version(names[0])) if names else None
 
 
 def module_of_file(name: str) -> str:
+    """Return the module that a plugin file is imported as."""
     return f"{__name__}.{stem_of(name)}_py"
 
 
 def stem_of(name: str) -> str:
+    """Return the name of a plugin file without folder and ending, as an identifier."""
     return re.sub(r"\W", "_", Path(name).stem)
 
 
@@ -242,15 +246,7 @@ def describe(module: str) -> Plugin:
     return Plugin(name, hashlib.sha256("".join(lines).encode()).hexdigest(), version)
 
 
-def known() -> list[str]:
-    return [*FILES, *MODULES, *(m for m in REGISTERING if m in sys.modules)]
-
-
-REGISTERING: set[str] = set()  # modules outside the package that registered a part
-
-
-def note_registering(module: str) -> None:
-    """Remember that a module registered a part."""
-    REGISTERING.add(module)
-
-
+def known() -> list[Plugin]:
+    """Return the plugins of this process."""
+    loaded = (module for module in REGISTERING if module in sys.modules)
+    return [describe(module) for module in dict.fromkeys((*FILES, *MODULES, *loaded))]

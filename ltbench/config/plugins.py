@@ -8,45 +8,50 @@ Nothing that a model, a record or a published folder says is ever imported.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib
-import json
-import os
 import re
 import sys
-import sysconfig
-import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from importlib import metadata
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from ltbench.errors import UserError, visible
-from ltbench.files import write_atomic
+from ltbench.config.plugin_modules import (
+    FILES,
+    MODULES,
+    REGISTERING,
+    UNKNOWN,
+    Plugin,
+    describe,
+    import_file,
+    import_module,
+    inherited,
+    known,
+    module_of_file,
+    stem_of,
+)
+from ltbench.config.values import Word
+from ltbench.errors import UserError, brief, visible
 
 GROUP = "ltbench.plugins"  # of entry points
-PARENT = "LTBENCH_PLUGINS"  # environment variable: what the parent process had imported, as JSON
 FOLDER = "plugins"  # of a run: copies of its plugin files
-UNKNOWN = "unknown"  # hash of a part defined in a session, which has no file
 MARK = re.compile(rf"([\w.-]+)@([0-9a-f]{{64}}|{UNKNOWN})")
 _PLACE = re.compile(r"([^:\0]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
-__path__: list[str] = []  # modules of plugin files are imported below this one, see `_Finder`
+_named: set[str] = set()  # modules that the user named
+_installed: list[bool] = []  # not empty: installed plugins were imported
+_folders: ContextVar[tuple[Path, ...] | None] = ContextVar("folders", default=None)
 
 
 # Import ---------------------------------------------------------------------------------------
 
 
-def load(plugins: str | Path | Iterable[str | Path], folder: Path | None = None) -> list[str]:
+def load_plugins(
+    plugins: str | Path | Iterable[str | Path], folder: Path | None = None
+) -> list[str]:
     """Import plugins, so that the parts that they register are known by name.
 
     Args:
@@ -80,6 +85,31 @@ def naming(folder: Path | None = None) -> Iterator[None]:
         _folders.reset(token)
 
 
+@contextmanager
+def of_recipe(name: str, tree: dict[str, Any]) -> Iterator[None]:
+    """Import the plugins of a recipe, and allow parts named ``module:Class`` inside.
+
+    A recipe beside a published model names nothing that is imported; the command line still may.
+
+    Args:
+        name: of the recipe, or the path of its file, whose folder relative paths start from.
+        tree: the recipe; ``plugins`` is set to their names, with absolute paths.
+
+    Raises:
+        UserError: a plugin does not exist or fails, or ``plugins`` is no list of names.
+    """
+    folder = Path(name).absolute().parent if name.endswith((".yaml", ".yml")) else None
+    given, words = tree.get("plugins"), isinstance(tree.get("plugins"), Word)
+    if folder is not None and (folder / "config.json").exists():
+        tree["plugins"] = load_plugins(_listed(given)) if words else []
+        yield
+        return
+    if given is not None:
+        tree["plugins"] = load_plugins(_listed(given), None if words else folder)
+    with naming(folder):
+        yield
+
+
 def load_installed() -> None:
     """Import the plugins of installed packages, and of the parent process; a note for a failure."""
     if _installed:
@@ -107,8 +137,8 @@ def load_run(folder: Path, recipe: Any) -> None:
         return
     for name, sha256 in map(_parsed, marks(recipe)):
         path = folder / FOLDER / name
-        known = module_of_file(name) in FILES or not name.endswith(".py")
-        if not known and path.is_file() and not path.is_symlink():
+        here = module_of_file(name) in FILES or not name.endswith(".py")
+        if not here and path.is_file() and not path.is_symlink():
             import_file(path, sha256)
 
 
@@ -147,6 +177,11 @@ def is_place(name: str) -> bool:
     return _PLACE.fullmatch(name) is not None
 
 
+def note(module: str) -> None:
+    """Remember that a module outside the package registered a part."""
+    REGISTERING.add(module)
+
+
 def outside(module: str) -> str:
     """Return a module's name if it lies outside this package, else an empty text."""
     inside = module.partition(".")[0] == "ltbench" and module not in FILES
@@ -154,6 +189,11 @@ def outside(module: str) -> str:
 
 
 # Identity -------------------------------------------------------------------------------------
+
+
+def mark_of(module: str) -> str:
+    """Return the name and hash of the plugin that a module is, as recipes hold them."""
+    return describe(module).mark
 
 
 def check(stated: str, found: str, what: str) -> str:
@@ -213,30 +253,47 @@ def marks(recipe: Any) -> list[str]:
 
 
 def missing(recipe: Any) -> str:
-    """Return the line on the first plugin of a recipe that is not here with the same hash, or ""."""
-    load_installed()
-    here = {describe(module).sha256 for module in known()}
-    for mark in marks(recipe):
-        if _parsed(mark)[1] not in here:
-            return needed("the recipe", mark)
-    return ""
+    """Return the line on a recipe's first plugin that is not here with its hash, or nothing."""
+    wanted = marks(recipe)
+    if wanted:
+        load_installed()
+    here = {plugin.sha256 for plugin in known()}
+    away = [mark for mark in wanted if _parsed(mark)[1] not in here]
+    return needed("a part of the recipe", away[0]) if away else ""
+
+
+def copies(recipe: Any) -> dict[str, bytes]:
+    """Return what a run keeps of a recipe's plugin files in its ``plugins`` folder, by name."""
+    return {p.name: p.content for p in _used(recipe) if p.content is not None}
 
 
 def versions(recipe: Any) -> dict[str, str]:
     """Return the versions of the installed distributions that a recipe's plugins belong to."""
-    found = (plugin.version.split() for plugin in _used(recipe) if plugin.version)
-    return {name: version for name, version in found}
+    return dict(plugin.version for plugin in _used(recipe) if plugin.version)
 
 
 def _used(recipe: Any) -> list[Plugin]:
-    known = {plugin.sha256: plugin for plugin in map(describe, known())}
-    return [known[sha256] for _, sha256 in map(_parsed, marks(recipe)) if sha256 in known]
+    here = {plugin.sha256: plugin for plugin in known()}
+    return [here[sha256] for _, sha256 in map(_parsed, marks(recipe)) if sha256 in here]
 
 
 def title(mark: str) -> str:
     """Return a plugin's mark as tables print it: name and the beginning of the hash."""
     name, sha256 = _parsed(mark)
     return f"{name} {sha256[:12]}"
+
+
+def _listed(given: Any) -> list[str]:
+    """Return the names in `plugins`.
+
+    Raises:
+        UserError: it is no text and no list of texts.
+    """
+    found = given.content() if isinstance(given, Word) else given
+    found = [part.strip() for part in found.split(",")] if isinstance(found, str) else found
+    if not isinstance(found, list | tuple) or not all(isinstance(v, str) and v for v in found):
+        raise UserError(f"`plugins`: expected files or modules, found {brief(given)}")
+    return list(found)
 
 
 def _load(plugin: str) -> str:
@@ -281,5 +338,3 @@ def _advice(plugin: str) -> str:
 
 def _said(places: Iterable[Path]) -> str:
     return " and ".join(map(str, places)) or str(Path.cwd())
-
-

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -19,12 +19,25 @@ from ltbench.config.schema import (
     Config,
     Tagged,
 )
-from ltbench.digest import digest_of, file_sha256
+from ltbench.config.weights import identity
+from ltbench.digest import digest_of
 from ltbench.errors import UserError
 
 NO_DIGEST: dict[str, Any] = {"digest": False}  # fields that do not change what a run computes
 YEAR = 366.0 * 24 * 60  # minutes
 BatchNormPolicy = Literal["local", "sync", "frozen", "statistics"]
+
+
+def check_device(name: str) -> str:
+    """Return the name of a device.
+
+    Raises:
+        ValueError: it is not one that is supported.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
+        hint = " (did you mean `cuda`?)" if "gpu" in name.lower() else ""
+        raise ValueError(f"should be auto, cpu, cuda or cuda:N{hint}")
+    return name
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,8 @@ class BackboneChoice(Config):
     pretrained: bool = False
     """Load timm's weights of that name (needs network access or a cache)."""
     weights: str | None = None
-    """Path of a safetensors file with initial weights."""
+    """Initial weights: a run's folder, a published folder, a .safetensors or .pth file, a name of
+    the zoo (NAME or NAME.SEED), or hf-hub:ORG/NAME@COMMIT."""
     args: Annotated[dict[str, Any], AfterValidator(check_args)] = Field(default_factory=dict)
     """Options of the architecture, e.g. drop_path_rate; further arguments of timm's
     `create_model`."""
@@ -145,7 +159,9 @@ class Stage(Config):
 class RunOptions(Config):
     """Options of the execution; the digest includes only those that can change results."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", json_schema_extra=NO_DIGEST)
+    device: Annotated[str, AfterValidator(check_device)] = Field(
+        "auto", json_schema_extra=NO_DIGEST
+    )
     """Device; auto uses a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the forward pass under autocast; weights and solvers stay in full precision."""
@@ -236,8 +252,8 @@ class Recipe(Config):
         """Return the recipe as plain data; optionally only the fields of the digest."""
         plain: dict[str, Any] = dump(self, digest_only=digest_only)
         start = self.backbone.weights
-        if digest_only and start is not None and Path(start).is_file():
-            plain["backbone"]["weights"] = f"sha256:{file_sha256(Path(start))}"
+        if digest_only and start is not None:
+            plain["backbone"]["weights"] = identity(start)
         return plain
 
     @property

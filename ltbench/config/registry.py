@@ -32,7 +32,9 @@ BASES = {  # what a part from outside the package is derived from
     "sampler": "ltbench.data.samplers:Sampler",
     "dataset": "ltbench.data.base:DatasetConfig",
 }
-OWN = "one of your own: give plugins=FILE that registers it, or FILE.py:CLASS or MODULE:CLASS for it"
+OWN = (
+    "one of your own: give plugins=FILE that registers it, or FILE.py:CLASS or MODULE:CLASS for it"
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Registry(Generic[T]):
         module = plugins.outside(sys._getframe(1).f_globals.get("__name__", ""))
 
         def add(part: T) -> T:
-            if name in self._parts:
+            if name in self._parts and self._parts[name].outside in ("", *sys.modules):
                 where = self._parts[name].where
                 raise UserError(
                     f"{self.kind} `{name}` is registered twice, by {where} before; take another "
@@ -111,7 +113,7 @@ class Registry(Generic[T]):
         self._parts[name] = Part(where, **facts)
         self._loaded[name] = part
         if module:
-            plugins.note_registering(module)
+            plugins.note(module)
 
     def forget(self, modules: Container[str]) -> None:
         """Remove the parts that some modules outside the package registered."""
@@ -153,7 +155,7 @@ class Registry(Generic[T]):
             UserError: there is no such name.
         """
         module = self._parts[self.resolve(name)].outside
-        return plugins.describe(module).mark if module else ""
+        return plugins.mark_of(module) if module else ""
 
     def _check(self, name: str, part: Any) -> None:
         """Check that a part from outside is of this kind.
@@ -168,7 +170,9 @@ class Registry(Generic[T]):
         module, attribute = BASES[self.kind].split(":")
         base = getattr(importlib.import_module(module), attribute)
         if not isinstance(part, type) or not issubclass(part, base):
-            raise UserError(f"{self.kind} `{name}`: expected a class derived from {module}.{attribute}")
+            raise UserError(
+                f"{self.kind} `{name}`: expected a class derived from {module}.{attribute}"
+            )
         options = getattr(part, "Config", part)
         if not isinstance(options, type) or not issubclass(options, Config):
             raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -100,7 +100,7 @@ def _build(
         for e in error.errors():
             if e["loc"] and e["loc"][0] in broken:
                 continue
-            errors.append(_explain(e, path, model, origins))
+            errors.append(_explain(e, path, model, origins, values))
     return None
 
 
@@ -210,13 +210,15 @@ def _item_model(annotation: Any) -> type[BaseModel] | None:
     return _model_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
 
 
-def _explain(error: Any, path: str, model: type[BaseModel], origins: Origins) -> str:
+def _explain(error: Any, path: str, model: type[BaseModel], origins: Origins, values: Tree) -> str:
     loc = [str(part) for part in error["loc"]]
     where = ".".join([path, *loc] if path else loc)
     origin = origin_of(where, origins)
     source = "" if origin in ("default", "command line", "argument") else f" (in {origin})"
     if error["type"] == "extra_forbidden":
-        hint = did_you_mean(loc[-1], model.model_fields)
+        inside = list(_inside(loc[-1], model, values, path)) if len(loc) == 1 else []
+        names = ", ".join(f"`{key}`" for key in inside[:3])
+        hint = f" (did you mean {names}?)" if inside else did_you_mean(loc[-1], model.model_fields)
         known = ", ".join(sorted(model.model_fields)) or "none"
         return f"`{where}`: unknown key{hint or f'; known here: {known}'}{source}"
     if error["type"] == "missing":
@@ -231,6 +233,21 @@ def _explain(error: Any, path: str, model: type[BaseModel], origins: Origins) ->
     if error["type"] == "literal_error":
         source += did_you_mean(str(error["input"]), re.findall(r"'([^']*)'", message))
     return f"`{where}`: {message}, found {brief(error['input'])}{source}"
+
+
+def _inside(name: str, model: type[BaseModel], values: Tree, path: str) -> Iterator[str]:
+    """Yield the keys of this name further inside a model, of which some fields are built."""
+    defaults = {key: field.default for key, field in model.model_fields.items()}
+    for key, value in {**defaults, **values}.items():
+        many = isinstance(value, tuple)
+        for i, item in enumerate(value if many else (value,)):
+            config = item.config if isinstance(item, Choice) else item
+            if not isinstance(config, Config):
+                continue
+            at = ".".join(filter(None, (path, key, str(i) if many else "")))
+            if name in type(config).model_fields:
+                yield f"{at}.{name}"
+            yield from _inside(name, type(config), dict(config), at)
 
 
 def _cross_checks(recipe: Recipe) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from ltbench.config.schema import CONTROL, DEEPEST
+from ltbench.digest import read_regular
 from ltbench.errors import UserError
 
 try:
@@ -108,9 +109,7 @@ def read_yaml_file(path: Path) -> Any:
         UserError: as for ``read_yaml``, with the file's name; or it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(4 * LARGEST + 1)
-        return read_yaml(content.decode("utf-8"))
+        return read_yaml(read_regular(path, 4 * LARGEST).decode("utf-8"))
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or "expected text in UTF-8"
         raise UserError(f"{path.name} is not readable YAML: {problem}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,7 @@ class Published:
         differences: file by file.
         record: of the published weights.
         folder: the publish folder, if it was kept.
+        note: why a dry run compared nothing, if so.
     """
 
     repository: str
@@ -57,6 +58,7 @@ class Published:
     differences: tuple[Difference, ...]
     record: Record
     folder: Path | None
+    note: str = ""
 
     @property
     def changed(self) -> bool:
@@ -82,7 +84,7 @@ def publish(
     Args:
         run: folder of a finished run.
         repository: ``org/name``; made if it does not exist.
-        dry_run: write the publish folder and compare, but change nothing on the Hub.
+        dry_run: write the publish folder and compare, if the Hub answers, but change nothing there.
         out: keep the publish folder here; with ``dry_run`` by default ``publish`` in the run's.
         half: store float16 weights, measured anew, see ``export``.
         licence: of the weights.
@@ -92,6 +94,8 @@ def publish(
         UserError: the run cannot be published, the repository holds another model, or the Hub
             refuses.
     """
+    from huggingface_hub import constants
+
     if out is None and dry_run:
         out = run / "publish"
     with tempfile.TemporaryDirectory() as temporary:
@@ -102,10 +106,17 @@ def publish(
         if not dry_run:
             client.create_repo(repository, private=private)
         for attempt in range(ATTEMPTS):
-            head, differences = compare(files, repository, record)
+            try:
+                head, differences = compare(files, repository, record)
+            except client.Unreachable as error:
+                if not dry_run:
+                    raise
+                return Published(repository, None, (), record, out, f"not compared: {error}")
             done = Published(repository, None, differences, record, out)
             if dry_run:
-                return done
+                unasked = head is None and constants.HF_HUB_OFFLINE
+                note = "not compared: offline mode is on" if unasked else ""
+                return replace(done, note=note)
             if not done.changed and head is not None:
                 return Published(repository, head, differences, record, out)
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from ltbench.config import plugins
 from ltbench.config.files import leaves, read_tree
 from ltbench.errors import UserError
 from ltbench.records.record import Record, changes
@@ -26,6 +27,9 @@ def check_recipe(record: Record) -> str:
     from ltbench.config.validation import build_recipe
 
     name, stated = record.recipe.name, record.recipe.digest
+    away = plugins.missing(record.recipe.resolved)
+    if away:
+        raise OtherVersion(f"recipe `{name}` cannot be built: {away}")
     try:
         recipe = build_recipe({**record.recipe.resolved, "name": name})
     except UserError as error:

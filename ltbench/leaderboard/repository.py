@@ -79,7 +79,7 @@ def read_runs(repo: str, *, only: str = "", known: dict[str, bytes] | None = Non
         record = _read(file.path, text)
         if isinstance(record, Record):
             runs[file.path] = Run(trusted(record, marks), text)
-            if runs[file.path].record is not record:
+            if runs[file.path].record.status == "claimed" != record.status:
                 problems.append(f"{repo}: {file.path} {UNKNOWN_MARK}")
         else:
             problems.append(visible(f"{repo}: {file.path} {record}; {ASIDE}", None))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from ltbench.config import plugins
 from ltbench.config.validation import build_recipe
 from ltbench.data import DATASETS
 from ltbench.digest import canonical
@@ -39,7 +40,9 @@ def command(seeds: Sequence[Record]) -> str:
     words.append(f"seed={','.join(str(record.seed) for record in seeds)}")
     if not DATASETS.facts(first.dataset.name).rootless:
         words.append("data.root=DIR")
-    options = changed(first)
+    used = plugins.marks(first.recipe.resolved)
+    words += [f"plugins={','.join(mark.partition('@')[0] for mark in used)}"] if used else []
+    options = {path: v for path, v in changed(first).items() if not path.endswith(".plugin")}
     for path in sorted(options, key=lambda path: (not path.endswith(".name"), path)):
         value = options[path]  # names of parts first: their options are those of the part
         text = value if isinstance(value, str) else canonical(value)

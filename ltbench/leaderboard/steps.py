@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
+from ltbench.config import plugins
 from ltbench.config.network import check_published
 from ltbench.config.resources import leaderboard_dir
 from ltbench.data.base import place_options
@@ -239,6 +240,9 @@ def check_evaluation(case: Case) -> str:
     """Step 7: the weights, evaluated again, give the recorded counts and calibration error."""
     if case.data is None:
         raise NotRun(f"it needs the test images: give data.root=DIR ({case.data_missing})")
+    away = plugins.missing(case.recipe.resolved)
+    if away:
+        raise NotRun(away)
     from ltbench.distributed.device import pick_device
     from ltbench.evaluation.evaluate import evaluate
     from ltbench.hub.load import load_described

@@ -12,10 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ltbench.config import plugins
 from ltbench.data.base import place_options
 from ltbench.digest import canonical, file_sha256, read_json
 from ltbench.errors import UserError
-from ltbench.files import write_atomic
+from ltbench.files import AGE, remove_abandoned, write_atomic
 from ltbench.leaderboard.naming import check_recipe
 from ltbench.leaderboard.steps import (
     Case,
@@ -79,6 +80,7 @@ def submit(
     folder = folder or records_dir()
     file = run / RECORD if run.is_dir() else run
     _check_weights(file, Record.load(file))
+    plugins.load_run(file.parent, Record.load(file).recipe.resolved)
     content = completed(
         load_content(file),
         {
@@ -190,9 +192,10 @@ def _offer(record: Record, text: bytes, repo: str, written: Path) -> str | None:
 
 def _sweep(target: Path) -> None:
     """Remove what interrupted submissions left beside a record: of this run, or an hour old."""
+    remove_abandoned(target)
     for path in target.parent.glob(".partial-*"):
         with contextlib.suppress(OSError):
-            if path.name == f".partial-{target.name}" or time.time() - path.stat().st_mtime > 3600:
+            if time.time() - path.stat().st_mtime > AGE:
                 path.unlink()
 
 

@@ -118,11 +118,13 @@ def verify_file(
     done = verify(content, others=others, options=options, device=device)
     if not mark or not isinstance(content, dict) or content.get("status") not in MARKABLE:
         return done
+    known = verifications().get(str(content.get("run_id")))
+    if known == "withdrawn":
+        return done
     if done.facts is not None:
         note_verification(content["run_id"], done.facts)
         write_atomic(path, record_text(marked(content, done.facts)))
         return replace(done, mark="marked as verified")
-    known = verifications().get(str(content.get("run_id")))
     ours = known is not None and known == content.get("verification")
     if content["status"] != "verified" or (ours and (done.failed is None or not done.answered)):
         return done

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ltbench.config import plugins
 from ltbench.config.files import list_recipes
 from ltbench.config.registry import natural
 from ltbench.data import DATASETS
@@ -113,6 +114,7 @@ def _shown(row: Row, papers: dict[str, dict[str, str]]) -> dict[str, Any]:
         "marks": [m for m in row["footnotes"].split(",") if m],
         "table_marks": row.get("table_marks", []),
         "modified": _modified(row["records"][0]) if ours else 0,
+        "outside": _outside(row["records"][0]) if ours else "",
         "run": run_details(row["records"]) if ours else None,
     }
 
@@ -155,6 +157,11 @@ def run_details(seeds: Sequence[Record]) -> dict[str, Any]:
             for record in seeds
         ],
     }
+
+
+def _outside(record: Record) -> str:
+    """Return the plugins that a record's recipe uses; empty for code of ltbench only."""
+    return ", ".join(map(plugins.title, plugins.marks(record.recipe.resolved)))
 
 
 def _modified(record: Record) -> int:

@@ -17,6 +17,7 @@ from ltbench.methods.base import Method, begins
 from ltbench.methods.description import described_data
 from ltbench.models.backbone import create_backbone
 from ltbench.models.heads import LinearHead
+from ltbench.models.loading import load_classifier
 from ltbench.version import __version__
 
 
@@ -44,6 +45,8 @@ def build_method(
     backbone = build_backbone(recipe) if previous is None or new else previous.backbone
     old = set() if previous is None else set(previous.modules())
     method: Method = METHODS.get(stage.method.name)(stage.method.config, backbone, info, previous)
+    if new and recipe.backbone.weights is not None:
+        load_classifier(method, recipe.backbone.weights, info.class_names)
     for prefix in stage.reset:
         old.difference_update(reset(method, prefix))
     if stage.head_init == "pytorch":

@@ -65,7 +65,10 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     described = path.with_suffix(".json")
     if not path.is_file() or not described.is_file():
-        raise UserError(f"expected {path} and {described.name} beside it; not both are there")
+        raise UserError(
+            f"expected {path} and {described.name} beside it, found not both; restore what is "
+            "missing, or run the recipe again with another `out=`"
+        )
     try:
         facts = read_sealed(described, last="sha256")
         stated = str(facts["sha256"])

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import torch
 from filelock import FileLock, Timeout
 
+from ltbench.config import plugins
 from ltbench.config.recipe import Recipe
 from ltbench.digest import read_json
 from ltbench.errors import UserError
-from ltbench.files import write_json
+from ltbench.files import write_atomic, write_json
 from ltbench.machine import checkout
 from ltbench.methods.weights import read_description
 from ltbench.records.record import LOCK, RECIPE, RECORD, WEIGHTS, Record
@@ -191,6 +192,9 @@ class RunFolder:
     def _write_recipe(self) -> None:
         content = {"recipe": self.recipe.name, **self._mark, "tree": self.recipe.tree()}
         write_json(self.path / RECIPE, content)
+        for name, code in plugins.copies(content["tree"]).items():
+            (self.path / plugins.FOLDER).mkdir(exist_ok=True)
+            write_atomic(self.path / plugins.FOLDER / name, code)
         self._inode = _inode(self.path / RECIPE)
 
     def _check_owner(self) -> None:
@@ -199,10 +203,15 @@ class RunFolder:
 
     def _check_same(self, file: str, name: Any, digest: Any, seed: Any) -> None:
         if {"digest": digest, "seed": seed} != self._mark:
+            own = self.recipe.name, self._mark["digest"]
+            same = (name, digest) == own
+            found = (
+                f"with seed {seed} ({file})" if same else f"(digest {digest}, seed {seed}; {file})"
+            )
+            now = "has" if same else f"is `{own[0]}` (digest {own[1]}),"
             raise UserError(
-                f"the output folder {self.path} belongs to `{name}` (digest {digest}, seed {seed}; "
-                f"{file}), this run is `{self.recipe.name}` (digest {self._mark['digest']}, seed "
-                f"{self._mark['seed']}); pass another `out=`"
+                f"the output folder {self.path} belongs to `{name}` {found}, this run {now} seed "
+                f"{self._mark['seed']}; pass another `out=`"
             )
 
     def _own_data(self) -> Any:

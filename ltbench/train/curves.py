@@ -14,7 +14,9 @@ from ltbench.files import write_atomic
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-from ltbench.plotting import SERIES
+    from ltbench.config.recipe import Recipe
+
+from ltbench.plotting import GREY, SERIES, tidy
 
 COLUMNS = (
     *("stage", "epoch", "lr", "loss", "train_many", "train_medium", "train_few"),
@@ -23,7 +25,9 @@ COLUMNS = (
 History = Sequence[Mapping[str, Any]]
 
 
-def write_curves(folder: Path, history: History) -> None:
+def write_curves(
+    folder: Path, history: History, recipe: Recipe | None = None, on: str = "test"
+) -> None:
     """Write ``curves.csv`` and ``curves.png`` to the folder of a run.
 
     Args:
@@ -31,12 +35,14 @@ def write_curves(folder: Path, history: History) -> None:
         history: one mapping per epoch: stage, epoch (1-based within the stage), lr, loss, training
             recall of the shot groups, results where they were evaluated; missing or ``None`` where
             there is no value. Accuracies are in [0, 1].
+        recipe: of the run, for the title and the names of its stages.
+        on: split of the evaluations, ``"test"`` or ``"val"``.
 
     Raises:
         UserError: they could not be written.
     """
     write_atomic(folder / "curves.csv", _table(history).encode())
-    write_atomic(folder / "curves.png", _picture(history))
+    write_atomic(folder / "curves.png", _picture(history, recipe, on))
 
 
 def _table(history: History) -> str:
@@ -49,29 +55,31 @@ def _table(history: History) -> str:
     return text.getvalue()
 
 
-def _picture(history: History) -> bytes:
+def _picture(history: History, recipe: Recipe | None, on: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 8.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8.5, 8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
+    if recipe is not None:
+        title = f"{recipe.name} on {recipe.data.name}, seed {recipe.seed}; evaluated on {on} images"
+        figure.suptitle(title, fontsize="medium")
     loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 1))
     _line(loss, history, "loss", color="#000000")
     loss.set_ylabel("training loss")
-    _accuracies(accuracy, history)
+    _accuracies(accuracy, history, on)
     rates = [row["lr"] for row in history if row.get("lr")]
     if rates and max(rates) > 50 * min(rates):
         rate.set_yscale("log", nonpositive="mask")
     _line(rate, history, "lr", color="#009E73", drawstyle="steps-mid")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("epoch, counted over all stages")
-    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.align_ylabels()
-    _stages(loss, [loss, accuracy, rate], history)
+    _stages(loss, [loss, accuracy, rate], history, recipe)
     for axes in (loss, accuracy, rate):
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     if not history:
         accuracy.text(0.5, 0.5, "no epoch was trained", ha="center", transform=accuracy.transAxes)
     image = io.BytesIO()
@@ -79,16 +87,29 @@ def _picture(history: History) -> bytes:
     return image.getvalue()
 
 
-def _accuracies(axes: Axes, history: History) -> None:
+def _accuracies(axes: Axes, history: History, on: str) -> None:
     """Draw evaluated accuracies as marked lines and training recalls as thin dashed ones."""
+    from matplotlib.lines import Line2D
+
+    shown = {}
     for name, (label, color) in SERIES.items():
-        _line(axes, history, f"eval_{name}", scale=100, color=color, label=label, marker="o")
+        before = len(axes.lines)
+        _line(axes, history, f"eval_{name}", scale=100, color=color, marker="o")
         faint: dict[str, Any] = {"color": color, "linestyle": "--", "linewidth": 1, "alpha": 0.7}
-        _line(axes, history, f"train_{name}", scale=100, label=f"{label}, training", **faint)
+        _line(axes, history, f"train_{name}", scale=100, **faint)
+        if len(axes.lines) > before:
+            shown[label] = Line2D([], [], color=color, linewidth=3)
     axes.set_ylabel("accuracy by shot group, %")
     axes.set_ylim(-2, 102)
-    if axes.lines:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small")
+    if shown:
+        shown[f"{on} images"] = Line2D([], [], color=GREY, marker="o", markersize=3.5)
+        # Lower than on test images where a method mixes images or draws rare classes more often.
+        training = "training batches\n(augmented, mixed)"
+        shown[training] = Line2D([], [], color=GREY, linestyle="--", linewidth=1)
+        axes.legend(
+            shown.values(), shown.keys(), loc="upper left", bbox_to_anchor=(1.0, 1.0),
+            frameon=False, fontsize="small",
+        )  # fmt: skip
 
 
 def _line(axes: Axes, history: History, key: str, *, scale: float = 1.0, **style: Any) -> None:
@@ -111,19 +132,29 @@ def _line(axes: Axes, history: History, key: str, *, scale: float = 1.0, **style
         axes.plot(xs, ys, **{"linewidth": 1.5, "markersize": 3.5, **style, "marker": marker})
 
 
-def _stages(top: Axes, every: Sequence[Axes], history: History) -> None:
-    """Mark where stages begin, and name them above the first panel."""
+def _stages(top: Axes, every: Sequence[Axes], history: History, recipe: Recipe | None) -> None:
+    """Mark where stages begin, and the epochs of PLOT or SAM; name both above the first panel."""
     starts = [
         i for i, row in enumerate(history) if i == 0 or row["stage"] != history[i - 1]["stage"]
     ]
     for i, end in zip(starts, [*starts[1:], len(history)], strict=False):
+        index, text = history[i]["stage"], f"stage {history[i]['stage'] + 1}"
+        if recipe is not None:
+            stage = recipe.stages[index]
+            text, update = f"{text}: {stage.method.name}", stage.update
+            if update.name != "plain":
+                window = getattr(update.config, "epochs", None) or end - i
+                last = min(end, i + window)
+                for axes in every:
+                    axes.axvspan(i + 0.5, last + 0.5, color="#56B4E9", alpha=0.15, linewidth=0)
+                text += f"\n(shaded: {update.name}, epochs 1 to {last - i})"
         if i:
             for axes in every:
-                axes.axvline(i + 0.5, color="#888888", linestyle=":", linewidth=1.2)
+                axes.axvline(i + 0.5, color=GREY, linestyle=":", linewidth=1.2)
         top.text(
             (i + end + 1) / 2,
             1.02,
-            f"stage {history[i]['stage']}",
+            text,
             ha="center",
             va="bottom",
             fontsize="small",

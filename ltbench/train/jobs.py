@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ltbench.errors import UserError
 from ltbench.train.grid import Cell, known, run_cell
+from ltbench.train.plan import stage_title
 from ltbench.train.progress import NoProgress
 
 if TYPE_CHECKING:
@@ -259,6 +260,8 @@ def _work(connection: Connection, formatwarning: Callable[..., str]) -> None:
 
         while (cell := connection.recv()) is not None:
             send(run_cell(cell, run))
+    except UserError as error:  # a plugin was changed since the grid began
+        send(LogMessage(str(error)))
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         pass
 
@@ -279,8 +282,7 @@ class _PipeProgress(NoProgress):
 
     def stage(self, index: int, stage: Stage, steps: int, done: int) -> None:
         """Start a stage."""
-        update = "" if stage.update.name == "plain" else f" + {stage.update.name}"
-        self.at = StageProgress(f"stage {index}: {stage.method.name}{update}", done, steps)
+        self.at = StageProgress(stage_title(index, stage), done, steps)
 
     def step(self, loss: Callable[[], float], images: int) -> None:
         """Count one step."""

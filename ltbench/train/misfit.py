@@ -9,9 +9,9 @@ from torch import Tensor
 from ltbench.errors import UserError, visible
 from ltbench.methods.base import Method
 from ltbench.models.batchnorm import frozen_statistics
+from ltbench.models.misfit import ERRORS, size_problem
 from ltbench.train.feed import Feed
 
-ERRORS = (AssertionError, RuntimeError, ValueError, IndexError)
 SINGLE = "Expected more than 1 value per channel"  # in torch's message
 
 
@@ -52,27 +52,10 @@ def explained(error: Exception, method: Method, images: Tensor, index: int) -> E
     text = visible(str(error).partition("\n")[0])
     if SINGLE in text:
         return UserError(
-            f"stage {index}: a pass of one image gives batch normalisation a single value per "
+            f"`stages.{index}`: a pass of one image gives batch normalisation a single value per "
             f"channel; drop a last batch of one image with `stages.{index}.last_batch=drop`, or "
             f"raise `stages.{index}.batch_size` or `micro_batch`"
         )
-    if isinstance(error, torch.OutOfMemoryError) or _takes(method, images):
+    if isinstance(error, torch.OutOfMemoryError):
         return error
-    height, width = images.shape[2:]
-    return UserError(
-        f"the network does not take images of {height} x {width} pixels ({text}); set "
-        "`data.image_size`, or for networks of a fixed size `backbone.args.img_size`"
-    )
-
-
-def _takes(method: Method, images: Tensor) -> bool:
-    """Return whether the backbone alone takes such images."""
-    training = method.training
-    try:
-        with torch.no_grad():
-            method.eval().backbone(images[:1])
-    except ERRORS:
-        return False
-    finally:
-        method.train(training)
-    return True
+    return size_problem(error, method.backbone, images) or error

@@ -3,19 +3,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ltbench.config.recipe import Stage
+from ltbench.train.plan import Plan, stage_title
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 REFRESH = 0.5  # seconds between reads of the loss; each one synchronises the device
-QUIET_LINE = 10.0  # seconds between lines without a terminal
+QUIET_LINE = 10.0  # seconds between lines of a count without a terminal
+SILENCE = 60.0  # seconds after which a line is printed within an epoch
 
 
 class Reporter(Protocol):
     """Receives training progress; implementations may display it."""
+
+    def begin(self, plan: Plan) -> None:
+        """The data are loaded; the first step follows."""
 
     def stage(self, index: int, stage: Stage, steps: int, done: int) -> None:
         """Stage ``index`` begins or is resumed, with ``done`` of ``steps`` steps finished."""
@@ -28,7 +37,10 @@ class Reporter(Protocol):
 
 
 class NoProgress:
-    """Progress callbacks that do nothing, for ranks other than 0 and for library use."""
+    """Progress callbacks that do nothing, for ranks other than 0 and for quiet runs."""
+
+    def begin(self, plan: Plan) -> None:
+        """Ignore."""
 
     def stage(self, index: int, stage: Stage, steps: int, done: int) -> None:
         """Ignore."""
@@ -44,36 +56,60 @@ class NoProgress:
 
 
 class ProgressBar(NoProgress):
-    """Progress bar with loss, images per second and time left; plain lines without a terminal."""
+    """Header, a line for each evaluated epoch and, on a terminal, a bar over the whole run.
+
+    Without a terminal a line is also printed where nothing was for a minute.
+
+    Args:
+        console: the console to print to.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.live = console.is_terminal
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s  left"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=8),
+            TextColumn("{task.percentage:>3.0f}%  loss {task.fields[loss]}  {task.fields[speed]}"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             disable=not self.live,
         )
-        self.task: Any = None
-        self.label, self.steps, self.done = "", 0, 0
-        self.images, self.shown, self.printed = 0, time.monotonic(), 0.0
-        self.progress.start()
+        self.plan: Plan | None = None
+        self.task: TaskID | None = None
+        self.index, self.count, self.epochs, self.per_epoch = 0, 0, 0, 0
+        self.steps, self.done = 0, 0  # of the stage
+        self.total, self.before = 0, 0  # of the run: all steps, those of earlier stages
+        self.first, self.started = 0, time.monotonic()  # step of the run at which we began
+        self.images, self.shown, self.printed = 0, self.started, self.started
+        self.loss, self.speed = "-", "-"
+
+    def begin(self, plan: Plan) -> None:
+        """Print the header."""
+        self.plan, self.count, self.total = plan, len(plan.steps), sum(plan.steps)
+        for line in plan.lines():
+            self._print(line)
+        self.first, self.started = plan.done, time.monotonic()
 
     def stage(self, index: int, stage: Stage, steps: int, done: int) -> None:
-        """Start the bar of a stage."""
-        if self.task is not None:
-            self.progress.stop_task(self.task)
-        update = "" if stage.update.name == "plain" else f" + {stage.update.name}"
-        self.label = f"stage {index}: {stage.method.name}{update}"
-        self.steps, self.done = steps, done
+        """Print the title of a stage, and go on with the bar."""
+        plan = self.plan
+        self.index, self.epochs, self.steps, self.done = index, stage.epochs or 0, steps, done
+        self.per_epoch = 0 if plan is None else plan.per_epoch[index]
+        self.before = 0 if plan is None else sum(plan.steps[:index])
+        if plan is None:
+            self.total, self.first, self.started = steps, done, time.monotonic()
         self.images, self.shown = 0, time.monotonic()
-        self.task = self.progress.add_task(
-            self.label, total=steps, completed=done, loss="-", speed="-"
-        )
+        self._print(stage_title(index, stage, self.count))
+        at, total = self.before + done, self.total
+        if self.task is None:
+            self.progress.start()
+            self.task = self.progress.add_task(
+                self._where(), completed=at, total=total, loss="-", speed=""
+            )
+        elif plan is None:
+            self.progress.reset(self.task, description=self._where(), completed=at, total=total)
 
     def step(self, loss: Callable[[], float], images: int) -> None:
         """Advance by one step; read the loss at most every ``REFRESH`` seconds."""
@@ -83,19 +119,68 @@ class ProgressBar(NoProgress):
         passed = now - self.shown
         if passed < REFRESH and self.done < self.steps:
             return
-        value, speed = f"{loss():.3f}", f"{self.images / max(passed, 1e-9):.0f}"
+        self.loss, self.speed = f"{loss():.3f}", f"{self.images / max(passed, 1e-9):,.0f} img/s"
         self.images, self.shown = 0, now
-        if self.live:
-            self.progress.update(self.task, completed=self.done, loss=value, speed=speed)
-        elif now - self.printed > QUIET_LINE or self.done == self.steps:
-            self.printed = now
-            self.console.print(
-                f"{self.label}  {self.done}/{self.steps}  loss {value}  {speed} images/s"
+        if self.live and self.task is not None:
+            self.progress.update(
+                self.task,
+                completed=self.before + self.done,
+                description=self._where(),
+                loss=self.loss,
+                speed=self.speed,
             )
+        elif now - self.printed > SILENCE:
+            step = f"step {self.done:,} of {self.steps:,}"
+            self._print(f"  {step}, loss {self.loss}, {self.speed}, {self._left()}")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Print the line of an epoch that was evaluated or ends a silence."""
+        silent = not self.live and time.monotonic() - self.printed > SILENCE
+        if row.get("eval_top1") is None and not silent and self.done < self.steps:
+            return
+        of = f" of {self.epochs}" if self.epochs else ""
+        epoch = f"{row['epoch']:>{len(str(self.epochs))}}"
+        parts = [f"  epoch {epoch}{of}", f"loss {row['loss']:.3f}"]
+        if row.get("eval_top1") is not None:
+            name = "test" if self.plan is None else self.plan.judged_on
+            parts.append(f"{name} {100 * row['eval_top1']:5.2f} %")
+        self._print("  ".join([*parts, self._left()]))
 
     def close(self) -> None:
         """Stop the bar and restore the terminal."""
         self.progress.stop()
+
+    def _where(self) -> str:
+        """Return the title of the bar: stage and epoch."""
+        of = f"/{self.count}" if self.count else ""
+        if not self.per_epoch:
+            return f"stage {self.index + 1}{of}"
+        epoch = min(self.epochs, max(0, self.done - 1) // self.per_epoch + 1)
+        return f"stage {self.index + 1}{of} epoch {epoch}/{self.epochs}"
+
+    def _left(self) -> str:
+        """Return the time left for all stages, at the mean pace so far."""
+        at = self.before + self.done
+        done = at - self.first
+        if at >= self.total or not done:
+            return clock(time.monotonic() - self.started)
+        pace = (time.monotonic() - self.started) / done
+        return f"about {clock(pace * (self.total - at))} left"
+
+    def _print(self, line: str) -> None:
+        self.printed = time.monotonic()
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def default_progress() -> NoProgress:
+    """Return the progress display of `ltbench.run`: on a terminal or in a notebook, else none."""
+    console = Console(stderr=True)
+    return ProgressBar(console) if console.is_terminal or console.is_jupyter else NoProgress()
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as ``h:mm:ss``."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 @contextmanager

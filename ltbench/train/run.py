@@ -15,6 +15,8 @@ from ltbench.distributed import ranks
 from ltbench.distributed.device import pick_device
 from ltbench.evaluation.evaluate import evaluate_split
 from ltbench.evaluation.metrics import Metrics
+from ltbench.evaluation.summary import metrics_json, text_table
+from ltbench.files import write_atomic
 from ltbench.machine import emulates_bfloat16
 from ltbench.methods.build import describe_model
 from ltbench.methods.weights import write_weights
@@ -24,8 +26,10 @@ from ltbench.train.claim import RunFolder
 from ltbench.train.curves import write_curves
 from ltbench.train.folder import run_folder
 from ltbench.train.identity import Images
-from ltbench.train.progress import NoProgress
+from ltbench.train.progress import NoProgress, default_progress
 from ltbench.train.trainer import Trainer
+
+METRICS = "metrics.json"  # averages of the record, for people and scripts
 
 __all__ = ["Result", "run", "run_folder", "set_up_torch"]
 
@@ -49,9 +53,19 @@ class Result:
         """Results on the test set."""
         return self.record.metrics
 
+    def __repr__(self) -> str:
+        """Return a short table of the results."""
+        record = self.record
+        title = f"{record.recipe.name}, seed {record.seed}: {self.folder}"
+        return f"{title}\n{text_table(record.metrics)}"
+
 
 def run(
-    recipe: Recipe, *, reporter: NoProgress | None = None, seen: dict[str, Images] | None = None
+    recipe: Recipe,
+    *,
+    reporter: NoProgress | None = None,
+    seen: dict[str, Images] | None = None,
+    quiet: bool = False,
 ) -> Result:
     """Train and evaluate a recipe, and write weights, curves and record to its folder.
 
@@ -60,9 +74,11 @@ def run(
 
     Args:
         recipe: from ``ltbench.get_recipe``.
-        reporter: shows progress; by default nothing does.
+        reporter: shows progress; by default lines and a bar on a terminal or in a notebook, on
+            standard error, and nothing elsewhere.
         seen: images of data sets that finished runs were compared with, shared by the runs of a
             grid.
+        quiet: show no progress, wherever it runs.
 
     Raises:
         UserError: data, folder or options are not usable.
@@ -77,6 +93,7 @@ def run(
             stacklevel=2,
         )
     folder = RunFolder(recipe)
+    show = reporter or (default_progress() if ranks.is_main() and not quiet else NoProgress())
     try:
         with ranks.fail_together():
             finished = ranks.on_main(
@@ -84,8 +101,9 @@ def run(
             )
             if finished is not None:
                 return Result(folder.path, finished, fresh=False)
-            return Result(folder.path, _run(recipe, folder, device, reporter or NoProgress()))
+            return Result(folder.path, _run(recipe, folder, device, show))
     finally:
+        show.close()
         folder.release()
 
 
@@ -105,7 +123,7 @@ def _run(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: NoPr
 
     def finish() -> Record:
         weights = folder.path / WEIGHTS
-        write_curves(folder.path, history.epochs)
+        write_curves(folder.path, history.epochs, recipe, on="test" if data.val is None else "val")
         digest = write_weights(weights, method.state_dict(), describe_model(recipe, data))
         record = make_record(
             recipe,
@@ -119,6 +137,8 @@ def _run(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: NoPr
             weights=weights,
             weights_sha256=digest,
         )
+        about = {"recipe": recipe.name, "digest": recipe.digest, "seed": recipe.seed}
+        write_atomic(folder.path / METRICS, metrics_json(metrics, about))
         record.save(folder.path / RECORD)
         return Record.load(folder.path / RECORD)
 

@@ -43,9 +43,9 @@ class Saver:
         return ranks.on_main(self._latest)  # the others need not see its files
 
     def begin(self) -> None:
-        """Begin to hash the training images, so that later changes of them are noticed."""
+        """Begin to hash the images, so that wrong hashes and later changes are noticed early."""
         if ranks.is_main():
-            self._writing.start(self._hash_images)
+            self._writing.start(self._hash_all)
 
     def save(
         self,
@@ -102,6 +102,10 @@ class Saver:
 
     def _hash_images(self) -> None:
         self._fingerprint = self._fingerprint or self.feed.data.train.fingerprint()
+
+    def _hash_all(self) -> None:
+        self._hash_images()
+        self.feed.data.test.fingerprint()
 
     def _resume_state(self, position: Position) -> Callable[[], dict[str, Any]]:
         """Return a function that computes the ``resume_state`` of a position."""

@@ -24,6 +24,7 @@ from ltbench.models.batchnorm import (
     frozen_statistics,
     running_statistics,
 )
+from ltbench.models.misfit import ERRORS
 from ltbench.seeding import derive
 from ltbench.train import checkpoint, misfit
 from ltbench.train.checkpoint import Position, Snapshot
@@ -113,7 +114,7 @@ class StageRun(StepRun):
         try:
             micro = self._prepared(micro, at)
             log = self.update.step(self, micro, at)
-        except misfit.ERRORS as error:
+        except ERRORS as error:
             raise self._explained(error, micro) from error
         self._stepped = True
         if self._parts is not None:

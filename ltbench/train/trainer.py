@@ -21,6 +21,7 @@ from ltbench.train.checkpoint import Position, Snapshot, with_prefix, without_pr
 from ltbench.train.claim import RunFolder
 from ltbench.train.feed import Feed
 from ltbench.train.history import RunHistory
+from ltbench.train.plan import make_plan
 from ltbench.train.progress import Reporter
 from ltbench.train.saving import Saver
 from ltbench.train.stage import StageRun, initial_method
@@ -68,6 +69,8 @@ class Trainer:
         snapshot = self.saver.latest()
         self.saver.begin()
         method = None if snapshot is None else self._resume(snapshot)
+        at = self.position
+        self.reporter.begin(make_plan(self.feed, self.folder, (at.stage, at.epoch, at.step)))
         for index in range(self.position.stage, len(self.recipe.stages)):
             if snapshot is None or snapshot.stage != index:  # not from inside the stage
                 method, snapshot = self._initial(index, method), None
@@ -147,7 +150,7 @@ class Trainer:
         row["images_per_second"] = round(speed, 1)
         if not row["loss"] < float("inf"):
             raise ranks.CollectiveError(
-                f"the loss became {row['loss']} in epoch {epoch} of stage {stage.index}; lower "
+                f"the loss became {row['loss']} in epoch {epoch} of stage {stage.index + 1}; lower "
                 f"`stages.{stage.index}.optim.lr` (now {lr:g}) and start again with another `out=`"
             )
         every = self.recipe.run.eval_every or max(1, epochs // 10)

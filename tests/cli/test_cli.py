@@ -83,7 +83,9 @@ def test_python_api_agrees(finished):
     assert not model.training
 
 
-@pytest.mark.parametrize("command", ["run", "list", "show", "eval", "leaderboard"])
+@pytest.mark.parametrize(
+    "command", ["run", "list", "show", "eval", "leaderboard", "predict", "export"]
+)
 def test_help_teaches_by_example(command, capsys):
     code, out, _ = ltbench(capsys, command, "--help")
     assert code == 0
@@ -93,8 +95,8 @@ def test_help_teaches_by_example(command, capsys):
 def test_the_verbs_are_frozen():
     from ltbench.cli.app import cli
 
-    verbs = ["bench", "data", "diagnose", "download", "eval"]
-    verbs += ["leaderboard", "list", "publish", "run", "show"]
+    verbs = ["bench", "data", "diagnose", "download", "eval", "export"]
+    verbs += ["leaderboard", "list", "new", "predict", "publish", "run", "show"]
     assert sorted(cli.commands) == verbs
 
 

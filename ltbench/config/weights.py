@@ -1,0 +1,141 @@
+"""Sources of initial weights that ``backbone.weights`` can name, and their hashes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ltbench.config.resources import leaderboard_dir
+from ltbench.digest import file_sha256, read_json
+from ltbench.errors import UserError, did_you_mean, visible
+
+HUB, LOCAL = "hf-hub:", "local-dir:"
+FILE = "model.safetensors"
+KINDS = (
+    "a run's folder, a published folder, a .safetensors or .pth file, a name of the zoo "
+    f"(NAME or NAME.SEED), or {HUB}ORG/NAME@COMMIT"
+)
+_known: dict[str, tuple[tuple[int, int], str]] = {}  # file -> size and time, hash
+
+
+@dataclass(frozen=True)
+class Source:
+    """Place of initial weights: a file on this machine, or a repository on the Hub.
+
+    Args:
+        text: ``backbone.weights`` of the recipe.
+        file: the file, if it is on this machine.
+        repository: ``org/name`` otherwise.
+        revision: commit in the repository.
+        folder: inside the repository.
+        sha256: of the file, if it is known beforehand.
+    """
+
+    text: str
+    file: Path | None = None
+    repository: str = ""
+    revision: str = ""
+    folder: str = ""
+    sha256: str | None = None
+
+
+def find_source(text: str) -> Source:
+    """Return the place that ``backbone.weights`` names; nothing is fetched.
+
+    Args:
+        text: the first of these that fits: a repository on the Hub, an existing file or folder, a
+            name of the zoo with its seed (0 if left out).
+
+    Raises:
+        UserError: there is no such file, folder or name, or the repository is not pinned.
+    """
+    if text.startswith(HUB):
+        found = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+)(?:@([^@]+))?", text)
+        if found is None:
+            raise UserError(f"backbone.weights: expected {HUB}ORG/NAME@COMMIT, found {_cut(text)}")
+        if not re.fullmatch(r"[0-9a-f]{40}", found[2] or ""):
+            raise UserError(
+                f"backbone.weights: {_cut(text)} names no commit, and a branch can move; give "
+                f"{HUB}{found[1]}@COMMIT with the commit's 40 hex digits"
+            )
+        return Source(text, repository=found[1], revision=found[2])
+    path = _path(text)
+    if path.is_dir():
+        if not (path / FILE).is_file():
+            seeds = sorted(p.parent.name for p in path.glob(f"seed*/{FILE}"))
+            hint = f"; give {path / seeds[0]}" if seeds else ""
+            raise UserError(
+                f"backbone.weights: there is no {FILE} in {path}, so it is no finished run and "
+                f"no published model{hint}"
+            )
+        return Source(text, path / FILE)
+    if path.is_file():
+        return Source(text, path)
+    if re.fullmatch(r"\w[\w-]*(\.\d+)?", text):
+        return _in_zoo(text)
+    raise UserError(f"backbone.weights: there is no file {_cut(text)}; expected {KINDS}")
+
+
+def identity(text: str) -> str:
+    """Return what a recipe's digest stores for ``backbone.weights``: content instead of place.
+
+    Args:
+        text: ``backbone.weights``.
+
+    Returns:
+        ``sha256:HASH`` of the file, the pinned repository on the Hub, or the text itself if it
+        names nothing on this machine.
+    """
+    try:
+        source = find_source(text)
+    except (UserError, OSError, ValueError):
+        path = str(_path(text))
+        known = [_known[name][1] for name in (path, f"{path}/{FILE}") if name in _known]
+        return f"sha256:{known[0]}" if known else text  # it was there a moment ago
+    if source.sha256 is not None:
+        return f"sha256:{source.sha256}"
+    return text if source.file is None else f"sha256:{hash_of(source.file)}"
+
+
+def hash_of(file: Path) -> str:
+    """Return the SHA-256 of a file, read again only if its size or time has changed."""
+    found = file.stat()
+    state = (found.st_size, found.st_mtime_ns)
+    known = _known.get(str(file))
+    if known is None or known[0] != state:
+        known = _known[str(file)] = (state, file_sha256(file))
+    return known[1]
+
+
+def _in_zoo(text: str) -> Source:
+    name, _, seed = text.partition(".")
+    index = leaderboard_dir() / "zoo.json"
+    try:
+        models = read_json(index)["models"] if index.is_file() else {}
+        if name not in models:
+            raise UserError(
+                f"backbone.weights: there is no file and no model of the zoo called {_cut(text)}"
+                f"{did_you_mean(name, models)}; expected {KINDS}"
+            )
+        seeds = models[name]
+        if (seed or "0") not in seeds:
+            known = ", ".join(f"{name}.{k}" for k in seeds)
+            raise UserError(f"backbone.weights: the zoo has {known}, not {_cut(text)}")
+        entry = seeds[seed or "0"]
+        digest, inside = str(entry["sha256"]), entry.get("embedded")
+        if inside is not None:
+            return Source(text, index.parent / inside / FILE, sha256=digest)
+        return Source(
+            text, None, entry["repository"], entry["revision"], entry.get("folder", ""), digest
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is damaged ({error}); reinstall ltbench") from error
+
+
+def _path(text: str) -> Path:
+    return Path(text.removeprefix(LOCAL)).expanduser()
+
+
+def _cut(text: str) -> str:
+    return visible(text, 200)
