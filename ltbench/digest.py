@@ -61,9 +61,22 @@ def read_json(path: Path, *, limit: int = JSON_BYTES, strict: bool = False) -> A
         OSError: it cannot be read.
         ValueError: as ``parse_json``.
     """
+    return parse_json(read_regular(path, limit), limit=limit, strict=strict)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the bytes of a file, of which no more than ``limit + 1`` are read.
+
+    Args:
+        path: of the file.
+        limit: largest size in bytes that the reader takes; one byte more shows that it is larger.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which may have no end.
+    """
     _check_regular(path)
     with path.open("rb") as file:
-        return parse_json(file.read(limit + 1), limit=limit, strict=strict)
+        return file.read(limit + 1)
 
 
 def canonical(value: Any) -> str:

@@ -7,16 +7,26 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ltbench.digest import parse_json
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None  # type: ignore[assignment]
+
+from ltbench.digest import parse_json, read_regular
 from ltbench.errors import UserError, visible
 
 MOST = 2**28  # bytes of a sealed file
+AGE = 3600  # seconds without a change after which a temporary file is nobody's
+# Flags to open by: follow no link, wait for no pipe.
+PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 SEALED = re.compile(rb'(\{.*),\n "checksum": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
 
 
@@ -62,7 +72,7 @@ def read_sealed(path: Path, last: str) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is not a JSON object, or was modified after it was written.
     """
-    return unseal(path.read_bytes(), last)
+    return unseal(read_regular(path, MOST), last)
 
 
 def unseal(text: bytes, last: str) -> dict[str, Any]:
@@ -133,16 +143,25 @@ def replaced_folder(path: Path, own: Collection[str]) -> Iterator[Path]:
         UserError: ``path`` holds something else, or cannot be written.
     """
     check_replaceable(path, own)
-    partial = path.with_name(f".partial-{path.name}")
     try:
-        fresh_folder(partial)
+        with new_folder(path) as partial:
+            yield partial
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Empty folder to write to; replaces the folder ``path``, and is removed after an error.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _partial(path, _new_folder) as (partial, _):
         yield partial
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
-    except OSError as error:
-        raise _unwritten(path, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_replaceable(path: Path, own: Collection[str]) -> None:
@@ -169,8 +188,20 @@ def create(path: Path) -> IO[bytes]:
     """Open a new file for writing in place of what has this name, without following a link."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    return os.fdopen(os.open(path, flags, 0o666), "wb")
+    return os.fdopen(_new_file(path), "wb")
+
+
+def append(path: Path, text: str) -> None:
+    """Append a text to a file, new or not, without following a link.
+
+    Raises:
+        OSError: it could not be written, or is a link or no plain file.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN
+    with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path} is no plain file")
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def mode_of(file: IO[bytes]) -> int:
@@ -185,13 +216,31 @@ def flush(path: Path, mode: int | None = None) -> None:
         path: file or folder; not a link.
         mode: permission bits to set; libraries that write a file themselves choose their own.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    handle = os.open(path, os.O_RDONLY | PLAIN)
     try:
         if mode is not None and hasattr(os, "fchmod"):
             os.fchmod(handle, mode)
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove temporary files and folders of a path whose writers are gone."""
+    name = re.compile(re.escape(f".partial-{path.name}") + r"(\.[0-9a-f]{8})?")
+    with contextlib.suppress(OSError):
+        for other in [Path(e.path) for e in os.scandir(path.parent) if name.fullmatch(e.name)]:
+            found = other.lstat()
+            folder = stat.S_ISDIR(found.st_mode)
+            if not folder and not stat.S_ISREG(found.st_mode):
+                other.unlink()
+                continue
+            handle = os.open(other, (os.O_RDONLY if folder else os.O_RDWR) | PLAIN)
+            try:
+                if _lock(handle, unsure=time.time() - found.st_mtime > AGE):
+                    _remove(other)
+            finally:
+                os.close(handle)
 
 
 def reason(error: Exception) -> str:
@@ -205,17 +254,67 @@ def reason(error: Exception) -> str:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """Temporary path and its open file, for whichever way of writing."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        with create(partial) as file:
+    with _partial(path, _new_file) as (partial, handle):
+        with os.fdopen(os.dup(handle), "wb") as file:
             mode = mode_of(file)
             yield partial, file
         flush(partial, mode)
         partial.replace(path)
-    except BaseException:
+
+
+@contextlib.contextmanager
+def _partial(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
+    """Temporary path that no other writer of ``path`` has, and its handle; removed at the end.
+
+    The writer holds a lock on it, so that what a killed one left behind is known and removed.
+
+    Args:
+        path: what it will be renamed to.
+        make: makes a new file or folder and returns its handle.
+    """
+    remove_abandoned(path)
+    while True:
+        partial = path.with_name(f".partial-{path.name}.{secrets.token_hex(4)}")
+        handle = make(partial)
+        if _lock(handle, unsure=True) and os.fstat(handle).st_nlink:
+            break  # else another writer took it for abandoned, and removed it
+        os.close(handle)
+    try:
+        yield partial, handle
+    finally:
+        _remove(partial)
+        os.close(handle)
+
+
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, 0o666)
+
+
+def _new_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY | PLAIN)
+
+
+def _lock(handle: int, *, unsure: bool) -> bool:
+    """Lock an open file or folder; return whether no other process has, or what is ``unsure``."""
+    if fcntl is None:
+        return unsure
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return unsure
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, link or folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
         with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+            path.unlink()
 
 
 def _unwritten(path: Path, error: OSError) -> UserError:

@@ -94,6 +94,13 @@ class _Elsewhere(ModuleType):
                     return getattr(place, name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        for place in self.__dict__.get("_places", ()):
+            if hasattr(place, name) and not name.startswith("__"):
+                setattr(place, name, value)
+                return
+        super().__setattr__(name, value)
+
 
 def install() -> None:
     """Add the finder behind all others; once is enough."""

@@ -107,7 +107,7 @@ def _seeded() -> None:
 @pytest.fixture
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw no curves, which would take as long as a short training."""
-    monkeypatch.setattr("ltbench.train.curves._picture", lambda history: b"")
+    monkeypatch.setattr("ltbench.train.curves._picture", lambda *_: b"")
 
 
 @pytest.fixture(scope="session")

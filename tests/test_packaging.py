@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import subprocess
@@ -24,23 +25,25 @@ def python(code: str, **kw) -> str:
 
 
 def test_import_and_list_do_not_import_torch():
-    python("import sys, ltbench; assert 'torch' not in sys.modules and 'timm' not in sys.modules")
-    for words in (["list"], ["list", "methods"], ["list", "backbones"], ["list", "solvers"]):
-        python(
-            "import sys; from ltbench.cli import main\n"
-            f"try: main({words!r})\n"
-            "except SystemExit as e: assert not e.code, e.code\n"
-            "heavy = {'torch', 'timm', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
-            "assert not heavy, heavy"
-        )
+    words = (["list"], ["list", "methods"], ["list", "backbones"], ["list", "solvers"])
+    python(
+        "import sys, ltbench\n"
+        "assert 'torch' not in sys.modules and 'timm' not in sys.modules\n"
+        "from ltbench.cli import main\n"
+        f"for words in {words!r}:\n"
+        "    try: main(words)\n"
+        "    except SystemExit as e: assert not e.code, e.code\n"
+        "    heavy = {'torch', 'timm', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)"
+    )
 
 
-def test_timm_knows_our_models_after_import_in_either_order():
-    check = (
+@pytest.mark.slow  # by default the other order is tested: tests/models/test_cifar_resnet.py
+def test_timm_knows_our_models_when_it_is_imported_first():
+    python(
+        "import timm, ltbench\n"
         "m = timm.create_model('resnet32_cifar', num_classes=10); assert m.fc.out_features == 10"
     )
-    python(f"import ltbench, timm; {check}")
-    python(f"import timm, ltbench; {check}")
 
 
 def build(tmp_path: Path) -> Path:
@@ -75,17 +78,16 @@ def test_wheel_holds_recipes_and_leaderboard_and_runs_from_an_empty_folder(tmp_p
         "-c",
         "import ltbench, sys; from ltbench.cli import main; "
         "assert 'site-packages' in ltbench.__file__ and '/env/' in ltbench.__file__; "
-        "main(sys.argv[1:])",
+        "[main(words.split()) for words in sys.argv[1:]]",
     ]
-    for words, expected in (
-        (["list", "recipes", "quick*"], "quickstart"),
-        (["show", "recipe=mislas_plot_inat"], "digest"),
-        (["leaderboard", "dataset=inat"], "MiSLAS"),
-    ):
-        done = subprocess.run(
-            [*run, *words], cwd=empty, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+    commands = {
+        "list recipes quick*": "quickstart",
+        "show recipe=mislas_plot_inat": "digest",
+        "leaderboard dataset=inat": "MiSLAS",
+    }
+    done = subprocess.run([*run, *commands], cwd=empty, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for expected in commands.values():
         assert expected in done.stdout
 
 
@@ -131,7 +133,13 @@ def test_readme_commands_name_real_recipes_and_keys():
             get_recipe(name, *rest)
 
 
-def test_readme_python_examples_run(tmp_path):
+def run_files(folder: str, files: list[str]) -> None:
+    os.chdir(folder)
+    for file in files:  # none sees another one's names
+        runpy.run_path(file)
+
+
+def test_readme_python_examples_run(tmp_path, fork):
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) >= 4
@@ -139,6 +147,6 @@ def test_readme_python_examples_run(tmp_path):
         # Some steps of the example's run show as much as all of them.
         block = block.replace('"quickstart", epochs=4', '"quickstart", "run.max_steps=3", epochs=4')
         (tmp_path / f"{number}.py").write_text(block)
-    # One process, since each would import torch anew; but no block sees another one's names.
-    files = [f"{number}.py" for number in range(len(blocks))]
-    python(f"import runpy\nfor file in {files}: runpy.run_path(file)", cwd=tmp_path)
+    process = fork(run_files, str(tmp_path), [f"{number}.py" for number in range(len(blocks))])
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors

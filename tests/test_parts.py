@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
-import toys
+import pytest
 
 from ltbench import list_recipes
+from ltbench.config import schema
 from ltbench.config.files import family
+from ltbench.config.registry import Registry
 from ltbench.data import DATASETS
 from ltbench.methods import METHODS
+from ltbench.methods import options as methods_options
+from ltbench.methods.base import Method
 from ltbench.models import BACKBONES
+from ltbench.updates import UPDATES
+from ltbench.updates import options as updates_options
 
 ROOT = Path(__file__).parent.parent
 OWN_IMAGES = ("folder", "list", "shards")  # formats: what they hold has a name of its own
 WITHOUT_TABLES = ("digits_lt",)  # the demonstration of `quickstart`
 
 
-def test_every_method_has_facts_recipes_settings_and_a_contract_test():
+def test_every_method_has_facts_recipes_and_settings():
     families = {family(recipe) for recipe in list_recipes()}
     missing = []
     for name, part in METHODS.parts().items():
@@ -31,14 +38,61 @@ def test_every_method_has_facts_recipes_settings_and_a_contract_test():
                 f"{name}: add tests/authors/{group}.yaml, what the authors ran; "
                 "tests/authors/README.md says how"
             )
-        if name not in (*toys.STAGE1, *toys.STAGE2, *toys.POSTHOC):
-            missing.append(f"{name}: add it to STAGE1, STAGE2 or POSTHOC in tests/toys.py")
+        if part.trains != METHODS.get(name).trains:
+            missing.append(
+                f"{name}: give it `trains={not part.trains}` in ltbench/methods/__init__.py, as in "
+                "its class"
+            )
     missing += [
         f"recipes/{group}: no method of that name in ltbench/methods/__init__.py"
         for group in families - {""}
         if not any(group in (name, part.stage_of) for name, part in METHODS.parts().items())
     ]
     assert not missing, "\n".join(missing)
+
+
+@pytest.mark.parametrize(
+    ("table", "apart"), [(METHODS, methods_options), (UPDATES, updates_options)], ids=lambda x: ""
+)
+def test_options_of_every_method_and_update_lie_apart(table: Registry, apart: ModuleType):
+    missing = []
+    for name in table.names():
+        part = table.get(name)
+        own = part.__name__
+        if part.Config is not getattr(apart, own, None):
+            missing.append(
+                f"{name}: its options belong in {apart.__name__.replace('.', '/')}.py as `class "
+                f"{own}(Config)`, if there are none with a docstring only, and `Config = "
+                f"options.{own}` in its class; so checking a recipe imports no torch"
+            )
+        elif table.options(name) is not part.Config:
+            missing.append(f"{name}: give the table of {table.kind}s `options={apart.__name__!r}`")
+    used = [table.options(name) for name in table.names()]
+    missing += [
+        f"{apart.__name__}: `{name}` has no line in the table of {table.kind}s, in __init__.py"
+        for name, options in vars(apart).items()
+        if getattr(options, "__module__", "") == apart.__name__ and isinstance(options, type)
+        if options not in used and not options.__subclasses__()
+    ]
+    assert not missing, "\n".join(missing)
+
+
+def test_a_part_from_outside_keeps_its_options_in_its_class():
+    class Focal(Method):  # the name of one of ours
+        """A method of somebody else."""
+
+        trains = False
+
+        class Config(schema.Config):
+            """Options."""
+
+            power: float = 1.0
+
+    table: Registry = Registry("method", METHODS.parts(), options=methods_options.__name__)
+    table.register("theirs", title="Theirs")(Focal)
+    assert table.options("theirs") is Focal.Config
+    assert table.options("focal") is methods_options.Focal
+    assert not table.facts("theirs").trains
 
 
 def test_a_recipe_lies_with_the_longest_family_that_its_name_begins_with():

@@ -63,7 +63,7 @@ def test_a_ratio_gives_way_to_other_variants_wherever_it_stands():
 
 
 def test_each_rung_of_the_ladder_adds_one_thing():
-    recipes, _, _ = grid.read_grid(str(ROOT / "recipes" / "grids" / "table4_ladder.yaml"))
+    recipes, _, _ = grid.read_grid(ROOT / "recipes" / "grids" / "table4_ladder.yaml")
     rungs = [get_recipe(name).stages[0].update.config.model_dump() for name in recipes[1:]]
     changed = [
         {key for key in one if one[key] != other[key]} for one, other in itertools.pairwise(rungs)
@@ -115,8 +115,8 @@ def test_names_follow_the_grammar():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "grids").glob("*.yaml")))
 def test_grids_resolve(path):
-    recipes, seeds, words = grid.read_grid(str(path))
-    assert len(grid.make_grid(recipes, seeds, words)) == len(recipes) * len(seeds)
+    recipes, seeds, shared = grid.read_grid(path)
+    assert len(grid.make_grid(recipes, seeds, shared=shared)) == len(recipes) * len(seeds)
 
 
 CLASSES = {"cifar10_lt": 10, "cifar100_lt": 100, "imagenet_lt": 1000, "places_lt": 365}

@@ -11,6 +11,7 @@ from torch import nn
 
 from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
+from ltbench.errors import UserError
 from ltbench.methods import METHODS
 from ltbench.methods.base import Batch, Method, Progress
 from ltbench.models.backbone import Backbone
@@ -18,14 +19,10 @@ from ltbench.updates.base import Log, StepRun, Update
 
 COUNTS = (60, 30, 12, 5)
 INFO = DatasetInfo("toy", COUNTS, ("a", "b", "c", "d"))
-STAGE1 = [
-    *("ce", "mixup", "ldam_drw", "balanced_softmax", "logit_adjustment"),
-    *("focal", "class_balanced", "vs", "lade", "gcl", "cc_sam"),
-    *("bbn", "reslt", "ride", "sade", "rsg", "paco", "bcl", "difficulty_net"),
-]
-STAGE2 = ["crt", "lws", "mislas", "plot_stage2", "gcl_stage2", "disalign", "m2m"]
-POSTHOC = ["tau_norm", "logit_adjustment_posthoc"]
 FRESH = ["m2m"]  # begin anew; the stage before is their helper
+POSTHOC = [name for name, part in METHODS.parts().items() if not part.trains]
+STAGE2 = [name for name in METHODS.parts() if METHODS.get(name).kind == "two-stage"] + FRESH
+STAGE1 = [name for name in METHODS.parts() if name not in STAGE2 + POSTHOC]
 # What moves without being trained by the update, or in later epochs only.
 ALONE = {"paco": "twin", "difficulty_net": "net", "rsg": "pairs"}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -113,7 +110,13 @@ def method(name: str, norm: bool = True, seed: int = 0):
         previous = ce(validation.build_options("METHODS", "ce", {}), net, INFO)
     if name in FRESH:
         net = backbone(norm, seed + 7)
-    return cls(options, net, INFO, previous)
+    try:
+        return cls(options, net, INFO, previous)
+    except UserError as error:
+        raise AssertionError(
+            f"{name}: {error}\n(a method that continues a stage has `kind` two-stage, or is in "
+            "FRESH of tests/toys.py; options that suit four classes are in OPTIONS there)"
+        ) from error
 
 
 def at(step: int = 0, epoch: int = 0) -> Progress:

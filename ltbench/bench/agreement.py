@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ltbench.class_gradients.engine import Engine, Pass
-from ltbench.config import validation
+from ltbench.config import plugins, validation
 from ltbench.digest import read_json
 from ltbench.errors import UserError
 from ltbench.methods.base import Batch, Progress
@@ -95,6 +95,7 @@ class State:
         snapshot = checkpoint.read_snapshot(folder)
         index, history = snapshot.stage, snapshot.facts["history"]
         tree = read_json(described)["tree"]
+        plugins.load_run(described.parent, tree)
         tree["data"] = {**tree["data"], **data}
         tree["stages"][index]["micro_batch"] = None  # the whole batch is one task
         recipe = validation.build_recipe(tree)

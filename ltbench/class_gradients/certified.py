@@ -10,12 +10,12 @@ import torch
 
 from ltbench.class_gradients.engine import Engine, Pass
 from ltbench.class_gradients.gram import with_products
-from ltbench.errors import UserError
 from ltbench.gradients import Gradient, added, each
 from ltbench.moo._gram import check_preference, factor, length
 from ltbench.moo._simplex import minimise
 from ltbench.moo.base import Solver, Vector
 from ltbench.moo.cagrad import CAGrad
+from ltbench.moo.certifiable import check_certifiable
 from ltbench.moo.mgda import MGDA
 
 Direction = Gradient  # one entry per parameter of the part
@@ -35,22 +35,6 @@ class Certified:
     direction: Direction
     weights: Vector
     gaps: tuple[float, ...]
-
-
-def check_solver(solver: Solver) -> None:
-    """Check that a solver's optimality can be certified.
-
-    Raises:
-        UserError: it cannot; names the solvers for which it can.
-    """
-    known = isinstance(solver, CAGrad) and solver.config.c > 0
-    known |= isinstance(solver, MGDA) and solver.config.normalization == "none"
-    if not known:
-        raise UserError(
-            "`class_gradients: certified` requires solver cagrad with c > 0 or mgda without "
-            f"normalisation, found {type(solver).__name__.lower()}; use one of them, or "
-            "`class_gradients` = exact or fast"
-        )
 
 
 def certify(
@@ -85,7 +69,7 @@ def certify(
     Raises:
         UserError: the solver cannot be certified.
     """
-    check_solver(solver)
+    check_certifiable(type(solver).__name__.lower(), solver.config)
     size, device = len(gram), engine.part[0].device
 
     def mixture(v: Vector) -> Direction:

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mark = f"[rank {rank}] " if rank and os.environ.get("WORLD_SIZE", "1") != "1" else ""
     warnings.formatwarning = _note
     try:
+        _check_current_folder()
         cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
     except UserError as error:
         for line in str(error).split("\n"):
@@ -90,6 +92,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         where = "" if error.filename is None else f": {visible(os.fsdecode(error.filename))}"
         say(f"{mark}error: {error.strerror}{where}; use another path or make room", err=True)
         sys.exit(2)
+
+
+def _check_current_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(
+            f"cannot use the current folder ({error.strerror}); change to another one"
+        ) from error
 
 
 _shown = warnings.formatwarning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import click
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltbench.cli.command import Group, WordsCommand
-from ltbench.cli.display import console
+from ltbench.cli.display import console, plain
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, REST, read_words
 from ltbench.data import DATASETS
@@ -111,17 +112,17 @@ def prepare(words: tuple[str, ...]) -> None:
         )
     for name, manifest in done.items():
         size = sum(shard.bytes for shard in manifest.shards)
-        console.print(
+        plain(
             f"{name:<6} {manifest.samples:>9,} images  {manifest.num_classes:,} classes  "
             f"{len(manifest.shards):,} shards  {size / 2**20:,.0f} MiB  "
             f"{out / name / 'manifest.json'}"
         )
-    console.print("\nnext:")
-    console.print(f"  ltbench data check {out} level=crc")
-    console.print(f"  ltbench data show {out}")
+    plain("\nnext:")
+    plain(f"  ltbench data check {quote(str(out))} level=crc")
+    plain(f"  ltbench data show {quote(str(out))}")
     suffix = DATASETS.facts(dataset).suffix
     name = f"mislas_plot_{suffix}" if suffix else "mislas data=shards"
-    console.print(f"  ltbench run recipe={name} data.root={out}")
+    plain(f"  ltbench run recipe={name} {quote(f'data.root={out}')}")
 
 
 @data.command(cls=WordsCommand, options=Check)
@@ -148,9 +149,7 @@ def check(words: tuple[str, ...]) -> None:
         )
     if report.problems:
         raise UserError("\n".join(report.problems))
-    console.print(
-        f"{path}: {report.images:,} images in {report.shards:,} shards, level {level}: ok"
-    )
+    plain(f"{path}: {report.images:,} images in {report.shards:,} shards, level {level}: ok")
 
 
 @data.command(cls=WordsCommand, options=Index)
@@ -176,13 +175,12 @@ def index(words: tuple[str, ...]) -> None:
             label=given.label,
             progress=lambda done, all_: progress(split, done, all_),
         )
-    console.print(
+    plain(
         f"{manifest.samples:,} images of {manifest.num_classes:,} classes in "
         f"{len(manifest.shards):,} tars: {out / split / 'manifest.json'}"
     )
-    console.print(
-        f"\nnext:\n  ltbench data show {out}\n  ltbench run recipe=ce data=shards data.root={out}"
-    )
+    plain(f"\nnext:\n  ltbench data show {quote(str(out))}")
+    plain(f"  ltbench run recipe=ce data=shards {quote(f'data.root={out}')}")
 
 
 @data.command(cls=WordsCommand, options=Show)
@@ -207,7 +205,7 @@ def show(words: tuple[str, ...]) -> None:
     _print_rows(f"{train.dataset}, {train.num_classes:,} classes", part_rows(parts))
     _print_rows("shot groups of the training part", group_rows(train.class_counts))
     write_atomic(out, picture(train.dataset, train.class_counts))
-    console.print(f"long tail   {out}")
+    plain(f"long tail   {out}")
 
 
 def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -125,8 +126,8 @@ def show_result(result: Result) -> None:
     plain(f"checkpoints {folder}/checkpoints")
     plain(f"curves      {folder}/curves.png and curves.csv")
     plain("\nnext:")
-    plain(f"  ltbench eval model={folder}")
-    plain(f"  ltbench diagnose run={folder}")
+    plain(f"  ltbench eval {quote(f'model={folder}')}")
+    plain(f"  ltbench diagnose {quote(f'run={folder}')}")
     plain("  ltbench leaderboard")
 
 

@@ -11,6 +11,7 @@ from ltbench.config.schema import ADDED
 from ltbench.data.base import Data, DatasetConfig, DatasetInfo
 from ltbench.data.cifar_sources import (
     TITLES,
+    WEBSITE,
     Dataset,
     Part,
     Source,
@@ -133,8 +134,10 @@ class CIFARLT(DatasetConfig):
     def _needed(self) -> str:
         return (
             f"{self.dataset}_lt needs the images of {TITLES[self.dataset]}: data.root=DIR with the "
-            "python or binary version from https://www.cs.toronto.edu/~kriz/cifar.html, or "
-            "data.root=DIR data.download=true where there is a network"
+            f"python or binary version from {WEBSITE}, or "
+            "data.root=DIR data.download=true where there is a network; or pack them once with "
+            f"`ltbench data prepare dataset={self.dataset} root=DIR out=SHARDS` and give "
+            "data.root=SHARDS"
         )
 
     def _pick(

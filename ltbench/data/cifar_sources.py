@@ -17,6 +17,7 @@ from ltbench.errors import UserError
 
 Dataset = Literal["cifar10", "cifar100"]
 SIDE = 32
+WEBSITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 TITLES: dict[Dataset, str] = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _PYTHON: dict[Dataset, str] = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _BINARY: dict[Dataset, tuple[list[str], list[str]]] = {
@@ -94,6 +95,8 @@ def find_source(root: Path, dataset: Dataset, class_names: Sequence[str]) -> Sou
         f"`{_PYTHON[dataset]}` (torchvision), `{_BINARY[dataset][0][0]}` (binary version), "
         "`train_images.npy` with labels and index (arrays), or `train/<class>/<index>.png`"
         + (f"; found: {', '.join(others)}" if others else "; found nothing of these")
+        + f". Fetch it with data.root={root} data.download=true or from {WEBSITE}; `ltbench data "
+        f"prepare dataset={dataset} root=DIR out=SHARDS` packs it into shards"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,6 +158,8 @@ def check_same_classes(folder: Path, train: Path, names: Sequence[str]) -> None:
         ]
         file = next((name for name in missing if (folder / name).is_file()), None)
         hint = f" (`{folder / file}` is a file)" if file else ""
+        if {_folded(name) for name in missing} & {_folded(name) for name in surplus}:
+            hint = " (some differ only in case, or in the Unicode form of an accent)"
         raise UserError(
             f"`{folder}` has other classes than the training part: {' and '.join(differences)}"
             f"{hint}; the folder names must agree"
@@ -205,3 +208,7 @@ def _check_no_parts(root: Path, names: Sequence[str]) -> None:
         f"`{root}` has {', '.join(f'`{name}`' for name in parts)}, but {reason}; name the parts "
         f"with data.train= and data.test=, or rename a class of that name; {LAYOUT}"
     )
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

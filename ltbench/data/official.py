@@ -129,7 +129,9 @@ class Official(ListOptions):
             f"{', '.join(lists.values())} ({LISTS}, folder data); then run this again with "
             f"data.root=DIR, the folder that holds the images as the lists name them, and the "
             f"lists (or give these by "
-            f"{' '.join(f'data.{part}=FILE' for part in lists)})"
+            f"{' '.join(f'data.{part}=FILE' for part in lists)}); or pack both once with `ltbench "
+            f"data prepare dataset={self.registered} root=IMAGES lists=LISTS out=SHARDS` and give "
+            "data.root=SHARDS"
         )
 
     def _verify(self, part: str, listing: Listing) -> str:

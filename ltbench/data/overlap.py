@@ -78,7 +78,7 @@ def overlap(root: Path, parts: Mapping[str, Occurrences]) -> dict[str, str]:
 
 
 def same_content(data: Data) -> dict[str, str]:
-    """Return facts for the record about test images whose bytes are those of a training image.
+    """Return facts for the record about copies: in training and test, or under two labels.
 
     Only image files whose fingerprints with checksums were computed before are compared.
 
@@ -86,7 +86,8 @@ def same_content(data: Data) -> dict[str, str]:
         data: data of a run.
 
     Returns:
-        ``"same_content"``, only if there are such images under other paths; a note is issued.
+        ``"same_content"`` and ``"copies_with_two_labels"``, each only if there are such images
+        under other paths; a note about each is issued.
     """
     splits = [getattr(split, "split", split) for split in (data.train, data.test)]  # cached ones
     train, test = (getattr(split, "source", None) for split in splits)
@@ -96,12 +97,28 @@ def same_content(data: Data) -> dict[str, str]:
         return {}
     if train.contents is None or test.contents is None:
         return {}
+    facts = {}
     shared = np.flatnonzero(np.isin(test.contents, train.contents))
-    if not len(shared):
-        return {}
-    fact = f"{len(shared):,} of {len(test):,} test images are copies of training images"
-    warnings.warn(f"{fact} (first: `{test.name(int(shared[0]))}`)", stacklevel=2)
-    return {"same_content": fact}
+    if len(shared):
+        fact = f"{len(shared):,} of {len(test):,} test images are copies of training images"
+        warnings.warn(f"{fact} (first: `{test.name(int(shared[0]))}`)", stacklevel=2)
+        facts["same_content"] = fact
+    labelled = np.stack(
+        [np.concatenate([train.contents, test.contents]),
+         np.concatenate([split.labels for split in splits])]
+    )  # fmt: skip
+    contents, labels = np.unique(np.unique(labelled, axis=1)[0], return_counts=True)
+    twice = contents[labels > 1]
+    if len(twice) and "two_labels" not in data.manifest:
+        first = int(np.flatnonzero(np.isin(labelled[0], twice))[0])
+        name = train.name(first) if first < len(train) else test.name(first - len(train))
+        warnings.warn(
+            f"images with copies under another label: {len(twice):,} (first: `{name}`); keep the "
+            f"right label of each",
+            stacklevel=2,
+        )
+        facts["copies_with_two_labels"] = f"{len(twice):,}"
+    return facts
 
 
 def _path_of(part: Occurrences, image: Hashable) -> str:

@@ -7,13 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from ltbench.config.validation import build_recipe
-from ltbench.data.base import Data
+from ltbench.data.base import Data, Split
 from ltbench.diagnose.base import Subject
 from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.methods.weights import check_classes
+from ltbench.models.misfit import check_size
 from ltbench.records.record import RECIPE, RECORD, Record
 from ltbench.train import checkpoint
 from ltbench.train.stage import saved_method
@@ -24,7 +28,7 @@ class State:
     """A model at some point of its training.
 
     Args:
-        label: of the point, e.g. ``stage 0, epoch 10``.
+        label: of the point, e.g. ``stage 1, epoch 10``: people count stages from 1.
         index: of the stage that the method belongs to.
         epoch: of that stage, the one to be done next; the last one where it is finished.
         finished: epochs that were done in that stage.
@@ -72,11 +76,19 @@ def open_subjects(
                 f"data set read has {sum(data.info.class_counts):,} of {data.info.num_classes}; "
                 "give the data.* options of its training"
             )
+        check_size(method.backbone, first_image(data.test))
         folder = _run_folder(Path(source))
         file = (folder or Path(source)) / RECORD
         record = Record.load(file) if file.is_file() else None
         opened.append(Subject(recipe.name, method.to(where), recipe, data, where, folder, record))
     return _named(opened, sources)
+
+
+def first_image(split: Split) -> Tensor:
+    """Return the first image of a split as it is evaluated [1, 3, H, W]."""
+    first = np.zeros(1, dtype=np.int64)
+    views = split.load(first, key=None, positions=first)
+    return split.finish(views, key=None, positions=first)[0]
 
 
 def states(subject: Subject) -> Iterator[State]:
@@ -99,7 +111,7 @@ def states(subject: Subject) -> Iterator[State]:
 def _end(subject: Subject) -> State:
     index = len(subject.recipe.stages) - 1
     epochs = subject.recipe.stages[index].epochs or 0
-    label = f"stage {index}, epoch {epochs}" if epochs else f"stage {index}"
+    label = f"stage {index + 1}, epoch {epochs}" if epochs else f"stage {index + 1}"
     return State(label, index, max(0, epochs - 1), epochs, subject.method)
 
 
@@ -110,7 +122,7 @@ def _checkpoint(subject: Subject, folder: Path) -> State:
     ended = position.stage > index
     finished = epochs if ended else position.epoch
     method = saved_method(snapshot, subject.recipe, subject.data.info, str(folder))
-    label = f"stage {index}, epoch {finished}"
+    label = f"stage {index + 1}, epoch {finished}"
     if position.step and not ended:
         label += f", step {position.step}"
     at = min(finished, max(0, epochs - 1))

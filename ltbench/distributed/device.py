@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from ltbench.distributed import ranks
-from ltbench.errors import UserError
+from ltbench.errors import UserError, visible
 
 
 def pick_device(name: str) -> torch.device:
@@ -15,13 +17,15 @@ def pick_device(name: str) -> torch.device:
         name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        UserError: a GPU is requested but not available.
+        UserError: it is none of these, or a GPU that is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UserError("`run.device` requests a GPU, but torch finds none; use run.device=cpu")
+        if not re.fullmatch("cuda(:[0-9]+)?", name):
+            raise UserError(f"device: expected cuda or cuda:N, found `{visible(name)}`")
         device = torch.device(name if ":" in name else f"cuda:{ranks.local_rank()}")
         if device.index >= torch.cuda.device_count():
             raise UserError(
@@ -29,4 +33,6 @@ def pick_device(name: str) -> torch.device:
             )
         torch.cuda.set_device(device)
         return device
+    if name != "cpu":
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, found `{visible(name)}`")
     return torch.device(name)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -14,6 +15,7 @@ from ltbench.errors import UserError, did_you_mean
 from ltbench.models import BACKBONES
 from ltbench.models.loading import load_weights
 from ltbench.models.stages import POOL, POOLING, Stage, stages_of, units, view
+from ltbench.remote.hub import offline_unless_reachable
 
 
 class StageChain(nn.Module):
@@ -217,8 +219,9 @@ def create_backbone(
     Args:
         name: a registered backbone, else any timm model name (with or without a weights tag).
         pretrained: load the public weights of that name; needs network access or a cache.
-        weights: path of a safetensors file with the network's names (a classifier is ignored);
-            for CIFAR ResNets also the names of public files, see ``map_public_weights``.
+        weights: initial weights, a classifier among them is ignored: a run's folder, a published
+            folder, a ``.safetensors`` or ``.pth`` file, a name of the zoo, or a pinned repository
+            on the Hub; see ``ltbench.config.weights.find_source``.
         args: options of the architecture, see ``ltbench.config.network``.
 
     Raises:
@@ -240,10 +243,9 @@ def create_backbone(
             f"{', '.join(names)}, and timm's names are accepted too"
         )
     try:
-        if ours:
-            net = BACKBONES.get(name)(pretrained=pretrained, num_classes=0, **args)
-        else:
-            net = timm.create_model(name, pretrained=pretrained, num_classes=0, **args)
+        with offline_unless_reachable() if pretrained or hub else nullcontext():
+            create = BACKBONES.get(name) if ours else partial(timm.create_model, name)
+            net = create(pretrained=pretrained, num_classes=0, **args)
     except UserError:
         raise
     except Exception as error:  # errors of the Hub's client have no common base
@@ -251,7 +253,8 @@ def create_backbone(
         if pretrained or hub:
             raise UserError(
                 f"public weights of backbone `{name}` could not be loaded ({cause}); they need a "
-                "network or a filled cache: check it, or pass `weights=` with a safetensors file"
+                "network or a filled cache: check it, or give a file of them as "
+                "`backbone.weights=FILE` and leave `backbone.pretrained` out"
             ) from error
         raise UserError(f"backbone `{name}` cannot be built with args {args}: {cause}") from error
     backbone = net if isinstance(net, Backbone) else Backbone(net)

@@ -46,7 +46,7 @@ class ResLTHead(nn.Module):
         if isinstance(self.block, nn.ModuleList):
             return torch.stack([norm(maps) for norm in self.block], dim=1)
         joint: Tensor = self.block(maps)
-        return joint.view(len(maps), self.branches, *maps.shape[1:])
+        return joint.view(maps.shape[0], self.branches, *maps.shape[1:])
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, E, C] for features [B, E, D]."""
@@ -90,4 +90,5 @@ def branch_features(
     if after_pooling:
         return head.split(backbone.pool(maps)[:, :, None, None]).flatten(2)
     pooled = backbone.pool(head.split(maps).flatten(0, 1))
-    return pooled.view(len(maps), head.branches, maps.shape[1])
+    # Not `len`, which would fix the batch size of an exported model.
+    return pooled.view(maps.shape[0], head.branches, maps.shape[1])

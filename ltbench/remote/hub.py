@@ -31,6 +31,7 @@ __all__ = [
     "download",
     "endpoint",
     "listing",
+    "offline_unless_reachable",
     "request",
     "resolve",
 ]
@@ -38,6 +39,7 @@ __all__ = [
 Kind = Literal["model", "dataset", "space"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FETCHES = 3  # of a file whose content is wrong, before it is refused
+PROBE = 5.0  # seconds for an answer that says that there is a network
 QUIET = 60.0  # seconds that an upload or a commit may get no answer
 UPLOAD, UPLOAD_RATE = 600.0, 2**14  # seconds for a commit, and bytes a second that add to them
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
@@ -377,6 +379,33 @@ def _say_stale(repo: str, revision: str, known: str, why: str) -> None:
     warnings.warn(
         f"{why}; using what `{revision}` of {repo} was when last asked: {known}", stacklevel=3
     )
+
+
+@contextlib.contextmanager
+def offline_unless_reachable(seconds: float = PROBE) -> Iterator[bool]:
+    """Let the Hub's client read its cache only, unless the Hub answers at once.
+
+    The client alone repeats every request for half a minute before it says that there is no
+    network.
+
+    Args:
+        seconds: time for the answer.
+
+    Returns:
+        Whether it answers; true if offline mode was on before.
+    """
+    from huggingface_hub import constants, get_session
+
+    before, reachable = constants.HF_HUB_OFFLINE, True
+    if not before:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=seconds)
+        except Exception:  # of its HTTP library, which may change
+            constants.HF_HUB_OFFLINE, reachable = True, False
+    try:
+        yield reachable
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextlib.contextmanager

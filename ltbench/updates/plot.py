@@ -12,6 +12,7 @@ from ltbench.class_gradients.engine import Engine, Loss, Pass
 from ltbench.config import schema
 from ltbench.config.recipe import Choice
 from ltbench.distributed import ranks
+from ltbench.errors import UserError
 from ltbench.losses import plot_class_weights
 from ltbench.methods.base import Batch, Progress, Rows
 from ltbench.models.backbone import FeatureCache
@@ -63,12 +64,26 @@ class Plot(Update):
         self._engine: Engine | None = None
         self._epoch = -1  # of the last check of the engine; a method may change with epochs
 
+    def _part(self, run: StepRun, at: Progress) -> list[nn.Parameter]:
+        """Return the parameters of the part.
+
+        Raises:
+            UserError: the network has no such part.
+        """
+        try:
+            return run.part(self.config.part)
+        except UserError as error:
+            raise UserError(
+                f"{error}; set `stages.{at.stage}.update.part=whole`: class gradients of the whole "
+                "network (a step of ResNet-32 then takes 3.7 plain steps, not 1.55)"
+            ) from error
+
     def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
         """Do the step."""
         cfg = self.config
         if cfg.epochs is not None and at.epoch >= cfg.epochs:
             return self.after.step(run, batches, at)
-        part = run.part(cfg.part)
+        part = self._part(run, at)
         features: AbstractContextManager[FeatureCache | None] = nullcontext(None)
         if cfg.from_features and len(batches) == 1:  # several would hold all graphs at once
             features = run.method.backbone.cache_before(self._first_stage(run))

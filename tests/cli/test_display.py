@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import shlex
 import warnings
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ltbench.cli import app
 from ltbench.cli.display import CleanConsole, clean, metrics_table
@@ -62,3 +65,39 @@ def test_errors_and_notes_are_cleaned(
         assert r"\x1b[2J" in text
         assert "\x1b" not in text
         assert "pa55" not in text
+
+
+@pytest.mark.parametrize("name", ["[/b] x", "run #1", "a;b"])
+def test_commands_of_the_data_room_show_paths_as_they_are(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Markup in a path is text, and a command to copy is quoted."""
+    for part in ("train", "test"):
+        for label in "ab":
+            folder = tmp_path / "images" / part / label
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), (len(part), ord(label), 0)).save(folder / "0.png")
+    out = tmp_path / name
+    root = tmp_path / "images"
+    app.cli.main(
+        ["data", "prepare", "dataset=folder", f"root={root}", f"out={out}", "workers=1"],
+        standalone_mode=False,
+    )
+    said = capsys.readouterr().out
+    assert f"{out}/train/manifest.json" in said
+    assert ["ltbench", "data", "show", str(out)] in [shlex.split(x) for x in said.splitlines()]
+    app.cli.main(["data", "check", str(out), "workers=1"], standalone_mode=False)
+    assert f"{out}: 4 images" in capsys.readouterr().out
+
+
+def test_a_deleted_current_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit, match="2"):
+        app.main(["list"])
+    line = "error: cannot use the current folder (No such file or directory); change to another one"
+    assert capsys.readouterr().err == f"{line}\n"

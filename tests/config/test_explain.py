@@ -32,8 +32,12 @@ def test_meaning_range_and_default():
 
 @pytest.mark.parametrize(
     ("pattern", "key"),
-    [("lr", "stages.1.optim.lr"), ("stages.0.update", "stages.0.update.rho"), ("*.rho", "stages.0.update.rho")],
-)  # fmt: skip
+    [
+        ("lr", "stages.1.optim.lr"),
+        ("stages.0.update", "stages.0.update.rho"),
+        ("*.rho", "stages.0.update.rho"),
+    ],
+)
 def test_keys_are_found_by_end_beginning_and_pattern(pattern, key):
     assert key in [e.key for e in explain(get_recipe("quickstart"), [pattern])]
 

@@ -36,7 +36,11 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert data.info.class_counts == (2, 3, 5)
     assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
     assert data.val is None
-    assert data.manifest == {"source": "folder", "test": "balanced, 2 a class, seed 0"}
+    assert data.manifest == {
+        "source": "folder",
+        "test": "balanced, 2 a class, seed 0",
+        "test_part": "test/, 6 of 9 images",
+    }
     assert np.bincount(load(tmp_path, test_images="all").test.labels).tolist() == [2, 3, 4]
     assert np.bincount(load(tmp_path, test_per_class=1).test.labels).tolist() == [1, 1, 1]
     (images,) = data.train.load(np.arange(10), key=0, positions=np.arange(10))

@@ -198,7 +198,7 @@ def test_images_of_two_parts_or_labels_are_noted(tmp_path: Path) -> None:
 
 def test_copies_of_training_images_stand_in_the_record(tmp_path: Path) -> None:
     fill(tmp_path, {f"{part}/{name}": 3 for part in ("train", "test") for name in "ab"})
-    for number, file in enumerate(sorted((tmp_path / "test").rglob("*.png"))):
+    for number, file in enumerate(sorted(tmp_path.rglob("*.png"))):
         Image.new("RGB", (10, 8), (99, 99, number)).save(file)
     copy = (tmp_path / "train" / "a" / "001.png").read_bytes()
     data = load(tmp_path)
@@ -211,8 +211,19 @@ def test_copies_of_training_images_stand_in_the_record(tmp_path: Path) -> None:
     for split in (data.train, data.test):
         split.fingerprint()
     fact = "1 of 6 test images are copies of training images"
-    with pytest.warns(UserWarning, match=rf"{fact} \(first: `.*test/b/002\.png`\)"):
-        assert same_content(data) == {"same_content": fact}
+    two = {"copies_with_two_labels": "1"}
+    with (
+        pytest.warns(UserWarning, match=rf"{fact} \(first: `.*test/b/002\.png`\)"),
+        pytest.warns(UserWarning, match=r"another label: 1 \(first: `.*train/a/001\.png`\)"),
+    ):
+        assert same_content(data) == {"same_content": fact, **two}
+    (tmp_path / "test" / "b" / "002.png").unlink()
+    (tmp_path / "train" / "b" / "copy.png").write_bytes(copy)
+    data = load(tmp_path)
+    for split in (data.train, data.test):
+        split.fingerprint()
+    with pytest.warns(UserWarning, match="copies under another label: 1"):
+        assert same_content(data) == two
 
 
 def test_damage_is_found_by_the_check_of_shards(tmp_path: Path) -> None:
@@ -228,3 +239,12 @@ def test_damage_is_found_by_the_check_of_shards(tmp_path: Path) -> None:
     (problem,) = check(tmp_path / "shards", "decode", workers=1).problems
     assert "train/a/x.jpg" in problem
     assert "compressed data are damaged" in problem
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("caf\u00e9", "cafe\u0301"), ("Cat", "cat"), ("\u00c9tui", "e\u0301tui")]
+)
+def test_names_that_look_alike_are_said_to(train: str, test: str, tmp_path: Path) -> None:
+    fill(tmp_path, {f"train/{train}": 2, "train/b": 2, f"test/{test}": 1, "test/b": 1})
+    with pytest.raises(UserError, match="differ only in case, or in the Unicode form"):
+        load(tmp_path)

@@ -153,7 +153,8 @@ def test_without_data_one_message_says_everything(config: type[Official], tmp_pa
         assert "\n" not in message
         source = {"imagenet_lt": "image-net.org", "places_lt": "places2", "inat18": "inat_comp"}
         lists = [name for name in (config().train, config().val, config().test) if name]
-        for word in [found, source[config.registered], LISTS, "data.root=DIR", *lists]:
+        pack = f"`ltbench data prepare dataset={config.registered} root=IMAGES lists=LISTS out="
+        for word in [found, source[config.registered], LISTS, "data.root=DIR", pack, *lists]:
             assert word in message
         assert ("data.val=FILE" in message) == (config is not INat18)
 

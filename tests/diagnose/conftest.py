@@ -35,7 +35,7 @@ def make_subject(tmp_path_factory: pytest.TempPathFactory) -> MakeSubject:
             done[key] = tmp_path_factory.mktemp("runs") / method
             state = torch.get_rng_state()
             with pytest.MonkeyPatch.context() as quick:  # the curves take as long as the run
-                quick.setattr("ltbench.train.curves._picture", lambda history: b"")
+                quick.setattr("ltbench.train.curves._picture", lambda *_: b"")
                 run(build_recipe({**tree, "out": str(done[key])}))
             torch.set_rng_state(state)
         folder = done[key]

@@ -190,9 +190,9 @@ def test_checkpoints_of_both_stages_are_measured_and_drawn_side_by_side(make_sub
     for name, one in (("a <b> $x_", crt), ("plain", ce)):
         results[name] = Conflicts(Conflicts.Options(batches=1)).measure(one)
     states = results["a <b> $x_"]["summary"]["state"].tolist()
-    assert states[-1] == "stage 1, epoch 1"
-    assert "stage 0, epoch 3" in states
-    assert results["plain"]["summary"]["state"].tolist()[-1] == "stage 0, epoch 3"
+    assert states[-1] == "stage 2, epoch 1"
+    assert "stage 1, epoch 3" in states
+    assert results["plain"]["summary"]["state"].tolist()[-1] == "stage 1, epoch 3"
     with drawing():
         figures = Conflicts(Conflicts.Options()).draw(results)
         assert len(picture("cosines", figures["cosines"]).png) > 5000

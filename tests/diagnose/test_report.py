@@ -203,7 +203,7 @@ def test_the_command_compares_two_models(make_subject, tmp_path):
     assert "tiny_crt and tiny_ce" in found.text
     assert found.tags.count("img") == 3
     summary = pd.read_csv(tmp_path / "out" / "conflicts" / "tiny_ce" / "summary.csv")
-    assert summary["state"].tolist() == ["stage 0, epoch 3"]
+    assert summary["state"].tolist() == ["stage 1, epoch 3"]
 
 
 @pytest.mark.parametrize(

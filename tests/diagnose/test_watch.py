@@ -30,7 +30,7 @@ def trained(out, every: int):
     options = {"device": "cpu", "threads": 1, "workers": 0, "eval_every": 100, "save_steps": 2}
     tree = tiny_tree("crt", update="plot", out=str(out), diagnose={"every": every}, run=options)
     with pytest.MonkeyPatch.context() as quick:  # the curves take as long as the run
-        quick.setattr("ltbench.train.curves._picture", lambda history: b"")
+        quick.setattr("ltbench.train.curves._picture", lambda *_: b"")
         return run(build_recipe(tree))
 
 

@@ -134,6 +134,21 @@ def test_a_commit_in_between_is_kept(hub, folder, monkeypatch):
     assert "model.safetensors" in hub.files(REPO, done.revision)
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_dry_run_needs_no_hub(offline, hub, folder, tmp_path, monkeypatch):
+    hub.fault("GET", "/api/", "status", times=1000, status=503)
+    monkeypatch.setattr("ltbench.remote.faults.PAUSE", 0.0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    words = [f"run={folder}", f"repo={REPO}", f"out={tmp_path}/o"]
+    shown = CliRunner().invoke(command, [*words, "--dry-run"], catch_exceptions=False)
+    assert shown.exit_code == 0
+    why = "offline mode is on" if offline else "is out of order (HTTP 503)"
+    assert f"{why}" in shown.output.partition("not compared: ")[2]
+    assert set(files_of(tmp_path / "o")) >= {"model.safetensors", "config.json", "record.json"}
+    with pytest.raises(UserError):
+        publish(folder, REPO)
+
+
 def test_dry_run_writes_the_folder_shows_the_diff_and_sends_nothing(hub, folder, tmp_path):
     planned = publish(folder, REPO, dry_run=True)
     assert planned.revision is None

@@ -96,7 +96,8 @@ def page_text() -> str:
 
 
 def confirmed(records: list[Record], patch: pytest.MonkeyPatch) -> list[Record]:
-    """Note the verified ones of some records as verified here."""
+    """Note the verified and withdrawn ones of some records as such here."""
     marks = {r.run_id: r.verification.model_dump(mode="json") for r in records if r.verification}
+    marks |= {r.run_id: "withdrawn" for r in records if r.status == "withdrawn"}
     patch.setattr("ltbench.records.store.verifications", lambda: marks)
     return records

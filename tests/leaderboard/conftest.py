@@ -90,12 +90,13 @@ def write(board: Path) -> Callable[[dict[str, Any]], Path]:
 
 @pytest.fixture
 def confirmed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Record], Record]:
-    """Note that a record was verified here, as `verify mark=true` does."""
+    """Note that a record was verified or withdrawn here."""
     marks: dict[str, Any] = {}
     monkeypatch.setattr("ltbench.records.store.verifications", lambda: marks)
 
     def note(record: Record) -> Record:
-        marks[record.run_id] = record.verification.model_dump(mode="json")
+        checked = record.verification
+        marks[record.run_id] = checked.model_dump(mode="json") if checked else record.status
         return record
 
     return note

@@ -340,7 +340,7 @@ def test_an_equal_status_is_replaced_by_a_later_run(place, tmp_path):
     assert (overall, n, status) == (pytest.approx(honest + 20 / 6, abs=0.01), 1, "claimed")
 
 
-@pytest.mark.parametrize("status", ["verified", "reproduced"])
+@pytest.mark.parametrize("status", ["verified", "reproduced", "withdrawn"])
 def test_an_invented_status_is_shown_nowhere(place, status):
     place.honest_file.unlink()
     checked = {"status": status, "verification": INVENTED if status == "verified" else None}

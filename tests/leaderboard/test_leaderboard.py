@@ -159,7 +159,7 @@ def test_a_changed_backbone_is_named_and_what_follows_a_budget_is_no_change(tmp_
 
 
 def test_withdrawn_records_are_left_out_and_the_weakest_status_counts(tmp_path, confirmed):
-    gone = record_of((1, 1, 1), 2).model_copy(update={"status": "withdrawn"})
+    gone = confirmed(record_of((1, 1, 1), 2).model_copy(update={"status": "withdrawn"}))
     good = confirmed(record_of((9, 5, 1), 1).model_copy(update=VERIFIED))
     row = ours(board(tmp_path, record_of(), good, gone)).iloc[0]
     assert (row["n"], row["status"], row["overall"]) == (2, "claimed", 50)

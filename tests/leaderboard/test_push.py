@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from ltbench.cli.leaderboard import publish as command
 from ltbench.errors import UserError
-from ltbench.leaderboard import push
+from ltbench.leaderboard import push, repository
 from ltbench.leaderboard.derived import TABLES, Run, distinct
+from ltbench.records import store
 from ltbench.records.record import Record, record_text
 
 REPO = "lab/leaderboard"
@@ -189,18 +190,25 @@ def test_what_is_no_record_is_named_left_and_never_stops_a_push(hub, place, seal
     assert table(hub, "runs")["seed"].tolist() == [0]
 
 
-def test_the_status_that_says_more_wins_on_either_side(hub, place):
+def test_the_status_that_says_more_wins_on_either_side(hub, place, monkeypatch):
     mine, theirs = place("mine", 0), place("theirs", 0)
     (file,) = theirs.rglob("*.json")
     gone = {**json.loads(file.read_text()), "status": "withdrawn"}
     hub.add(REPO, {f"runs/digits_lt/{file.name}": record_text(gone)}, kind="dataset")
     push.publish(REPO, folder=mine)
+    assert table(hub, "runs")["status"].tolist() == ["claimed"]  # anybody can write the word
+    for module in (store, repository):
+        monkeypatch.setattr(module, "verifications", lambda: {gone["run_id"]: "withdrawn"})
+    push.publish(REPO, folder=mine)
     assert table(hub, "runs")["status"].tolist() == ["withdrawn"]
-    file.write_bytes(record_text(gone))
+    again = {**gone, "status": "reproduced"}
+    for module in (store, repository):
+        monkeypatch.setattr(module, "verifications", lambda: {gone["run_id"]: "reproduced"})
+    file.write_bytes(record_text(again))
     hub.add("lab/other", texts(mine), kind="dataset")
     assert push.publish("lab/other", folder=theirs).added == 1
     files = hub.files("lab/other", kind="dataset")
-    assert files[f"runs/digits_lt/{file.name}"] == record_text(gone)
+    assert files[f"runs/digits_lt/{file.name}"] == record_text(again)
 
 
 def test_two_records_of_one_run_are_both_kept_and_one_is_counted(hub, place):

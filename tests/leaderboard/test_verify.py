@@ -13,6 +13,7 @@ from ltbench.errors import UserError
 from ltbench.leaderboard import verify as v
 from ltbench.leaderboard.steps import read_data
 from ltbench.records.record import Record
+from ltbench.records.store import sound_records
 
 NAMES = ("digest", "metrics", "data", "pinned", "listing", "download", "evaluation")
 
@@ -268,6 +269,16 @@ def test_a_withdrawn_row_stays_withdrawn(pinned, write):
     path = write({**pinned, "status": "withdrawn"})
     assert v.verify_file(path).passed
     assert Record.load(path).status == "withdrawn"
+
+
+def test_what_a_maintainer_withdrew_is_shown_and_marked_by_nobody_else(pinned, write, board):
+    path = write({**pinned, "status": "claimed"})
+    marks = board / "verified.json"
+    marks.write_text(json.dumps({"verified": {pinned["run_id"]: "withdrawn"}}))
+    before = path.read_bytes(), marks.read_bytes()
+    assert [r.status for r in sound_records(path.parent)] == ["withdrawn"]
+    assert v.verify_file(path).mark == ""
+    assert (path.read_bytes(), marks.read_bytes()) == before
 
 
 def test_a_record_from_before_a_field_is_marked_without_adding_it(pinned, seal, write):

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ltbench.errors import UserError
@@ -195,50 +193,6 @@ def test_replay_on_a_residual_network() -> None:
         cache.replay()
         assert torch.equal(backbone(x), first)
     assert cache.features[0].requires_grad
-
-
-def test_weights_of_a_file(tmp_path: Path) -> None:
-    source = timm.create_model("resnet20_cifar", num_classes=3)
-    file, public = tmp_path / "own.safetensors", tmp_path / "public.safetensors"
-    save_file(source.state_dict(), file)
-    names = {n: f"module.{n.replace('fc.', 'linear.')}" for n in source.state_dict()}
-    save_file({names[n]: t for n, t in source.state_dict().items()}, public)
-    again = tmp_path / "again.safetensors"
-    backbone = create_backbone("resnet20_cifar", weights=str(file))
-    save_file(backbone.state_dict(), again)
-    for path in (file, public, again):
-        net = create_backbone("resnet20_cifar", weights=str(path)).net
-        for name, tensor in net.state_dict().items():
-            assert torch.equal(tensor, source.state_dict()[name])
-
-
-def test_weights_that_do_not_fit(tmp_path: Path) -> None:
-    file = tmp_path / "w.safetensors"
-    state = timm.create_model("test_convnext", num_classes=4).state_dict()
-    save_file(state, file)
-    create_backbone("test_convnext", weights=str(file))
-    lacking = {n: t for n, t in state.items() if not n.startswith("stages.3.")}
-    save_file({**lacking, "extra": torch.zeros(1)}, file)
-    message = r"lacks `stages.3.*` and \d+ more, it has unknown `extra`"
-    with pytest.raises(UserError, match=message):
-        create_backbone("test_convnext", weights=str(file))
-    with pytest.raises(UserError, match="found extra"):
-        create_backbone("resnet20_cifar", weights=str(file))
-    save_file({**state, "stem.0.bias": torch.zeros(1)}, file)
-    with pytest.raises(UserError, match=r"another shape of `stem.0.bias`"):
-        create_backbone("test_convnext", weights=str(file))
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match="no intact safetensors file"):
-        create_backbone("test_convnext", weights=str(file))
-    with pytest.raises(UserError, match="there is no file"):
-        create_backbone("test_convnext", weights=str(tmp_path / "absent.safetensors"))
-
-
-def test_deeper_networks_weights_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "w.safetensors"
-    save_file(timm.create_model("resnet32_cifar").state_dict(), file)
-    with pytest.raises(UserError, match=r"has unknown `layer1.3.*more"):
-        create_backbone("resnet20_cifar", weights=str(file))
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,20 @@ def test_other_data_are_refused_in_one_line(broken, monkeypatch):
     assert "pass another `out=`" in message
 
 
+def test_wrong_hashes_of_test_images_are_noticed_at_the_first_checkpoint(tmp_path, monkeypatch):
+    real = MemorySplit.fingerprint
+
+    def fingerprint(split: MemorySplit) -> str:
+        if len(split) == 600:  # the test images
+            raise UserError("the manifest says content:0 of the images")
+        return real(split)
+
+    monkeypatch.setattr(MemorySplit, "fingerprint", fingerprint)
+    with pytest.raises(UserError, match="the manifest says"):
+        run(get_recipe("quickstart", *WORDS, f"out={tmp_path / 'run'}"))
+    assert not list((tmp_path / "run").glob("checkpoints/s0-e*"))
+
+
 def test_another_order_of_the_epoch_is_refused(broken):
     changed(broken, order="f" * 64)
     with pytest.raises(UserError, match=r"the order of the epoch's images .* changed since"):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ltbench import get_recipe
 from ltbench.errors import UserError
 from ltbench.train.curves import COLUMNS, write_curves
 
@@ -59,14 +60,27 @@ def test_the_picture_shows_the_groups_that_exist(tmp_path):
     def colours(rows) -> set[str]:
         write_curves(tmp_path, rows)
         pixels = (matplotlib.image.imread(tmp_path / "curves.png")[..., :3] * 255).round()
-        found = np.unique(pixels.reshape(-1, 3).astype(int), axis=0)
-        return {"#{:02X}{:02X}{:02X}".format(*p) for p in found.tolist()}
+        found = np.unique(pixels.reshape(-1, 3).astype(int) @ (65536, 256, 1))
+        return {f"#{colour:06X}" for colour in found.tolist()}
 
     without = colours(history())
     assert {"#0072B2", "#E69F00"} <= without
     assert "#D55E00" not in without
     few = [row | ({"eval_few": 0.1} if "eval_top1" in row else {}) for row in history()]
     assert "#D55E00" in colours(few)
+
+
+def test_the_picture_names_stages_and_shades_the_window_of_plot(tmp_path):
+    def shaded(window: str) -> int:
+        recipe = get_recipe("crt_mixup_plot", f"stages.0.update={window}")
+        write_curves(tmp_path, history(), recipe, on="val")
+        pixels = matplotlib.image.imread(tmp_path / "curves.png")[..., :3]
+        blue = np.abs(pixels - (0.898, 0.955, 0.986)).max(axis=2) < 0.02
+        return int(blue.sum())
+
+    assert shaded("plain") < 500  # edges of letters
+    short, long = shaded("{name: plot, epochs: 2}"), shaded("{name: plot, epochs: 4}")
+    assert long == pytest.approx(2 * short, rel=0.1)
 
 
 def test_a_folder_that_is_missing_is_one_line(tmp_path):

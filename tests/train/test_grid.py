@@ -71,7 +71,7 @@ def test_a_grid_runs_skips_and_averages(tmp_path):
     assert len(records) == 4
     stamps = [p.stat().st_mtime_ns for p in records]
     again = CliRunner().invoke(cli.cli, ["run", *words])
-    assert "4 was done" in again.output
+    assert "4 were done before" in again.output
     assert [p.stat().st_mtime_ns for p in records] == stamps
     assert again.output.count("±") >= 2  # mean and standard deviation of each recipe's two seeds
 
@@ -128,5 +128,5 @@ def test_a_killed_grid_goes_on(tmp_path, command):
     process.wait(timeout=60)
     done = CliRunner().invoke(cli.cli, ["run", *words])
     assert done.exit_code == 0, done.output
-    assert "was done" in done.output
+    assert "done before" in done.output
     assert len(list(tmp_path.glob("*/seed*/record.json"))) == 2

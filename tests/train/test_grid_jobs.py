@@ -58,7 +58,7 @@ def test_two_at_once_give_the_table_of_one_after_the_other(tmp_path):
     assert "failed: the output folder" in line
 
     again = CliRunner().invoke(cli.cli, words)
-    assert "3 was done" in again.output
+    assert "3 were done before" in again.output
     assert "1 failed" in again.output
     assert table(again.output) == table(first.output)
     third = CliRunner().invoke(cli.cli, [*words, "jobs=1"])

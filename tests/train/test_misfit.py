@@ -7,7 +7,10 @@ import torch
 
 from ltbench import get_recipe, run
 from ltbench.errors import UserError
-from ltbench.models.backbone import Backbone
+from ltbench.evaluation.evaluate import evaluate
+from ltbench.models.backbone import Backbone, create_backbone
+from ltbench.models.misfit import check_size
+from ltbench.models.stages import Stage
 from ltbench.train.misfit import explained
 from ltbench.train.stage import StageRun
 
@@ -73,3 +76,30 @@ def test_other_errors_stay_as_they_are(tmp_path, monkeypatch):
         run(recipe(tmp_path, **{"stages.0.batch_size": "16"}))
     memory = torch.OutOfMemoryError("no memory")
     assert explained(memory, None, torch.zeros(1, 3, 4, 4), 0) is memory
+
+
+def test_a_transformer_names_its_own_size():
+    net = create_backbone("vit_tiny_patch16_224", depth=1)
+    with pytest.raises(UserError, match=r"of 64 x 64 pixels .*data\.image_size=224`.*img_size=64"):
+        check_size(net, torch.zeros(1, 3, 64, 64))
+    assert net.training
+    check_size(net, torch.zeros(1, 3, 224, 224))
+
+
+def test_evaluation_with_another_size_is_one_line():
+    model = torch.nn.Module()
+    model.backbone = create_backbone("test_vit")
+    model.forward = model.backbone.forward
+    with pytest.raises(UserError, match="does not take images of 8 x 8 pixels") as caught:
+        evaluate(model, "digits_lt", device="cpu", image_size=8)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_plot_on_a_network_without_parts_names_the_way_out(tmp_path, monkeypatch):
+    def whole(net: torch.nn.Module) -> tuple[Stage, ...]:
+        return (Stage("whole", ("forward_features", "forward_head")),)
+
+    monkeypatch.setattr("ltbench.models.backbone.stages_of", whole)
+    words = {"stages.0.batch_size": "16", "stages.0.update": "plot", "data.image_size": "32"}
+    with pytest.raises(UserError, match=r"has no part `last`.*stages\.0\.update\.part=whole"):
+        run(recipe(tmp_path, **words))

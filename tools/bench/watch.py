@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import Field
 from rich.console import Console
 
-from ltbench.bench.steps import Case, Name, Steps
+from ltbench.bench.steps import Case, Steps
+from ltbench.bench.words import Name
 from ltbench.config.recipe import Diagnose
 from ltbench.config.schema import Config
 from ltbench.config.words import read_words
