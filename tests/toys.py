@@ -40,6 +40,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "difficulty_net": {"hidden": 8},
 }
 
+# Facts of a checkpoint, as a run writes them.
+FACTS = {
+    "digest": "0" * 16,
+    "seed": 0,
+    "stage": 0,
+    "history": [{"epoch": 1.0, "loss": None}],
+    "worlds": [1],
+    "worlds_from": ["stage 0, epoch 0, step 0"],
+    "threads": [1],
+    "seconds": 1.5,
+    "optimizer": {"lr": 0.1},
+    "resume": {"torch": "2"},
+}
+
 
 def images(n: int, seed: int = 0, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     """Images whose class shows as a bright quarter, labels drawn by class counts."""

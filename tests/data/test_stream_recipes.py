@@ -45,10 +45,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(shards: Path, out: Path, *more: str) -> object:
-    words = dict(word.split("=", 1) for word in WORDS)
+    words = dict(word.split("=", 1) for word in (*WORDS, *more))
     return ltbench.get_recipe(
         "ce_cifar10", *(f"{k}={v}" for k, v in words.items()), f"data.root={shards}",
-        f"out={out}", *more,
+        f"out={out}",
     )  # fmt: skip
 
 

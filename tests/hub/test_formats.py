@@ -208,7 +208,8 @@ def test_the_command_exports_a_model_of_the_zoo_and_replaces_its_own_file(tmp_pa
         )
         assert done.exit_code == 0
         assert "differ by at most" in done.output
-    net = ltbench.create_model("resnet32_cifar", num_classes=10).eval()
+    name = ltbench.get_recipe("quickstart").backbone.name
+    net = ltbench.create_model(name, num_classes=10).eval()
     net.load_state_dict(load_file(out))
     images = torch.rand(2, 3, 16, 16)
     close(logits_of(net, images), logits(ltbench.load("quickstart"), images))

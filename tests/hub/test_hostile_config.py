@@ -62,7 +62,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a drive": (data(name="folder", train="C:x"), "names no places"),
     "an address": (data(name="folder", test="http://h/x"), "names no places"),
     "no data": (data(), "no data set"),
-    "a module as data": (data(name="os:system"), "unknown dataset"),
+    "a module as data": (data(name="os:system"), "not imported"),
     "parts of other types": (lambda c: c.update(ltbench=[1]), "mappings"),
     "a lost part": (lambda c: c.pop("label_names"), "label_names"),
     "not a number": (lambda c: c["pretrained_cfg"].update(mean=[float("nan")] * 3), "NaN"),

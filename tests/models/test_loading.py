@@ -142,10 +142,11 @@ def test_values_that_are_no_weights_are_refused(tmp_path: Path, state: State) ->
 
 
 def test_models_of_ltbench_by_folder_file_and_name() -> None:
+    network = ltbench.get_recipe("quickstart").backbone.name
     net = ltbench.load("quickstart").backbone.net.state_dict()
     for source in ("quickstart", "quickstart.0", MODEL, f"local-dir:{MODEL}",
                    MODEL / "model.safetensors"):  # fmt: skip
-        own = create_backbone("resnet32_cifar", weights=str(source)).net.state_dict()
+        own = create_backbone(network, weights=str(source)).net.state_dict()
         assert all(torch.equal(own[n], net[n]) for n in own)
     assert "it has another shape of `conv1.weight`" in refused("quickstart", "resnet18")
 

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import toys
 from hypothesis import strategies as st
 from strategies import changed, damaged, property_of, takes_or_refuses
 
@@ -22,24 +23,11 @@ from ltbench.train.checkpoint import (
     read_snapshot,
 )
 
-FACTS = {
-    "digest": "0" * 16,
-    "seed": 0,
-    "stage": 0,
-    "history": [{"epoch": 1.0, "loss": None}],
-    "worlds": [1],
-    "worlds_from": ["stage 0, epoch 0, step 0"],
-    "threads": [1],
-    "seconds": 1.5,
-    "optimizer": {"lr": 0.1},
-    "resume": {"torch": "2"},
-}
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     home = tmp_path_factory.mktemp("saved") / "checkpoints"
-    Store(home).save(Snapshot(Position(0, 1, 0), {"w": torch.arange(3.0)}, FACTS))
+    Store(home).save(Snapshot(Position(0, 1, 0), {"w": torch.arange(3.0)}, toys.FACTS))
     (folder,) = folders(home)
     return folder
 
@@ -72,7 +60,7 @@ def test_any_sealed_state_is_read_or_refused(data, saved, tmp_path):
     content = seal(json.dumps(data.draw(changed(tree)), indent=1))
     folder = with_file(saved, tmp_path, STATE, content)
     snapshot, _ = takes_or_refuses(lambda: read_snapshot(folder))
-    assert snapshot is None or snapshot.facts == {} or isinstance(snapshot.stage, int)
+    assert snapshot is None or isinstance(snapshot.stage, int)
 
 
 @property_of(st.data())

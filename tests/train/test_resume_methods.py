@@ -53,7 +53,7 @@ def test_a_broken_run_ends_as_the_unbroken_one(name, key, tmp_path):
     moments, numbers = optimizer_tensors(run.optimizer)
     tensors = with_prefix("method", method.state_dict()) | with_prefix("optimizer", moments)
     position = Position(0, *divmod(BROKEN_AFTER, PER_EPOCH))
-    Store(tmp_path).save(Snapshot(position, tensors, {"optimizer": numbers}))
+    Store(tmp_path).save(Snapshot(position, tensors, {**toys.FACTS, "optimizer": numbers}))
 
     method, run, update = start(name, key, seed=9)
     found = Store(tmp_path).latest()
