@@ -60,7 +60,7 @@ def test_any_sealed_state_is_read_or_refused(data, saved, tmp_path):
     content = seal(json.dumps(data.draw(changed(tree)), indent=1))
     folder = with_file(saved, tmp_path, STATE, content)
     snapshot, _ = takes_or_refuses(lambda: read_snapshot(folder))
-    assert snapshot is None or isinstance(snapshot.stage, int)
+    assert snapshot is None or snapshot.facts == {} or isinstance(snapshot.stage, int)
 
 
 @property_of(st.data())
