@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from ltbench.errors import UserError
 
-FEW, MANY = 40, 1_000  # examples
+FEW, MANY = 25, 1_000  # examples
 SETTINGS = settings(
     derandomize=True,
     database=None,

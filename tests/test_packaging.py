@@ -128,7 +128,8 @@ def test_readme_commands_name_real_recipes_and_keys():
         if "grid" in given:
             assert (ROOT / given["grid"]).is_file()
             continue
-        rest = [w for w in words if not w.startswith(("recipe=", "seed=", "jobs=")) and "=" in w]
+        apart = ("recipe=", "seed=", "jobs=", "changed=", "explain=", "dry_run=", "quiet=")
+        rest = [w for w in words if not w.startswith(apart) and "=" in w]
         for name in given["recipe"].split(","):
             get_recipe(name, *rest)
 

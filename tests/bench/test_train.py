@@ -19,6 +19,7 @@ from ltbench.bench.train import PHASES, Clock
 from ltbench.cli import app as cli
 from ltbench.config.files import get_recipe
 from ltbench.errors import UserError
+from ltbench.train.claim import RunFolder
 from ltbench.train.progress import NoProgress
 from ltbench.train.trainer import Trainer
 
@@ -37,8 +38,8 @@ def data():
 
 
 def test_fast_is_what_a_run_does_bit_for_bit(data, tmp_path):
-    made = recipe("epochs=2")  # 2 epochs with PLOT, then a stage on the trained method
-    run = Trainer(made, data, tmp_path, CPU, NoProgress()).fit()
+    made = recipe("epochs=2", f"out={tmp_path}")  # 2 epochs with PLOT, then a stage on the method
+    run = Trainer(made, data, RunFolder(made), CPU, NoProgress()).fit()
     ours = pipelines.trained(FAST, made, data, CPU)
     found, wanted = ours.state_dict(), run.state_dict()
     assert found.keys() == wanted.keys()

@@ -163,6 +163,7 @@ def test_arrays_give_the_listed_images(arrays):
     assert nested.test.augment == "none"
 
 
+@pytest.mark.slow
 def test_every_kind_of_source_gives_the_same_pixels(tmp_path, monkeypatch, arrays):
     frozen = read_frozen("cifar10")
     labels = np.concatenate([frozen.train_labels, frozen.test_labels])
@@ -326,6 +327,7 @@ def unpacked(tmp_path_factory, shared_data):
     return root
 
 
+@pytest.mark.slow
 def test_real_cifar10_subset(unpacked, shared_data):
     with zipfile.ZipFile(shared_data / "cifar10lt_sheets.zip") as archive:
         for split, labels in (("train", "train_labels"), ("test", "test_labels")):
@@ -340,6 +342,7 @@ def test_real_cifar10_subset(unpacked, shared_data):
         CIFAR10LT(root=str(unpacked), profile="step").load()
 
 
+@pytest.mark.slow
 def test_real_cifar100_from_arrays_and_from_the_original_binary(unpacked, tmp_path, shared_data):
     with zipfile.ZipFile(shared_data / "cifar100_sheets.zip") as archive:
         lines = archive.read("classes.csv").decode().splitlines()[1:]

@@ -38,9 +38,13 @@ LOCAL = [(name, key) for name, key in [*CASES, *SAM] if name not in COUPLED]
 FEW = ("plain", "plot-cagrad")  # enough of local statistics by default: the rest is slow
 # What is compared: the number of ranks, the batch statistics, the pairs.
 GROUPS = {
-    "sync": (2, "sync", CASES),
+    "sync": (2, "sync", [pair for pair in CASES if pair[1] != "plain"]),
     "local": (2, "local", [(name, key) for name, key in LOCAL if key in FEW]),
-    "sync-rest": (2, "sync", [pair for pair in SAM if pair not in CASES]),
+    "sync-rest": (
+        2,
+        "sync",
+        [pair for pair in [*CASES, *SAM] if pair[1] == "plain" or pair not in CASES],
+    ),
     "local-rest": (2, "local", [(name, key) for name, key in LOCAL if key not in FEW]),
     "none": (2, "none", [*CASES, *SAM]),
     "four": (4, "sync", [(name, key) for name, key in CASES if key not in ("plain", "sam")]),

@@ -180,9 +180,7 @@ def test_results_follow_the_hubs_format(run, published):
     parse = getattr(huggingface_hub, "parse_eval_result_entries", None)
     if parse is None:
         pytest.skip("this huggingface_hub reads no files of results yet")
-    entries = parse(
-        yaml.safe_load((published / ".eval_results" / "digits_lt.yaml").read_text())
-    )
+    entries = parse(yaml.safe_load((published / ".eval_results" / "digits_lt.yaml").read_text()))
     record = Record.load(run / "record.json")
     assert {e.task_id for e in entries} == {"overall", "many", "medium", "few", "ece"}
     assert {e.dataset_id for e in entries} == {"ltbench/digits_lt"}

@@ -97,6 +97,7 @@ def test_tabs_by_mouse_keyboard_and_address(visit):
     assert other.locator("#note-3").is_visible()
 
 
+@pytest.mark.slow
 def test_sorting_stays_within_tracks(visit):
     from playwright.sync_api import expect
 
@@ -122,6 +123,7 @@ def test_sorting_stays_within_tracks(visit):
     assert ["shortened" in s for s in texts(page, f"{TAB} tr.dtrg-group")] == [False, True]
 
 
+@pytest.mark.slow
 def test_filters_search_and_reset(visit):
     page = visit()
 

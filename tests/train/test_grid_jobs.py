@@ -34,6 +34,7 @@ def plain_board() -> tuple[jobs.GridProgress, io.StringIO]:
     return jobs.GridProgress(Console(file=out, width=120, highlight=False)), out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_picture")
 def test_two_at_once_give_the_table_of_one_after_the_other(tmp_path):
     words = ["run", "recipe=quickstart,ce", "seed=0,1", *FAST, f"out={tmp_path}"]

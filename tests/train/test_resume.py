@@ -143,6 +143,7 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(damage, resumed, unbr
         assert same(weights(out), weights(unbroken))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(unbroken, tmp_path, monkeypatch):
     import errno
     import shutil
@@ -198,6 +199,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path, command):
     assert "another process is running" in error
 
 
+@pytest.mark.slow
 def test_no_checkpoint_stands_before_a_short_rest(tmp_path, monkeypatch):
     """With other ranks the rest may be a step of its own or not: images would be lost or twice."""
     saved = []

@@ -662,6 +662,7 @@ def kill_and_go_on(packer: Packer, times: int, seed: int) -> None:
     assert not list(packer.out.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     kill_and_go_on(Packer(tmp_path), times=4, seed=0)
 
@@ -717,7 +718,7 @@ def test_killed_before_any_step_it_goes_on(
     assert contents(out) == contents(packed)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupt_ends_all_workers_and_leaves_nothing_half_written(
     tmp_path: Path, workers: int
 ) -> None:
