@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import Forked
 
 from ltbench.errors import UserError
 from tests.attacks.engine import CAUGHT, HUNG, RIGHT, SILENT, TRACEBACK, Row, run_row, table
@@ -48,17 +50,21 @@ def test_outcomes_are_told_apart(tmp_path: Path) -> None:
     assert "| r | 8 | 1 | 1 | 1 | 3 | 2 |" in table([count])
 
 
-def test_a_sample_of_attacks(tmp_path: Path) -> None:
-    """Nothing is silently wrong, no traceback, no hang."""
+def sample(folder: str) -> None:
     from tests.attacks.__main__ import all_rows
 
-    rows = [row for row in all_rows() if row.sample]
-    found = []
-    for number, row in enumerate(rows):
-        count = run_row(row, row.sample, 1, tmp_path / str(number))
+    for number, row in enumerate(row for row in all_rows() if row.sample):
+        count = run_row(row, row.sample, 1, Path(folder) / str(number))
         assert count.tried == row.sample
-        found += count.examples
-    assert not found, "\n".join(found)
+        print(*count.examples, sep="\n", end="")
+
+
+def test_a_sample_of_attacks(tmp_path: Path, fork: Callable[..., Forked]) -> None:
+    """Nothing is silently wrong, no traceback, no hang; in a process that has trained nothing."""
+    process = fork(sample, str(tmp_path))
+    found, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert not found
 
 
 @pytest.mark.slow

@@ -157,6 +157,7 @@ def test_filters_search_and_reset(visit):
     assert page.locator("#literature tbody tr .mark").count() >= 25
 
 
+@pytest.mark.slow
 def test_a_row_unfolds_and_folds(visit):
     page = visit()
     button = page.locator(f"{TAB} tr[data-status=verified] button[data-detail]")

@@ -54,7 +54,7 @@ def tiny(name: str, out):
 
 
 # These keep state of different kinds; `test_resume_methods` has the toy runs of all.
-RESUMED = ("mixup", "paco", "difficulty_net", "m2m", "rsg", "bcl")
+RESUMED = ("paco", "difficulty_net", "m2m")  # the rest is slow
 
 
 @pytest.mark.parametrize("name", NAMES)
