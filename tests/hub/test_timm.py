@@ -162,7 +162,10 @@ def test_what_timm_saves_after_fine_tuning_loads_again(lws, tmp_path):
     model = timm.create_model(f"local-dir:{lws[0]}", pretrained=True, num_classes=4).eval()
     expected = model(IMAGES)
     model.to(memory_format=torch.contiguous_format)
-    timm.models.save_for_hf(model, tmp_path / "tuned", safe_serialization=True)
+    built_with = json.loads((lws[0] / "config.json").read_text())["model_args"]
+    timm.models.save_for_hf(  # before 1.0.31, timm does not record the arguments by itself
+        model, tmp_path / "tuned", safe_serialization=True, model_args=built_with
+    )
     again = timm.create_model(f"local-dir:{tmp_path / 'tuned'}", pretrained=True).eval()
     assert torch.equal(again(IMAGES), expected)
     with pytest.raises(UserError, match="not of a model of ltbench"):
