@@ -68,7 +68,11 @@ def emulates_bfloat16(where: device) -> bool:
         return False
     import torch
 
-    can = torch.cpu.get_capabilities()
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is None:  # torch 2.8
+        private: Any = torch.cpu
+        return not (private._is_avx512_bf16_supported() or private._is_amx_tile_supported())
+    can = capabilities()
     return not (can.get("avx512_bf16") or can.get("amx_bf16"))
 
 

@@ -327,7 +327,7 @@ def test_an_unwritable_place_is_one_line_and_leaves_nothing(tmp_path):
 def test_it_is_known_which_processors_only_imitate_bfloat16(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     has: dict[str, bool] = {}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     cpu = torch.device("cpu")
     assert emulates_bfloat16(cpu)
     assert not emulates_bfloat16(torch.device("cuda"))
@@ -335,6 +335,15 @@ def test_it_is_known_which_processors_only_imitate_bfloat16(monkeypatch):
         has.clear()
         has[name] = True
         assert not emulates_bfloat16(cpu)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_an_older_torch_knows_them_too(monkeypatch, found):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: found, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert emulates_bfloat16(torch.device("cpu")) is not found
 
 
 def test_environment_knows_commit_only_in_a_checkout(tmp_path):
