@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
 import stat
 from collections.abc import Callable
@@ -72,11 +73,24 @@ def read_regular(path: Path, limit: int) -> bytes:
         limit: largest size in bytes that the reader takes; one byte more shows that it is larger.
 
     Raises:
-        OSError: it cannot be read, or is a pipe or a device, which may have no end.
+        OSError: it cannot be read, or is no regular file.
     """
-    _check_regular(path)
-    with path.open("rb") as file:
+    with open(open_regular(path), "rb") as file:
         return file.read(limit + 1)
+
+
+def open_regular(path: str | Path) -> int:
+    """Return a descriptor of a file, without ever waiting for the writer of a pipe.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, pipe, socket or device.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def canonical(value: Any) -> str:
@@ -100,11 +114,10 @@ def file_sha256(path: Path, tick: Callable[[int], None] | None = None) -> str:
         tick: called after each block with the number of bytes read so far.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no regular file.
     """
-    _check_regular(path)
     digest, done = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file:
+    with open(open_regular(path), "rb", buffering=0) as file:
         while block := file.read(2**20):
             digest.update(block)
             done += len(block)
@@ -116,12 +129,6 @@ def file_sha256(path: Path, tick: Callable[[int], None] | None = None) -> str:
 def git_blob(content: bytes) -> str:
     """Return the hash by which git, and so the Hub, knows a small file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _check_regular(path: Path) -> None:
-    """Raise ``OSError`` for a pipe or a device, which could be read without an end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def _no_constant(name: str) -> float:

@@ -24,7 +24,7 @@ from ltbench.digest import parse_json, read_regular
 from ltbench.errors import UserError, visible
 
 MOST = 2**28  # bytes of a sealed file
-AGE = 3600  # seconds without a change after which a temporary file is nobody's
+AGE = 3600  # seconds without a change after which a temporary file counts as abandoned
 # Flags to open by: follow no link, wait for no pipe.
 PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 SEALED = re.compile(rb'(\{.*),\n "checksum": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
@@ -88,21 +88,6 @@ def unseal(text: bytes, last: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "checksum"}
 
 
-def expanded(path: str | Path) -> Path:
-    """Return a path with ``~/`` at its front as the home folder; ``~`` alone is a name.
-
-    Raises:
-        UserError: no file system has such a path.
-    """
-    text = str(path)
-    longest = max(len(os.fsencode(part)) for part in text.split("/"))
-    if "\0" in text or longest > 255 or len(os.fsencode(text)) > 4095:
-        raise UserError(
-            f"expected a path with names of at most 255 bytes, found `{visible(text)}`; shorten it"
-        )
-    return Path(os.path.expanduser(text)) if text.startswith("~/") else Path(text)  # noqa: PTH111
-
-
 def copied(path: Path, target: Path) -> Path:
     """Copy a file, make the folder it goes to, and return its new path.
 
@@ -119,7 +104,7 @@ def copied(path: Path, target: Path) -> Path:
 
 
 def fresh_folder(path: Path) -> None:
-    """Make an empty folder, its parents too, in place of what has this name.
+    """Make an empty folder and its parents, replacing whatever has its name.
 
     Raises:
         OSError: it could not be made.
@@ -185,7 +170,7 @@ def check_replaceable(path: Path, own: Collection[str]) -> None:
 
 
 def create(path: Path) -> IO[bytes]:
-    """Open a new file for writing in place of what has this name, without following a link."""
+    """Open a new file for writing, replacing whatever has its name, without following a link."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     return os.fdopen(_new_file(path), "wb")
@@ -253,7 +238,7 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Temporary path and its open file, for whichever way of writing."""
+    """Temporary path and its open file; content may be written to either."""
     with _partial(path, _new_file) as (partial, handle):
         with os.fdopen(os.dup(handle), "wb") as file:
             mode = mode_of(file)
@@ -296,7 +281,12 @@ def _new_folder(path: Path) -> int:
 
 
 def _lock(handle: int, *, unsure: bool) -> bool:
-    """Lock an open file or folder; return whether no other process has, or what is ``unsure``."""
+    """Return True once an open file or folder is locked, False if another process has locked it.
+
+    Args:
+        handle: of the file or folder.
+        unsure: returned on systems and file systems without locks.
+    """
     if fcntl is None:
         return unsure
     try:
@@ -318,4 +308,4 @@ def _remove(path: Path) -> None:
 
 
 def _unwritten(path: Path, error: OSError) -> UserError:
-    return UserError(f"could not write {path}: {error.strerror}; make room or pass another folder")
+    return UserError(f"could not write {path}: {reason(error)}; make room or pass another folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def environment() -> dict[str, Any]:
     return {
         "code": {"version": __version__, "commit": commit, "dirty": dirty},
         "libraries": libraries,
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
     }
 
 
@@ -51,6 +52,13 @@ def checkout() -> tuple[str | None, bool | None]:
         return None, None
     changed = _git(root, "status", "--porcelain", "--", *SOURCES)
     return commit, None if changed is None else bool(changed)
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def gpu_name(where: device) -> str | None:
@@ -106,7 +114,8 @@ def _git(root: Path, *words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

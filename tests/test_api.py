@@ -26,6 +26,9 @@ def test_create_model_refuses_what_it_does_not_know():
         ltbench.create_model("resnet32_cifr", num_classes=7)
     with pytest.raises(UserError, match="linear or cosine"):
         ltbench.create_model("resnet32_cifar", num_classes=7, head="cosin")
+    for wrong in (0, -1, 2.5, "7"):
+        with pytest.raises(UserError, match="`num_classes`: expected a whole number >= 1"):
+            ltbench.create_model("resnet32_cifar", num_classes=wrong)
 
 
 def test_evaluate_takes_any_module_and_says_when_classes_differ():

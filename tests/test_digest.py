@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,17 @@ def test_bounds(tmp_path: Path) -> None:
     for raw in (b"\xff", "[]".encode("utf-16"), b""):
         with pytest.raises(ValueError):  # noqa: PT011 (all that callers rely on)
             parse_json(raw)
+
+
+def test_no_more_of_a_file_is_read_than_its_limit(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**28)  # sparse
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="more than 9 bytes"):
+        read_json(tmp_path / "large", limit=9)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:

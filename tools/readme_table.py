@@ -1,7 +1,7 @@
 """Write the README's table of results from the leaderboard, between its two marks.
 
 python tools/readme_table.py            writes it
-python tools/readme_table.py --check    exits with 1 if the README has another one
+python tools/readme_table.py --check    exits with 1 if the README is out of date
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ltbench.files import write_atomic
+from marked_section import replaced, write_or_check
+
 from ltbench.leaderboard import nearest_published
 from ltbench.leaderboard.tables import board_rows, plain_markdown, section_order
 from ltbench.records.literature import marks
@@ -67,28 +68,12 @@ def updated(text: str, folder: Path | None = None) -> str:
     Raises:
         SystemExit: the marks are missing.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"README.md lacks the marks `{BEGIN}` and `{END}`, each on its own line")
-    return f"{before}{BEGIN}\n\n{results(folder)}\n\n{END}{after}"
+    return replaced(text, BEGIN, END, results(folder))
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check the table."""
-    text = README.read_text(encoding="utf-8")
-    wanted = updated(text)
-    if arguments == ["--check"]:
-        if text != wanted:
-            print(
-                "README.md: the results are not those of the leaderboard; run this without --check"
-            )
-        return int(text != wanted)
-    if arguments:
-        print(f"expected --check or nothing, found {' '.join(arguments)}")
-        return 2
-    write_atomic(README, wanted.encode())
-    return 0
+    """Write or check the table and return the exit status."""
+    return write_or_check(arguments, README, updated)
 
 
 def _changes(row: Row) -> str:

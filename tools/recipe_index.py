@@ -1,7 +1,7 @@
 """Write the families of recipes to recipes/README.md, between its two marks.
 
 python tools/recipe_index.py            writes them
-python tools/recipe_index.py --check    exits with 1 if the file has others
+python tools/recipe_index.py --check    exits with 1 if the file is out of date
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import re
 import sys
 from pathlib import Path
 
+from marked_section import replaced, write_or_check
+
 from ltbench.config.files import family, list_recipes
 from ltbench.data import DATASETS
-from ltbench.files import write_atomic
 from ltbench.leaderboard.catalogue import catalogue
 from ltbench.methods import METHODS
 from ltbench.records.titles import split_name
@@ -65,26 +66,12 @@ def updated(text: str) -> str:
     Raises:
         SystemExit: the marks are missing.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{README.name} lacks the marks `{BEGIN}` and `{END}`, each on its line")
-    return f"{before}{BEGIN}\n\n{index()}\n\n{END}{after}"
+    return replaced(text, BEGIN, END, index())
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check the table."""
-    if arguments not in ([], ["--check"]):
-        print(f"expected --check or nothing, found {' '.join(arguments)}")
-        return 2
-    text = README.read_text(encoding="utf-8")
-    wanted = updated(text)
-    if arguments:
-        if text != wanted:
-            print("recipes/README.md: the families are others now; run this without --check")
-        return int(text != wanted)
-    write_atomic(README, wanted.encode())
-    return 0
+    """Write or check the table and return the exit status."""
+    return write_or_check(arguments, README, updated)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ltbench.class_gradients.engine import Engine, Pass
 from ltbench.config import plugins, validation
 from ltbench.digest import read_json
 from ltbench.errors import UserError
+from ltbench.files import reason
 from ltbench.methods.base import Batch, Progress
 from ltbench.models.batchnorm import frozen_statistics
 from ltbench.moo import SOLVERS
@@ -94,10 +95,15 @@ class State:
             )
         snapshot = checkpoint.read_snapshot(folder)
         index, history = snapshot.stage, snapshot.facts["history"]
-        tree = read_json(described)["tree"]
+        try:
+            tree = read_json(described)["tree"]
+            tree["data"] = {**tree["data"], **data}
+            tree["stages"][index]["micro_batch"] = None  # the whole batch is one task
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise UserError(
+                f"{described} is damaged ({reason(error)}); run the recipe again"
+            ) from error
         plugins.load_run(described.parent, tree)
-        tree["data"] = {**tree["data"], **data}
-        tree["stages"][index]["micro_batch"] = None  # the whole batch is one task
         recipe = validation.build_recipe(tree)
         loaded = recipe.data.config.load()  # type: ignore[attr-defined]
         method = saved_method(snapshot, recipe, loaded.info, str(folder))
@@ -184,7 +190,6 @@ class _Task:
     """One batch at a state: its exact class gradients, and the update of any mode."""
 
     def __init__(self, state: State, batch: Batch, at: Progress, part: str) -> None:
-
         self.state, self.batch, self.at, self.name = state, batch, at, part
         self.method = copy.deepcopy(state.run.method).double()
         run = StepRun(self.method, torch.optim.SGD(self.method.parameters(), lr=0.0))

@@ -14,7 +14,7 @@ from ltbench.config.recipe import Recipe
 from ltbench.data.base import Data
 from ltbench.methods.base import Batch, Method
 from ltbench.train.feed import Feed
-from ltbench.train.progress import NoProgress, Reporter
+from ltbench.train.progress import NoProgress
 from ltbench.train.stage import StageRun, initial_method
 
 FAST, REFERENCE = "fast", "reference"
@@ -53,7 +53,7 @@ class Pipeline:
         stage: int = 0,
         previous: Method | None = None,
         double: bool = False,
-        reporter: Reporter | None = None,
+        reporter: NoProgress | None = None,
     ) -> None:
         if name == REFERENCE:
             recipe, data = reference_recipe(recipe), reference_data(data)
@@ -131,7 +131,7 @@ def trained(
     recipe: Recipe,
     data: Data,
     device: torch.device,
-    reporter: Reporter | None = None,
+    reporter: NoProgress | None = None,
 ) -> Method:
     """Train all stages of a recipe under a pipeline and return the last method.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +13,7 @@ from rich.console import Console
 from ltbench.bench import agreement, resources, steps
 from ltbench.bench.table import plain_table
 from ltbench.bench.words import Plot
+from ltbench.machine import cpu_name
 
 NETWORKS = (
     ("resnet32_cifar", "last"),
@@ -27,7 +27,7 @@ def plot(given: Plot, console: Console) -> dict[str, list[dict[str, Any]]]:
     """Measure and print; return the same as plain data."""
     torch.set_num_threads(given.threads)
     console.print(
-        f"{platform.processor() or platform.machine()}, {given.threads} threads, "
+        f"{cpu_name()}, {given.threads} threads, "
         f"{given.device}, torch {torch.__version__}, {given.precision}, "
         f"{'channels_last' if given.channels_last else 'contiguous'}\n"
     )
@@ -59,9 +59,8 @@ def _memory(given: Plot, console: Console) -> list[dict[str, Any]]:
         table = plain_table("pipeline", "MiB", "/ plain")
         rows = resources.memory(case, names)
         for m in rows:
-            table.add_row(
-                m.pipeline, f"{m.mebibytes:.0f}", f"{m.mebibytes / rows[0].mebibytes:.2f}"
-            )
+            ratio = f"{m.mebibytes / rows[0].mebibytes:.2f}" if rows[0].mebibytes else "-"
+            table.add_row(m.pipeline, f"{m.mebibytes:.0f}", ratio)
             found.append({**asdict(case), **asdict(m)})
         console.print(table, "")
     return found

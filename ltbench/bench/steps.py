@@ -16,9 +16,11 @@ from ltbench.bench.words import STEPS as PIPELINES
 from ltbench.bench.words import Case
 from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
+from ltbench.distributed.device import pick_device
 from ltbench.methods import METHODS
 from ltbench.methods.base import Batch, Progress
 from ltbench.models.backbone import create_backbone
+from ltbench.models.image_size import check_size
 from ltbench.updates import UPDATES
 from ltbench.updates.base import Log, StepRun, Update
 from ltbench.updates.plot import Plot
@@ -50,7 +52,7 @@ class Time:
 
 
 class Steps:
-    """One training step of each pipeline, on a network of its own each, all on the same batch.
+    """Training steps of pipelines, each on its own network, all on the same batch.
 
     Args:
         case: what is trained.
@@ -67,7 +69,7 @@ class Steps:
         channels_last: bool = True,
         precision: str = "fp32",
     ) -> None:
-        self.case, self.device, self.precision = case, torch.device(device), precision
+        self.case, self.device, self.precision = case, pick_device(device), precision
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         generator = torch.Generator().manual_seed(0)
         size = (case.batch, 3, case.pixels, case.pixels)
@@ -85,7 +87,9 @@ class Steps:
         torch.manual_seed(0)
         info = DatasetInfo("bench", (1000,) * case.classes, tuple(map(str, range(case.classes))))
         options = validation.build_options("METHODS", "ce", {})
-        method = METHODS.get("ce")(options, create_backbone(case.backbone), info)
+        backbone = create_backbone(case.backbone)
+        check_size(backbone, self.batch.views[0][:1].cpu())
+        method = METHODS.get("ce")(options, backbone, info)
         method = method.to(self.device).to(memory_format=self.layout)
         optimizer = torch.optim.SGD(method.parameters(), lr=1e-4, momentum=0.9)
         run = StepRun(method, optimizer, self._autocast)
@@ -117,7 +121,7 @@ class WithTorchJD(Plot):
         else:
             modules = run.method.backbone.modules_of(str(self.config.part))
         modules = [m for m in modules if any(True for _ in m.parameters())]
-        # It watches every forward pass from here on; the climb's has no business with it.
+        # It hooks into every forward pass from here on, so it is made after the perturbation.
         engine: Any = importlib.import_module("torchjd.autogram").Engine(*modules, batch_dim=None)
         rows = run.loss(batches[0], at).rows
         classes, place = torch.unique(batches[0].labels, return_inverse=True)

@@ -24,6 +24,7 @@ from ltbench.config.validation import build_recipe
 from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
 from ltbench.files import write_atomic
+from ltbench.machine import cores
 from ltbench.train.run import set_up_torch
 
 PHASES = ("data", "forward", "backward", "solver", "update", "other")
@@ -240,14 +241,6 @@ def profile(pipeline: Pipeline, file: Path, *, steps: int = 4) -> None:
         written = Path(folder) / file.name
         trace.export_chrome_trace(str(written))
         write_atomic(file, written.read_bytes())
-
-
-def cores() -> int:
-    """Return the number of cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
 
 
 def _cpu_seconds() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,12 +15,13 @@ from rich.console import Console
 from ltbench.bench.pipeline import FAST, PIPELINES, REFERENCE, Pipeline, first_steps, trained
 from ltbench.bench.reference import exact_recipe
 from ltbench.bench.table import plain_table
-from ltbench.bench.train import PHASES, cores, measure, peak, profile
+from ltbench.bench.train import PHASES, measure, peak, profile
 from ltbench.bench.words import Train
 from ltbench.config.recipe import Recipe
 from ltbench.data.base import Data
 from ltbench.distributed.device import pick_device
 from ltbench.evaluation.evaluate import evaluate_split
+from ltbench.machine import cores, cpu_name
 from ltbench.records.aggregate import plus_minus
 from ltbench.train.progress import ProgressBar
 from ltbench.train.run import set_up_torch
@@ -59,7 +59,7 @@ def report(
         "method": recipe.stages[stage].method.name,
         "update": recipe.stages[stage].update.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "processor": platform.processor() or platform.machine(),
+        "processor": cpu_name(),
         "threads": torch.get_num_threads(),
         "cores": cores(),
         "torch": torch.__version__,

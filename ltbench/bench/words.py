@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ltbench.config.files import get_recipe
-from ltbench.config.recipe import Recipe
+from ltbench.config.recipe import Recipe, check_device
 from ltbench.config.schema import Config
 from ltbench.config.words import REST, read_words
 from ltbench.errors import UserError
+from ltbench.machine import cores
 
 Name = Literal["plain", "sam", "fast", "certified", "exact", "reference", "torchjd"]
 STEPS: tuple[Name, ...] = get_args(Name)
@@ -69,9 +69,11 @@ class Plot(Config):
         ("steps", "memory", "traffic"), description="measurements; several with commas between"
     )
     pipelines: tuple[Name, ...] = Field(STEPS, description="pipelines; several with commas between")
-    threads: int = Field(os.cpu_count() or 1, ge=1, description="CPU threads")
+    threads: int = Field(cores(), ge=1, description="CPU threads")
     rounds: int = Field(7, ge=1, description="turns of the pipelines")
-    device: str = Field("cpu", description="device of torch")
+    device: Annotated[str, AfterValidator(check_device)] = Field(
+        "cpu", description="auto, cpu, cuda or cuda:N"
+    )
     channels_last: bool = Field(True, description="memory format of images and convolutions")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass")
     model: Path | None = Field(None, description="state of a run: RUN/checkpoints/NAME (agreement)")
@@ -117,6 +119,10 @@ def read_plot(words: Sequence[str]) -> Plot:
     given = read_words(words, Plot)
     if "agreement" in given.what and given.model is None:
         raise UserError("what=agreement needs `model=RUN/checkpoints/NAME`, a state of a run")
+    if given.present is not None and given.present > given.classes:
+        raise UserError(
+            f"`present`: expected at most classes={given.classes}, found {given.present}"
+        )
     return given
 
 

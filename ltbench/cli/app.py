@@ -27,7 +27,7 @@ from ltbench.cli.show import list_, show
 from ltbench.errors import UserError, visible
 from ltbench.version import __version__
 
-# What a path or the machine does not allow, wherever it shows: names that are too long, missing
+# Errors of a path or of the machine, wherever they occur: names that are too long, missing
 # permissions, full disks, too many open files.
 MACHINE = {
     *(errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR),

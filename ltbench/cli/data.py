@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
@@ -18,10 +17,7 @@ from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, REST, read_words
 from ltbench.data import DATASETS
 from ltbench.errors import UserError
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
+from ltbench.machine import cores
 
 
 class Prepare(Config):
@@ -36,7 +32,7 @@ class Prepare(Config):
     resize_short: int | None = Field(
         None, ge=8, le=4096, description="short side in pixels to shrink images to"
     )
-    workers: int = Field(default_factory=_cores, ge=1, le=1024, description="processes")
+    workers: int = Field(default_factory=cores, ge=1, le=1024, description="processes")
     options: dict[str, Any] = Field(
         {}, json_schema_extra=REST, description="options of the data set"
     )
@@ -47,7 +43,7 @@ class Check(Config):
 
     path: Path = Field(json_schema_extra=PLAIN, description="folder of shards")
     level: Literal["size", "crc", "sha256", "decode"] = Field("crc", description="depth of check")
-    workers: int = Field(default_factory=_cores, ge=1, le=1024, description="processes")
+    workers: int = Field(default_factory=cores, ge=1, le=1024, description="processes")
 
 
 class Index(Config):
@@ -76,7 +72,7 @@ def data() -> None:
 def prepare(words: tuple[str, ...]) -> None:
     """Check the images against their lists, then pack them into shards with an index.
 
-    A packing that was killed goes on with the same command. Bytes are kept as they are, unless
+    The same command continues an interrupted packing. Bytes are kept as they are, unless
     resize_short= is given; labels are never renumbered.
 
     \b

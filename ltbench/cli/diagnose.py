@@ -25,7 +25,7 @@ class Diagnose(Config):
     what: tuple[str, ...] = Field(tuple(ORDER), description="diagnostics; `list` explains them")
     out: Path | None = Field(None, description="folder of the report; by default diagnose/NAME")
     plugins: tuple[str, ...] = OWN_PARTS
-    device: str = Field("auto", description="where to compute: auto, cpu, cuda")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     data: dict[str, Any] = Field({}, description="options of the data set, e.g. data.root=DIR")
     options: dict[str, Any] = Field(
         {}, json_schema_extra=REST, description="DIAGNOSTIC.OPTION=VALUE, e.g. hessian.batches=8"
@@ -70,7 +70,7 @@ def diagnose() -> None:
 @diagnose.command(cls=WordsCommand, options=Model)
 @click.argument("words", nargs=-1, metavar="model=PATH|run=PATH [key=value ...]")
 def model(words: tuple[str, ...]) -> None:
-    """Look into one model: what `ltbench diagnose model=PATH` does."""
+    """Look into one model; `ltbench diagnose model=PATH` is short for it."""
     given = read_words(words, Model, rest=DIAGNOSTICS.names())
     sources = [str(source) for source in (given.model, given.run) if source is not None]
     if len(sources) > 1:

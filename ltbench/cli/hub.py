@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +11,7 @@ from pydantic import Field
 from rich.markup import escape
 
 from ltbench.cli.command import OWN_PARTS, WordsCommand
-from ltbench.cli.display import console, say
+from ltbench.cli.display import console
 from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, read_words
@@ -108,7 +105,7 @@ def _show(done: Published) -> None:
     console.print(f"  ltbench eval model={escape(source)}", soft_wrap=True)
     from ltbench.hub.publish import zoo_entry
 
-    console.print("\nso that its name finds it, add to `models` in leaderboard/zoo.json:")
+    console.print("\nto make it known by name, add to `models` in leaderboard/zoo.json:")
     console.print(escape(json.dumps(zoo_entry(done), indent=1)), soft_wrap=True)
 
 
@@ -132,18 +129,16 @@ def download(words: tuple[str, ...]) -> None:
     what, seed, out = given.name, given.seed, given.out
     if what.startswith(zoo.HUB):
         if seed is not None:
-            raise UserError(f"`seed=` goes with a name of the zoo, found {what}; leave it out")
+            raise UserError(f"`seed=` is for a name of the zoo, found {what}; leave it out")
         repo, revision = zoo.parse_address(what)
         target = out / repo.partition("/")[2] if out else None
-        with _notes():
-            place = zoo.fetch_repository(repo, revision, out=target, extra=True)
+        place = zoo.fetch_repository(repo, revision, out=target, extra=True)
         _say(what, place)
         return
     chosen = _chosen(what, seed)
     for name, number, entry in chosen:
         target = out / f"{name}-seed{number}" if out else None
-        with _notes():
-            place = zoo.fetch(entry, out=target, extra=True)
+        place = zoo.fetch(entry, out=target, extra=True)
         _say(f"{name} seed={number}", place)
     console.print(f"\nnext:\n  ltbench eval model={chosen[0][0]} seed={chosen[0][1]}")
 
@@ -159,8 +154,7 @@ def _chosen(pattern: str, seed: int | None) -> list[tuple[str, int, Any]]:
         if seed in (None, number)
     ]
     if not found:
-        zoo.find(pattern, seed or 0)
-        raise UserError(f"the zoo has nothing that matches `{pattern}`")
+        zoo.find(pattern, seed or 0)  # raises, and names what is near
     return found
 
 
@@ -169,15 +163,3 @@ def _say(what: str, place: Path) -> None:
 
     size = (place / WEIGHTS).stat().st_size / 2**20
     console.print(escape(f"{what}  {size:,.2f} MiB, hash checked: {place}"), soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """Print warnings, such as those about stale answers, as plain lines."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            for note in caught:
-                say(f"note: {note.message}", err=True)

@@ -27,7 +27,7 @@ class Filters(Config):
     track: str | None = Field(None, description="pattern of the training's protocol")
     status: str | None = Field(None, description="paper, claimed, reproduced or verified")
     origin: str | None = Field(None, description="published or reproduced")
-    plot: str | None = Field(None, description="true or false: whether PLOT takes part")
+    plot: str | None = Field(None, description="true or false: rows with or without PLOT")
     sort: str | None = Field(None, description="column to sort by")
 
 
@@ -37,7 +37,7 @@ class Build(Config):
     out: Path = Field(Path("leaderboard.html"), description="the file")
 
 
-class Submit(BaseModel):  # the revision of a Config is another thing
+class Submit(BaseModel):  # not a Config, whose `revision` is something else
     """Words of `ltbench leaderboard submit`."""
 
     run: Path = Field(description="folder of a finished run")
@@ -219,7 +219,7 @@ def verify(words: tuple[str, ...]) -> None:
 def publish(words: tuple[str, ...]) -> None:
     """Bring all records to the Hub, with tables for its viewer and the page as a static space.
 
-    What others have put there stays; who commits at the same moment loses nothing.
+    Records that others have put there stay, and so do commits made at the same moment.
 
     \b
     Example:

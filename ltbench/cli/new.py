@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
+import sys
 from pathlib import Path
+from shlex import quote
 
 import click
 from pydantic import Field
@@ -119,6 +122,7 @@ def test_it_trains_evaluates_and_loads(tmp_path):
     model = ltbench.load(result.folder)
     assert model(torch.randn(2, 3, 16, 16)).shape == (2, 10)
 '''
+RESERVED = {"None", "True", "False", "Rows"}  # names of classes that would break the files
 
 
 class NewMethod(Config):
@@ -145,27 +149,34 @@ def method(words: tuple[str, ...]) -> None:
       ltbench run recipe=tail_margin/tail_margin.yaml
     """  # noqa: D301
     given = read_words(words, NewMethod)
+    from ltbench.files import write_atomic
     from ltbench.methods import METHODS
 
     name, out = given.name, given.out or Path(given.name)
-    if not re.fullmatch("[a-z][a-z0-9_]{0,59}", name) or keyword.iskeyword(name):
+    if not re.fullmatch("[a-z][a-z0-9_]{0,59}", name):
         raise UserError(
             f"expected a NAME of lower-case letters, digits and `_`, found `{visible(name)}`"
         )
+    title = name.replace("_", " ").title()
+    values = {"NAME": name, "TITLE": title, "CLASS": title.replace(" ", "")}
+    if keyword.iskeyword(name) or values["CLASS"] in RESERVED:
+        raise UserError(f"`{name}` cannot be the name of a class in Python; take another name")
     if name in METHODS:
         raise UserError(f"method `{name}` exists, see `ltbench list methods`; take another name")
     texts = {f"{name}.py": METHOD, f"{name}.yaml": RECIPE, f"test_{name}.py": TEST}
     there = [file for file in texts if (out / file).exists() or (out / file).is_symlink()]
     if there:
         raise UserError(f"{out / there[0]} exists and is not replaced; pass another `out=`")
+    known = None if name in sys.modules else importlib.util.find_spec(name)
+    if name in sys.modules or (known is not None and known.origin is not None):
+        raise UserError(f"{name}.py would hide Python's module `{name}`; take another name")
     if out.exists() and not out.is_dir():
         raise UserError(f"`out`: expected a folder, found the file {out}")
     out.mkdir(parents=True, exist_ok=True)
-    title = name.replace("_", " ").title()
     for file, text in texts.items():
-        for place, value in (("NAME", name), ("TITLE", title), ("CLASS", title.replace(" ", ""))):
+        for place, value in values.items():
             text = text.replace(place, value)
-        with (out / file).open("x", encoding="utf-8") as new_file:
-            new_file.write(text)
+        write_atomic(out / file, text.encode())
         say(f"{out / file}")
-    say(f"\nnext:\n  pytest {out}\n  ltbench run recipe={out / name}.yaml")
+    recipe = quote(f"recipe={out / name}.yaml")
+    say(f"\nnext:\n  pytest {quote(str(out))}\n  ltbench run {recipe}")

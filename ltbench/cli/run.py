@@ -31,10 +31,8 @@ class Run(Config):
         (), description="seed of all random numbers; several with commas between"
     )
     grid: Path | None = Field(None, description="file that names recipes and seeds")
-    jobs: int | None = Field(None, ge=1, le=1024, description="runs of a grid that go on at once")
-    dry_run: bool = Field(
-        False, description="check recipe and data, print what a run would be, and stop"
-    )
+    jobs: int | None = Field(None, ge=1, le=1024, description="runs of a grid at the same time")
+    dry_run: bool = Field(False, description="check recipe and data, describe the run, and stop")
     quiet: bool = Field(False, description="print the results only, no header and progress")
     words: tuple[str, ...] = Field((), json_schema_extra=REST, description="keys of the recipe")
 
@@ -68,15 +66,15 @@ def run(words: tuple[str, ...]) -> None:
       ltbench run recipe=crt_mixup_plot data.root=MY_IMAGES dry_run=true
       torchrun --nproc-per-node=4 -m ltbench run recipe=mislas_plot_inat data.root=DIR
 
-    Several recipes or seeds make a grid: one table at the end; finished runs are skipped, broken
-    ones go on, and the same command in a second terminal takes over its share. jobs=N runs N of
-    them at once: they divide the processor among them, and share the GPU if there is one.
+    Several recipes or seeds make a grid: one table at the end; finished runs are skipped,
+    interrupted ones go on, and the same command in a second terminal takes its share. jobs=N runs
+    N of them at once: they divide the processor among them, and share the GPU if there is one.
 
     \b
     Often used keys of recipes:
       out=FOLDER           resume=auto|never
       epochs=N             (the whole schedule, shortened to N epochs in its longest stage;
-                           what is given beside it stays as given)
+                           keys given beside it keep their values)
       data.root=DIR        data.imbalance_ratio=50
       stages.0.epochs=N    stages.0.batch_size=N stages.0.optim.lr=X
       stages.0.update=plot stages.0.update.solver=mgda
@@ -90,8 +88,7 @@ def run(words: tuple[str, ...]) -> None:
         return
     if given.jobs is not None:
         raise UserError(
-            "`jobs` needs several runs to choose from: recipe=A,B, seed=0,1,2 or grid=FILE; "
-            "leave it out for one"
+            "`jobs` needs several runs: recipe=A,B, seed=0,1,2 or grid=FILE; leave it out for one"
         )
     name, words = given.recipe[0], (*(f"seed={n}" for n in given.seed), *given.words)
     from ltbench.distributed.launch import read_launch

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Container
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from ltbench.config.optim import Schedule
+from ltbench.config.recipe import Choice, Recipe
 from ltbench.config.schema import EPOCHS, MOST_EPOCHS, Config
+from ltbench.config.validation import build_recipe
 from ltbench.errors import UserError, brief
-
-if TYPE_CHECKING:
-    from ltbench.config.recipe import Recipe
 
 
 def with_epochs(recipe: Recipe, epochs: int, said: Container[str] = ()) -> Recipe:
@@ -32,8 +31,6 @@ def with_epochs(recipe: Recipe, epochs: int, said: Container[str] = ()) -> Recip
         UserError: ``epochs`` is not a positive number, the schedule has no epochs, or the length
             of its longest stage was given as well.
     """
-    from ltbench.config.validation import build_recipe
-
     longest = max((stage.epochs or 0 for stage in recipe.stages), default=0)
     if isinstance(epochs, bool) or epochs not in range(1, MOST_EPOCHS + 1):
         raise UserError(
@@ -57,8 +54,6 @@ def with_epochs(recipe: Recipe, epochs: int, said: Container[str] = ()) -> Recip
 
 def _scaled(value: Any, factor: float, said: Container[str], path: str) -> Any:
     """Return plain data with all epoch counts multiplied by ``factor``, except those ``said``."""
-    from ltbench.config.recipe import Choice
-
     if isinstance(value, Choice):
         return {"name": value.name, **_scaled(value.config, factor, said, path)}
     if isinstance(value, Config):

@@ -79,7 +79,7 @@ def _explained(recipe: Recipe, key: str) -> Explanation:
             node = node[int(part)]
             continue
         if isinstance(node, Choice):
-            if part == "name":
+            if part in ("name", "plugin"):
                 break  # explained by the field that the part is in
             node = node.config
         if not isinstance(node, Config):
@@ -96,12 +96,15 @@ def _explained(recipe: Recipe, key: str) -> Explanation:
 
 
 def field_docs(model: type[Any]) -> dict[str, str]:
-    """Return the docstrings of a model's fields, those of its bases included."""
+    """Return the docstrings of a model's fields, those of its bases included, by name."""
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if cls is Config or not issubclass(cls, Config):
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        except (OSError, TypeError, SyntaxError):  # a plugin without source, or of odd indentation
+            continue
         assert isinstance(body, ast.ClassDef)
         for field, after in zip(body.body, body.body[1:], strict=False):
             if (

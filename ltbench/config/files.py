@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltbench.config import plugins
+from ltbench.config.budget import with_epochs
 from ltbench.config.recipe import Recipe
 from ltbench.config.registry import natural
 from ltbench.config.resources import recipes_dir
@@ -49,7 +50,7 @@ def recipe_summary(name: str) -> str:
     return ""
 
 
-def get_recipe(name: str, /, *words: str, **overrides: Any) -> Recipe:
+def get_recipe(name: str | Path, /, *words: str, **overrides: Any) -> Recipe:
     """Return a checked recipe.
 
     Args:
@@ -61,7 +62,7 @@ def get_recipe(name: str, /, *words: str, **overrides: Any) -> Recipe:
     Raises:
         UserError: every mistake, one line each.
     """
-    return resolve(name, [words, {k.replace("__", "."): v for k, v in overrides.items()}])
+    return resolve(str(name), [words, {k.replace("__", "."): v for k, v in overrides.items()}])
 
 
 def resolve(name: str, given: Sequence[Sequence[str] | Mapping[str, Any]]) -> Recipe:
@@ -95,9 +96,9 @@ def _given(name: str, given: Sequence[Sequence[str] | Mapping[str, Any]]) -> tup
 
 
 def _built(name: str, tree: Tree, origins: Origins) -> Recipe:
-    """Check a tree, shorten its schedule if it says `epochs`, warn of a stage that learns nothing.
+    """Return the recipe of a tree, its plugins imported and its schedule shortened to `epochs`.
 
-    Its plugins are imported first.
+    Warns of a stage whose learning rate is always 0.
 
     Raises:
         UserError: every mistake, one line each.
@@ -108,8 +109,6 @@ def _built(name: str, tree: Tree, origins: Origins) -> Recipe:
     with plugins.of_recipe(name, tree):
         recipe = build_recipe(tree, origins)
     if epochs is not None:
-        from ltbench.config.budget import with_epochs
-
         recipe = with_epochs(recipe, epochs, _said(origins))
     for i, stage in enumerate(recipe.stages):
         if stage.epochs is not None and stage.schedule.shortest(stage.epochs) > stage.epochs:
@@ -172,7 +171,7 @@ def read_tree(name: str) -> tuple[Tree, Origins]:
 def assign_all(
     tree: Tree, origins: Origins, values: Mapping[str, Any], origin: str | None = None
 ) -> None:
-    """Set dotted keys in a tree of plain data, the same in whatever order they are given.
+    """Set dotted keys in a tree of plain data, whatever their order.
 
     A key is set before those inside it.
 
@@ -361,7 +360,9 @@ def _parse(path: Path) -> Tree:
 
     tree = read_yaml_file(path)
     if not isinstance(tree, dict):
-        raise UserError(f"{path.name} holds no recipe: expected `key: value` lines")
+        raise UserError(
+            f"{path.name} holds no recipe: expected `key: value` lines, found {brief(tree)}"
+        )
     return tree
 
 

@@ -57,7 +57,7 @@ def check_args(args: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a network after a check of names and values.
 
     Refused are options that another key of a recipe sets, that load files, or that make something
-    else than a network with one output; and values other than numbers, flags, short names and
+    other than a network with one output, and values other than numbers, flags, short names and
     lists of these.
 
     Args:

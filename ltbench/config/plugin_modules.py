@@ -24,8 +24,8 @@ from typing import Any
 from ltbench.digest import read_regular
 from ltbench.errors import UserError, visible
 
-PARENT = "LTBENCH_PLUGINS"  # environment variable: what the parent process had imported, as JSON
-UNKNOWN = "unknown"  # hash of a part defined in a session, which has no file
+PARENT = "LTBENCH_PLUGINS"  # environment variable: plugins of the parent process, as JSON
+UNKNOWN = "unknown"  # hash of a part defined interactively, which has no file
 _PACKAGE = Path(__file__).parent.parent
 
 __path__: list[str] = []  # modules of plugin files are imported below this one, see `_Finder`
@@ -103,7 +103,7 @@ def import_module(name: str) -> str:
     """Import a module as a plugin and return its name.
 
     Raises:
-        UserError: there is none, it fails, or it is one of ours.
+        UserError: there is no such module, it fails, or it is part of ltbench.
     """
     if name.partition(".")[0] == "ltbench":
         raise UserError(f"`{name}` is part of ltbench: its parts have names, see `ltbench list`")
@@ -159,7 +159,7 @@ sys.meta_path.append(_Finder())
 
 @contextmanager
 def _explained(plugin: str) -> Iterator[None]:
-    """Turn whatever a plugin raises on import into one line with its file and line."""
+    """Turn any error of a plugin on import into one line with its file and line number."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -181,13 +181,13 @@ def _explained(plugin: str) -> Iterator[None]:
 
 
 def _hand_down() -> None:
-    """Tell processes that this one starts what it has imported."""
+    """Put the imported plugins into the environment, for child processes."""
     files = [(module, str(path), plugin.sha256) for module, (path, plugin) in FILES.items()]
     os.environ[PARENT] = json.dumps([*files, *((name, "", "") for name in sorted(MODULES))])
 
 
 def inherited() -> list[tuple[str, str, str]]:
-    """Return what the parent process had imported: module, file or nothing, hash of the file."""
+    """Return the plugins of the parent process: module, file or nothing, hash of the file."""
     try:
         found = json.loads(os.environ.get(PARENT, "[]"))
         return [(str(name), str(file), str(sha256)) for name, file, sha256 in found]

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ltbench.config.paths import expanded
 from ltbench.config.plugin_modules import (
     FILES,
     MODULES,
@@ -57,7 +58,7 @@ def load_plugins(
     Args:
         plugins: one or several: paths of files that end in ``.py``, or modules, which may also
             lie in the current folder.
-        folder: where else relative paths and modules are looked up.
+        folder: another place where relative paths and modules are looked up.
 
     Returns:
         The same plugins, files as absolute paths.
@@ -72,10 +73,10 @@ def load_plugins(
 
 @contextmanager
 def naming(folder: Path | None = None) -> Iterator[None]:
-    """Allow imports of what is named ``module:Class`` inside: the user's own words and recipes.
+    """Context in which parts named ``module:Class`` are imported: the user's words and recipes.
 
     Args:
-        folder: where else relative paths and modules are looked up, e.g. that of a recipe.
+        folder: another place for relative paths and modules, e.g. the folder of a recipe.
     """
     places = [Path.cwd(), *([folder.absolute()] if folder else [])]
     token = _folders.set(tuple(dict.fromkeys(places)))
@@ -111,7 +112,7 @@ def of_recipe(name: str, tree: dict[str, Any]) -> Iterator[None]:
 
 
 def load_installed() -> None:
-    """Import the plugins of installed packages, and of the parent process; a note for a failure."""
+    """Import the plugins of installed packages and of the parent process; warn if one fails."""
     if _installed:
         return
     _installed.append(True)
@@ -143,10 +144,10 @@ def load_run(folder: Path, recipe: Any) -> None:
 
 
 def find(place: str) -> tuple[str, str, Any] | None:
-    """Return what ``module:Class`` or ``file.py:Class`` stands for.
+    """Return the object that ``module:Class`` or ``file.py:Class`` stands for.
 
     Returns:
-        Its name without a path, the module, and the object; ``None`` if ``place`` has another form.
+        Its name without a folder, its module, and itself; ``None`` if ``place`` has another form.
 
     Raises:
         UserError: there is no such plugin or attribute, or the user has not named it.
@@ -169,7 +170,9 @@ def find(place: str) -> tuple[str, str, Any] | None:
     try:
         return f"{stem}:{attribute}", module, getattr(sys.modules[module], attribute)
     except AttributeError:
-        raise UserError(f"plugin {where} has no `{attribute}`") from None
+        raise UserError(
+            f"plugin {where} has no `{attribute}`; give a class or function that it defines"
+        ) from None
 
 
 def is_place(name: str) -> bool:
@@ -205,7 +208,7 @@ def check(stated: str, found: str, what: str) -> str:
         what: the part, for messages.
 
     Raises:
-        UserError: they differ, and the user has not named the plugin; otherwise that is a note.
+        UserError: they differ, and the user has not named the plugin; if they have, it warns.
     """
     if not stated or stated == found:
         return found
@@ -218,12 +221,12 @@ def check(stated: str, found: str, what: str) -> str:
     differ = f"{what}: plugin {own} has SHA-256 {here[:12]}..., the recipe says {sha256[:12]}..."
     if not any(describe(module).name == own for module in _named):
         raise UserError(f"{differ}; {_advice(name)} to use it all the same")
-    warnings.warn(f"{differ}; what follows is that of the plugin as it is now", stacklevel=2)
+    warnings.warn(f"{differ}; the plugin is used as it is now", stacklevel=2)
     return found
 
 
 def needed(what: str, stated: str) -> str:
-    """Return the line that a part comes from a plugin that is not here.
+    """Return the message that a part comes from a plugin that is not here.
 
     Args:
         what: the part.
@@ -253,7 +256,7 @@ def marks(recipe: Any) -> list[str]:
 
 
 def missing(recipe: Any) -> str:
-    """Return the line on a recipe's first plugin that is not here with its hash, or nothing."""
+    """Return a message on the first plugin of a recipe that is missing here, or an empty text."""
     wanted = marks(recipe)
     if wanted:
         load_installed()
@@ -263,7 +266,7 @@ def missing(recipe: Any) -> str:
 
 
 def copies(recipe: Any) -> dict[str, bytes]:
-    """Return what a run keeps of a recipe's plugin files in its ``plugins`` folder, by name."""
+    """Return the content of a recipe's plugin files, by name, for a run's ``plugins`` folder."""
     return {p.name: p.content for p in _used(recipe) if p.content is not None}
 
 
@@ -300,12 +303,14 @@ def _load(plugin: str) -> str:
     """Import one plugin that the user named, and return its name, a file's as absolute path."""
     places: Sequence[Path] = _folders.get() or ()
     if plugin.endswith(".py"):
-        path = Path(plugin).expanduser()
+        path = expanded(plugin)
         candidates = [place / path for place in places] or [path]
         files = [c for c in candidates if c.is_file()]
         if not files:
-            raise UserError(f"there is no plugin file {visible(plugin)} in {_said(places)}")
-        if len({f.read_bytes() for f in files}) > 1:
+            advice = f" in {_said(places)}; give its whole path"
+            advice = "; check its path" if path.is_absolute() else advice
+            raise UserError(f"there is no plugin file {visible(plugin)}{advice}")
+        if len(files) > 1 and len({f.read_bytes() for f in files}) > 1:
             raise UserError(f"two plugin files differ, {_said(files)}; give the whole path")
         _named.add(import_file(files[0]))
         return str(files[0].absolute())

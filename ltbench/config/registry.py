@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from ltbench.config import plugins
 from ltbench.config.schema import Config
-from ltbench.errors import UserError, did_you_mean, visible
+from ltbench.errors import UserError, brief, did_you_mean, visible
 
 T = TypeVar("T")
 
@@ -165,19 +165,22 @@ class Registry(Generic[T]):
         """
         if self.kind not in BASES:
             if not callable(part):
-                raise UserError(f"{self.kind} `{name}`: expected a function that builds it")
+                raise UserError(
+                    f"{self.kind} `{name}`: expected a function that builds it, found {brief(part)}"
+                )
             return
         module, attribute = BASES[self.kind].split(":")
         base = getattr(importlib.import_module(module), attribute)
         if not isinstance(part, type) or not issubclass(part, base):
             raise UserError(
-                f"{self.kind} `{name}`: expected a class derived from {module}.{attribute}"
+                f"{self.kind} `{name}`: expected a class derived from {module}.{attribute}, found "
+                f"{brief(part)}"
             )
         options = getattr(part, "Config", part)
         if not isinstance(options, type) or not issubclass(options, Config):
             raise UserError(
                 f"{self.kind} `{name}`: expected a `Config` derived from "
-                f"ltbench.config.schema.Config, found {options!r:.80}"
+                f"ltbench.config.schema.Config, found {brief(options)}"
             )
 
     def parts(self) -> dict[str, Part]:

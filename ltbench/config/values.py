@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ltbench.config.paths import expanded
 from ltbench.config.schema import CONTROL, DEEPEST, Tagged
 from ltbench.errors import UserError, brief, visible
 
@@ -24,7 +24,7 @@ class Word(str):
         """Return the value as YAML.
 
         Raises:
-            UserError: it is none.
+            UserError: it is not YAML.
         """
         from ltbench.config.yaml_text import read_yaml
 
@@ -34,7 +34,7 @@ class Word(str):
             raise UserError(f"cannot read the value `{visible(self)}` ({error})") from error
 
     def content(self) -> Any:
-        """Return the value as YAML, or its text if it is none."""
+        """Return the value as YAML, or its text if it is not YAML."""
         try:
             return self.read()
         except UserError:
@@ -45,11 +45,11 @@ def typed(value: Any, field: FieldInfo) -> Any:
     """Return plain data that a field can check.
 
     A word is text where the field takes text, the name of a part or a choice, unless it is a list,
-    mapping or number that the field takes as well. Elsewhere it is YAML. `null` is none where the
-    default is a text, as nothing else says it there.
+    mapping or number that the field takes as well. Elsewhere it is YAML. `null` is None in a field
+    whose default is a text, where leaving the word out would not say so.
 
     Raises:
-        UserError: the value is not YAML.
+        UserError: the value is not YAML, or no path that a file system could have.
     """
     if not isinstance(value, Word):
         return value
@@ -84,7 +84,7 @@ def plain(value: Any, field: FieldInfo, depth: int = 0) -> Any:
     """Return what a field holds with the words inside it read, and all its texts checked.
 
     Raises:
-        UserError: a word is not YAML, a text no file could hold, or the nesting too deep.
+        UserError: a word is not YAML, a text has control characters, or the nesting is too deep.
     """
     if depth > DEEPEST:
         raise UserError(f"expected at most {DEEPEST} levels, found more")
@@ -116,12 +116,12 @@ def split_values(value: Any, field: FieldInfo) -> Any:
     if "" in parts:
         raise UserError(f"expected values with commas between, found `{visible(str(value))}`")
     item = next(get_args(kind)[0] for kind in kinds(field) if get_origin(kind) is tuple)
-    plain = item in (str, Path) or get_origin(item) is Literal
-    return [part if plain else Word(part).content() for part in parts]
+    texts = item in (str, Path) or get_origin(item) is Literal
+    return [part if texts else Word(part).content() for part in parts]
 
 
 def contradictions(values: Mapping[str, Any]) -> list[str]:
-    """Return a line for every value that a value of a key above it contradicts.
+    """Return a line for every value that contradicts the value of a key above it.
 
     Args:
         values: by dotted key, e.g. ``{"data": Word("folder"), "data.root": Word("images")}``, where
@@ -153,14 +153,16 @@ def takes(field: FieldInfo, kind: Any) -> bool:
 
 
 def as_text(text: str, field: FieldInfo) -> Any:
-    """Return a text as a field of text or of a path takes it: `~/` is the home folder in paths."""
-    if not takes(field, Path):
-        return text
-    return Path(os.path.expanduser(text)) if text.startswith("~/") else Path(text)  # noqa: PTH111
+    """Return a text as a field of text or of a path takes it.
+
+    Raises:
+        UserError: no file system has such a path.
+    """
+    return expanded(text) if takes(field, Path) else text
 
 
 def _agree(whole: Any, steps: Sequence[str], value: Any) -> bool:
-    """Return False if a value says something else of what is inside it, at some steps."""
+    """Return False if a value has something other than ``value`` inside it, at some steps."""
     for step in steps:
         whole = whole.content() if isinstance(whole, Word) else whole
         whole = {"name": whole} if isinstance(whole, str) else whole

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ltbench.config.paths import expanded
 from ltbench.config.resources import leaderboard_dir
 from ltbench.digest import file_sha256, read_json
 from ltbench.errors import UserError, did_you_mean, visible
@@ -86,26 +87,44 @@ def identity(text: str) -> str:
     Returns:
         ``sha256:HASH`` of the file, the pinned repository on the Hub, or the text itself if it
         names nothing on this machine.
+
+    Raises:
+        UserError: the file cannot be read.
     """
     try:
         source = find_source(text)
     except (UserError, OSError, ValueError):
-        path = str(_path(text))
-        known = [_known[name][1] for name in (path, f"{path}/{FILE}") if name in _known]
-        return f"sha256:{known[0]}" if known else text  # it was there a moment ago
+        return _known_before(text) or text
     if source.sha256 is not None:
         return f"sha256:{source.sha256}"
     return text if source.file is None else f"sha256:{hash_of(source.file)}"
 
 
 def hash_of(file: Path) -> str:
-    """Return the SHA-256 of a file, read again only if its size or time has changed."""
-    found = file.stat()
-    state = (found.st_size, found.st_mtime_ns)
-    known = _known.get(str(file))
-    if known is None or known[0] != state:
-        known = _known[str(file)] = (state, file_sha256(file))
+    """Return the SHA-256 of a file, read again only if its size or time has changed.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        found = file.stat()
+        state = (found.st_size, found.st_mtime_ns)
+        known = _known.get(str(file))
+        if known is None or known[0] != state:
+            known = _known[str(file)] = (state, file_sha256(file))
+    except OSError as error:
+        raise UserError(f"backbone.weights: cannot read {file}: {error.strerror}") from error
     return known[1]
+
+
+def _known_before(text: str) -> str:
+    """Return the identity of a file that was there a moment ago, or nothing."""
+    try:
+        path = _path(text)
+    except UserError:
+        return ""
+    known = [_known[str(p)][1] for p in (path, path / FILE) if str(p) in _known]
+    return f"sha256:{known[0]}" if known else ""
 
 
 def _in_zoo(text: str) -> Source:
@@ -134,7 +153,10 @@ def _in_zoo(text: str) -> Source:
 
 
 def _path(text: str) -> Path:
-    return Path(text.removeprefix(LOCAL)).expanduser()
+    try:
+        return expanded(text.removeprefix(LOCAL))
+    except UserError as error:
+        raise UserError(f"backbone.weights: {error}") from error
 
 
 def _cut(text: str) -> str:

@@ -39,7 +39,7 @@ LONGEST = 30  # characters of a key with its default in the help
 
 
 def read_words(words: Sequence[str], options: type[C], rest: Collection[str] | None = None) -> C:
-    """Return the options that words give.
+    """Return the options that words set.
 
     Args:
         words: as on the command line.
@@ -175,7 +175,7 @@ def _filled(key: str, text: str, errors: list[str]) -> Word:
 
 
 def _unreadable(word: str) -> str:
-    """Return the line on a word that no file could hold, or nothing."""
+    """Return the message on a word with control characters, or an empty text."""
     if CONTROL.search(word):
         return f"expected words of UTF-8 without control characters, found `{visible(word)}`"
     return ""

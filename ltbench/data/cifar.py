@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from ltbench.config.paths import expanded
 from ltbench.config.schema import ADDED
 from ltbench.data.base import Data, DatasetConfig, DatasetInfo
 from ltbench.data.cifar_sources import (
@@ -25,7 +26,6 @@ from ltbench.data.longtail import Profile
 from ltbench.data.pipelines import MemoryAugment as Augment
 from ltbench.data.shards.dataset import is_packed, open_parts
 from ltbench.errors import UserError
-from ltbench.files import expanded
 
 STATISTICS = {  # mean and standard deviation of each channel, as in the literature
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),

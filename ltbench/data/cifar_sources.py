@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +14,15 @@ import numpy as np
 from ltbench.data.codecs import open_image, reason_of
 from ltbench.data.shards.format import read_keys
 from ltbench.data.shards.reader import ShardSource
-from ltbench.errors import UserError
+from ltbench.digest import read_regular
+from ltbench.errors import UserError, visible
 
 Dataset = Literal["cifar10", "cifar100"]
 SIDE = 32
 WEBSITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 TITLES: dict[Dataset, str] = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+_INDEX = re.compile(r"[0-9]{1,9}")
+_LARGEST = 2**20  # bytes of an image file
 _PYTHON: dict[Dataset, str] = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _BINARY: dict[Dataset, tuple[list[str], list[str]]] = {
     "cifar10": ([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]),
@@ -188,7 +192,7 @@ def _folder_source(folder: Path, class_names: Sequence[str]) -> Source:
             mine = sorted(p for p in inside.glob("*") if not p.name.startswith("."))
             paths += mine
             labels += [label] * len(mine)
-        foreign = [p for p in paths if not re.fullmatch(r"[0-9]+\.png", p.name)]
+        foreign = [p for p in paths if not _INDEX.fullmatch(p.stem) or p.suffix != ".png"]
         if foreign:
             raise UserError(
                 f"{len(foreign)} files in `{folder / split}` are not named `<official index>.png`, "
@@ -209,20 +213,31 @@ class _Files:
         images = np.empty((len(rows), SIDE, SIDE, 3), dtype=np.uint8)
         for image, row in zip(images, rows.tolist(), strict=True):
             path = self.paths[row]
-            try:
-                with open_image(path) as opened:
-                    pixels = np.asarray(opened.convert("RGB"))
-            except Exception as error:  # decoders raise anything, from KeyError to struct.error
-                raise UserError(
-                    f"broken image `{path}` ({_one_line(reason_of(error))}); copy it again"
-                ) from None
-            if pixels.shape != (SIDE, SIDE, 3):
-                raise UserError(
-                    f"`{path}` must be {SIDE}x{SIDE} pixels, found "
-                    f"{pixels.shape[1]}x{pixels.shape[0]}; use the original images"
-                )
-            image[:] = pixels
+            image[:] = _pixels(path, path.__str__)
         return images
+
+
+def _pixels(file: bytes | Path, name: Callable[[], str]) -> np.ndarray:
+    """Return an image, uint8 [32, 32, 3], after a check of its size.
+
+    Args:
+        file: content of an image file, or its path.
+        name: returns the name of the image for a message.
+    """
+    try:
+        content = file if isinstance(file, bytes) else read_regular(file, _LARGEST)
+        with open_image(content) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+    except Exception as error:  # decoders raise anything, from KeyError to struct.error
+        raise UserError(
+            f"broken image `{name()}` ({_one_line(reason_of(error))}); copy it again"
+        ) from None
+    if pixels.shape != (SIDE, SIDE, 3):
+        raise UserError(
+            f"`{name()}` must be {SIDE}x{SIDE} pixels, found "
+            f"{pixels.shape[1]}x{pixels.shape[0]}; use the original images"
+        )
+    return pixels
 
 
 def _complete(images: np.ndarray, labels: np.ndarray) -> Part:
@@ -238,7 +253,7 @@ def shard_source(parts: Mapping[str, ShardSource], dataset: Dataset) -> Source:
         dataset: expected data set.
 
     Raises:
-        UserError: the shards belong to another data set.
+        UserError: the shards belong to another data set, or name images otherwise.
     """
     found = parts["train"].manifest.dataset
     if found != dataset:
@@ -249,6 +264,13 @@ def shard_source(parts: Mapping[str, ShardSource], dataset: Dataset) -> Source:
     made = []
     for source in (parts["train"], parts["test"]):
         keys = read_keys(source.folder, source.manifest)
+        foreign = [key for key in keys if not _INDEX.fullmatch(Path(key).stem)]
+        if foreign:
+            raise UserError(
+                f"the shards in `{source.folder}` hold `{visible(foreign[0])}`, but images of "
+                f"{TITLES[dataset]} are named `<class>/<official index>.png`; pack them again with "
+                f"`ltbench data prepare dataset={dataset}`"
+            )
         index = np.array([int(Path(key).stem) for key in keys], dtype=np.int64)
         made.append(Part(source.labels, index, _Shards(source)))
     return Source("shards", parts["train"].folder.parent, *made)
@@ -265,7 +287,7 @@ class _Shards:
         for low in range(0, len(rows), 1024):
             some = rows[low : low + 1024]
             for row, encoded in enumerate(self.source.read(some), start=low):
-                images[row] = np.asarray(open_image(encoded.tobytes()).convert("RGB"))
+                images[row] = _pixels(encoded.tobytes(), partial(self.source.name, int(rows[row])))
         return images
 
 

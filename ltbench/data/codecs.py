@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 try:
     import simplejpeg
-except ImportError:  # no wheel for this platform; Pillow gives the same pixels, damage unseen
+except ImportError:  # no wheel for this platform; Pillow returns the same pixels, but misses damage
     simplejpeg = None
 
 # Pillow's other readers start external programs (EPS) or read what no data set holds.
@@ -20,6 +19,7 @@ ENDINGS = (
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
 )  # fmt: skip
 MAX_PIXELS = 178_956_970  # per image; the limit above which Pillow refuses one
+MAX_RATIO = 1000  # of the long to the short side, which evaluation resizes to a fixed length
 # Published results on these were computed from whatever a decoder makes of damaged images.
 LENIENT = ("imagenet_lt", "places_lt", "inat18")
 _DAMAGE = ("Premature end", "Corrupt JPEG data")  # libjpeg's other warnings are harmless
@@ -30,19 +30,18 @@ class DamagedJPEG(ValueError):
     """The compressed data of a JPEG are damaged, so that part of its pixels are arbitrary."""
 
 
-def open_image(file: bytes | memoryview | Path) -> Image.Image:
+def open_image(file: bytes | memoryview) -> Image.Image:
     """Return an image whose pixels are still to be loaded.
 
     Args:
-        file: content of an image file, or its path.
+        file: content of an image file.
 
     Raises:
-        ValueError: the image has more than ``MAX_PIXELS`` pixels.
+        ValueError: see ``check_size``.
         Exception: anything that Pillow raises; see ``reason_of``.
     """
-    source = file if isinstance(file, Path) else io.BytesIO(file)
-    image = Image.open(source, formats=FORMATS)
-    _check_size(*image.size)
+    image = Image.open(io.BytesIO(file), formats=FORMATS)
+    check_size(*image.size)
     return image
 
 
@@ -61,7 +60,7 @@ def decode_jpeg(data: np.ndarray, *, lenient: bool = False) -> np.ndarray | None
 
     Raises:
         DamagedJPEG: the compressed data are cut, or inconsistent.
-        ValueError: the image has more than ``MAX_PIXELS`` pixels.
+        ValueError: see ``check_size``.
     """
     if simplejpeg is None or data[:2].tobytes() != b"\xff\xd8":
         return None
@@ -69,7 +68,7 @@ def decode_jpeg(data: np.ndarray, *, lenient: bool = False) -> np.ndarray | None
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):  # KeyError: an unknown colour space
         return None
-    _check_size(width, height)
+    check_size(width, height)
     cmyk = space in ("CMYK", "YCCK")
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else "RGB")
@@ -116,7 +115,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def reason_of(error: Exception) -> str:
-    """Return in a few words why an image could not be decoded."""
+    """Return the reason why an image could not be decoded, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is not an image ({', '.join(FORMATS)}), or a damaged one"
     if isinstance(error, DamagedJPEG):
@@ -126,8 +125,19 @@ def reason_of(error: Exception) -> str:
     return f"{error}".split("\n")[0] or type(error).__name__
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> None:
+    """Check the size of an image before its pixels take memory.
+
+    Raises:
+        ValueError: there are more than ``MAX_PIXELS`` pixels or none, or one side is more than
+            ``MAX_RATIO`` times the other.
+    """
     if width * height > MAX_PIXELS:
         raise ValueError(
             f"it has {width:,} x {height:,} pixels, more than the allowed {MAX_PIXELS:,}"
+        )
+    if not 0 < max(width, height) <= MAX_RATIO * min(width, height):
+        raise ValueError(
+            f"it has {width:,} x {height:,} pixels, where one side may be at most {MAX_RATIO:,} "
+            f"times the other"
         )

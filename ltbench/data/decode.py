@@ -40,8 +40,8 @@ def decode_pixels(data: np.ndarray, name: Name, *, lenient: bool = False) -> Ten
         uint8 [H, W, 3].
 
     Raises:
-        UserError: the file is empty, cut, damaged, not an image, or has more than 16 bits per
-            channel or more than ``codecs.MAX_PIXELS`` pixels.
+        UserError: the file is empty, cut, damaged, not an image, has more than 16 bits per
+            channel, or a size that ``codecs.check_size`` refuses.
     """
     pixels = _jpeg(data, name, lenient)
     return torch.from_numpy(np.array(_by_pillow(data, name)) if pixels is None else pixels)

@@ -106,7 +106,7 @@ class FileSource:
             raise UserError(
                 f"images that changed while they were in use: {len(changed):,} (first: "
                 f"`{self.name(int(changed[0]))}`), so that a record cannot say what they were; put "
-                f"the old ones back and run this again, or start anew with another out="
+                f"the old ones back and run this again, or start a new run with another out="
             )
 
     def _look(self) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ltbench.data.walk import entries, holds_images, subfolders
+from ltbench.data.walk import entries, holds_images, is_dir, subfolders
 from ltbench.errors import UserError
 
 LAYOUT = "data.root needs train/<class>/ and test/<class>/ folders of images, or <class>/ folders"
@@ -98,7 +98,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def check_nesting(folder: Path, names: Sequence[str], *, parts: bool) -> None:
-    """Issue a note if all class folders hold folders only, which are no classes.
+    """Issue a note if all class folders hold folders only, which do not count as classes.
 
     Args:
         folder: folder of the class folders.
@@ -111,7 +111,7 @@ def check_nesting(folder: Path, names: Sequence[str], *, parts: bool) -> None:
     inner: list[list[str]] = []
     for name in names:
         here = entries(folder / name)
-        if not here or not all(entry.is_dir() for entry in here):
+        if not here or not all(is_dir(entry) for entry in here):
             return
         inner.append(sorted(entry.name for entry in here))
     same = all(one == inner[0] for one in inner)
@@ -130,8 +130,8 @@ def check_nesting(folder: Path, names: Sequence[str], *, parts: bool) -> None:
         )
     warnings.warn(
         f"the classes are the {len(names):,} folders in `{folder}`, which hold folders only: "
-        f"{names[0]}/{inner[0][0]} counts to `{names[0]}`; to have the inner folders as classes, "
-        f"move them up, or use data=list",
+        f"the images in {names[0]}/{inner[0][0]} belong to class `{names[0]}`; to make the inner "
+        f"folders the classes, move them up, or use data=list",
         stacklevel=2,
     )
 
@@ -168,10 +168,10 @@ def check_same_classes(folder: Path, train: Path, names: Sequence[str]) -> None:
 
 def _pick(root: Path, names: Sequence[str], kind: str, given: str | None) -> str | None:
     if given is not None:
-        if not (root / given).is_dir():
+        if not given or not (root / given).is_dir():
             some = ", ".join(names[:5]) or "no folder"
             raise UserError(
-                f"data.{kind}=`{given}`: there is no folder `{root / given}`; found {some}; "
+                f"data.{kind}=`{given}`: there is no folder `{given}` in `{root}`; found {some}; "
                 f"{LAYOUT}"
             )
         return given

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ltbench.config.paths import expanded
 from ltbench.digest import read_regular
 from ltbench.errors import UserError
-from ltbench.files import expanded
 
 _LINE = "lines are `relative/path label` with labels 0, 1, 2, ..."
 _HEADERS = {
@@ -161,7 +161,7 @@ def _words(line: str, where: str, *, first: bool) -> tuple[str, str] | None:
     Args:
         line: the line without surrounding blanks.
         where: file and line number, for messages.
-        first: whether no image was named before, so that the line may be a header.
+        first: no image was named before, so the line may be a header.
     """
     if not line or line.startswith("# "):
         return None

@@ -133,7 +133,9 @@ class ImageList(ListOptions, LongTail):
         root = find_root(self.root, NEEDED)
         wanted = {"train": self.train, "test": self.test, "val": self.val}
         listings = {
-            part: read_list(find_list(root, name, part)) for part, name in wanted.items() if name
+            part: read_list(find_list(root, name or "", part))
+            for part, name in wanted.items()
+            if name or part != "val"
         }
         check_parts(listings)
         data = self.assemble("list", root, listings, self.thin(listings["train"].labels))
@@ -223,15 +225,15 @@ def _likely_cause(root: Path, missing: Sequence[str], total: int) -> str:
     first = missing[0]
     if "\\" in first:
         return "paths have backslashes: write `/` instead"
-    if root.joinpath(first).is_symlink():
+    if os.path.islink(root / first):  # noqa: PTH114 (Path's raises if a name is too long)
         return "links that lead nowhere, or no files: copy the images themselves"
     parts = first.split("/")
     for cut in range(1, len(parts)):
-        if root.joinpath(*parts[cut:]).is_file():
+        if os.path.isfile(root.joinpath(*parts[cut:])):  # noqa: PTH113
             old = "/".join(parts[:cut]) + "/"
             return f'the image lies there without `{old}`: give data.prefix={{"{old}": ""}}'
     hits = {
-        folder: sum((folder / path).is_file() for path in missing[:20])
+        folder: sum(os.path.isfile(folder / path) for path in missing[:20])  # noqa: PTH113
         for folder in sorted(root.iterdir())
         if folder.is_dir()
     }
@@ -241,7 +243,7 @@ def _likely_cause(root: Path, missing: Sequence[str], total: int) -> str:
     if len(missing) == total:
         return "none is there: another data.root, or data.prefix for other beginnings of paths"
     folders = {path.rpartition("/")[0] for path in missing}
-    gone = sorted(folder for folder in folders if not (root / folder).is_dir())
+    gone = sorted(folder for folder in folders if not os.path.isdir(root / folder))  # noqa: PTH112
     if gone:
         return f"{len(gone)} folders are missing (first: `{gone[0]}`): an archive not unpacked"
     return "an incomplete copy, or another edition of the data set; copy the images again"

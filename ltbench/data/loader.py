@@ -98,7 +98,7 @@ class Job:
     Args:
         indices: which images, int64 [B].
         positions: place of each image in the epoch's order, int64 [B].
-        key: seed of the augmentation of this epoch; ``None`` gives the evaluation transform.
+        key: seed of the augmentation of this epoch; ``None`` is the evaluation transform.
         views: augmented views of each image.
     """
 
@@ -179,7 +179,7 @@ class Loader:
         Args:
             order: indices into the split, int64 [n]; may repeat or leave out images.
             batch_size: images per step over all ranks and micro-batches.
-            key: seed of the augmentation of this epoch; ``None`` gives the evaluation transform.
+            key: seed of the augmentation of this epoch; ``None`` is the evaluation transform.
             views: augmented views of each image.
             rank: this process, in ``range(world)``.
             world: number of ranks.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 import numpy as np
 from pydantic import Field
 
+from ltbench.config.paths import expanded
 from ltbench.data.base import Data
 from ltbench.data.listing import Listing, check_parts, look_for, read_list
 from ltbench.data.lists import ListOptions
@@ -18,7 +19,6 @@ from ltbench.data.pipelines import Augment
 from ltbench.data.shards.dataset import assemble, is_packed, listings, open_parts
 from ltbench.data.shards.reader import ShardSource
 from ltbench.errors import UserError
-from ltbench.files import expanded
 
 LISTS = "https://github.com/facebookresearch/classifier-balancing"
 
@@ -103,7 +103,7 @@ class Official(ListOptions):
 
     def _wanted(self) -> dict[str, str]:
         lists = {"train": self.train, "val": self.val, "test": self.test}
-        return {part: name for part, name in lists.items() if name}
+        return {part: name or "" for part, name in lists.items() if name or part != "val"}
 
     def _find(self) -> tuple[Path, dict[str, Path]]:
         """Return the root and the paths of the lists; one message names everything missing."""

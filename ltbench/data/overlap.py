@@ -48,8 +48,8 @@ def overlap(root: Path, parts: Mapping[str, Occurrences]) -> dict[str, str]:
         if again:
             repeated = True
             warnings.warn(
-                f"{name} images that were named before and count again: {again:,}; remove them if "
-                f"that is not meant",
+                f"{name} images that are named twice and count twice: {again:,}; remove the "
+                f"repetitions unless they are meant",
                 stacklevel=2,
             )
         shared = [] if name == "train" else [row for row, i in enumerate(part.ids) if i in train]
@@ -80,7 +80,8 @@ def overlap(root: Path, parts: Mapping[str, Occurrences]) -> dict[str, str]:
 def same_content(data: Data) -> dict[str, str]:
     """Return facts for the record about copies: in training and test, or under two labels.
 
-    Only image files whose fingerprints with checksums were computed before are compared.
+    Images are compared by the checksums that ``fingerprint`` left behind; without them, or in
+    shards, nothing is compared.
 
     Args:
         data: data of a run.
@@ -101,7 +102,8 @@ def same_content(data: Data) -> dict[str, str]:
     shared = np.flatnonzero(np.isin(test.contents, train.contents))
     if len(shared):
         fact = f"{len(shared):,} of {len(test):,} test images are copies of training images"
-        warnings.warn(f"{fact} (first: `{test.name(int(shared[0]))}`)", stacklevel=2)
+        first = test.name(int(shared[0]))
+        warnings.warn(f"{fact} (first: `{first}`); remove them from one of the two", stacklevel=2)
         facts["same_content"] = fact
     labelled = np.stack(
         [np.concatenate([train.contents, test.contents]),
@@ -110,8 +112,8 @@ def same_content(data: Data) -> dict[str, str]:
     contents, labels = np.unique(np.unique(labelled, axis=1)[0], return_counts=True)
     twice = contents[labels > 1]
     if len(twice) and "two_labels" not in data.manifest:
-        first = int(np.flatnonzero(np.isin(labelled[0], twice))[0])
-        name = train.name(first) if first < len(train) else test.name(first - len(train))
+        row = int(np.flatnonzero(np.isin(labelled[0], twice))[0])
+        name = train.name(row) if row < len(train) else test.name(row - len(train))
         warnings.warn(
             f"images with copies under another label: {len(twice):,} (first: `{name}`); keep the "
             f"right label of each",

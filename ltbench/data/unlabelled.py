@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ltbench.data.codecs import ENDINGS, eight_bits, reason_of
+from ltbench.config.paths import expanded
+from ltbench.data.codecs import ENDINGS, check_size, eight_bits, reason_of
 from ltbench.data.decode import decode_pil
 from ltbench.data.files import FileSource
 from ltbench.data.walk import Walk
 from ltbench.data.workers import check_descriptors, share, worker_errors
 from ltbench.errors import UserError, visible
-from ltbench.files import expanded
 
 LIST_BYTES = 2**28  # of a list of paths
 Item = str | Path | Image.Image
@@ -97,7 +97,7 @@ def _lines(path: Path) -> tuple[str, ...]:
             f"{path} is neither an image ({', '.join(ENDINGS)}) nor a list of paths in UTF-8; "
             "rename or convert it"
         ) from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return tuple(line.strip() for line in text.split("\n") if line.strip())
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def batches(
     """Yield transformed images, in order.
 
     Args:
-        images: what to read.
+        images: images to read.
         transform: from a Pillow image to a tensor of one shape.
         batch_size: images per batch.
         workers: processes that decode images.
@@ -158,6 +158,7 @@ class _Images(Dataset[Any]):
         item = self.images.items[index]
         try:
             if isinstance(item, Image.Image):
+                check_size(*item.size)
                 item.load()
                 pixels = eight_bits(item).convert("RGB")
             else:

@@ -40,12 +40,20 @@ def entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 def subfolders(folder: str | Path) -> list[str]:
     """Return the sorted names of the folders in a folder, links to folders included."""
-    return sorted(entry.name for entry in entries(folder) if _is_dir(entry))
+    return sorted(entry.name for entry in entries(folder) if is_dir(entry))
+
+
+def is_dir(entry: os.DirEntry[str]) -> bool:
+    """True if an entry is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def holds_images(folder: str | Path) -> bool:
     """True if an image file lies directly in a folder."""
-    return any(e.name.lower().endswith(ENDINGS) and not _is_dir(e) for e in entries(folder))
+    return any(e.name.lower().endswith(ENDINGS) and not is_dir(e) for e in entries(folder))
 
 
 class Files(NamedTuple):
@@ -167,7 +175,7 @@ class Walk:
                         found.append((f"{at}/{name}", device | entry.inode()))
                     elif name.lower() not in _NO_IMAGES:
                         self._left_out[os.path.splitext(name)[1] or "no ending"] += 1  # noqa: PTH122
-                elif _is_dir(entry):
+                elif is_dir(entry):
                     waiting.append((entry.path, f"{at}/{name}"))
                 elif not name.lower().endswith(ENDINGS):
                     self._left_out["links and devices"] += 1
@@ -214,13 +222,6 @@ def _stat(folder: str | Path) -> int:
         return identity(os.stat(folder))  # noqa: PTH116 (Path is slow here)
     except OSError as error:
         raise UserError(f"cannot read folder `{folder}`: {error.strerror}") from error
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -18,15 +18,14 @@ from ltbench.errors import UserError
 PER_WORKER, OTHERS = 4, 16  # file descriptors of the training process
 FULL = (
     "shared memory (/dev/shm) has no room for a batch of images; use `run.workers=0`, lower the "
-    "batch size, or make it larger (64 MiB in Docker by default: --shm-size=8g)"
+    "batch size, or enlarge the memory (64 MiB in Docker by default: --shm-size=8g)"
 )
 
 
 def share(tensors: tuple[Tensor, ...]) -> str:
     """Move tensors of a loader process to shared memory and return what went wrong, if anything.
 
-    torch would do it later, in a thread whose errors reach nobody, and training would wait for
-    ever.
+    torch would do it later, in a thread whose errors are lost, and training would wait forever.
     """
     if get_worker_info() is None:
         return ""
@@ -62,10 +61,10 @@ def check_descriptors(workers: int) -> None:
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Context in which the death of a loader process, or a limit on starting one, is one line.
+    """Turn the death of a loader process, or a limit on starting one, into one line.
 
     Raises:
-        UserError: it died or could not be started.
+        UserError: a process died or could not be started.
     """
     before = set(multiprocessing.active_children())
     try:
@@ -74,8 +73,8 @@ def worker_errors() -> Iterator[None]:
         text = str(error)
         if "Too many open files" in text or "items of ancdata" in text:
             raise UserError(
-                "the data workers used up all open files of this process; lower `run.workers`, or "
-                "raise the limit with `ulimit -n`"
+                "the data workers used up all open files that this process may have; lower "
+                "`run.workers`, or raise the limit with `ulimit -n`"
             ) from None
         if "DataLoader worker" not in text:
             raise

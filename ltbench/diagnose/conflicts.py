@@ -16,12 +16,13 @@ from ltbench.config import schema
 from ltbench.config.registry import natural
 from ltbench.data.shots import GROUPS, shot_groups
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.features import by_frequency
 from ltbench.diagnose.subject import State, states
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.train.feed import Feed
-from ltbench.train.look import Mode, StepGradients, spread, step_gradients
 from ltbench.train.stage import StageRun
+from ltbench.train.step_gradients import Mode, StepGradients, spread, step_gradients
 from ltbench.updates.base import StepRun
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STATES = 3  # columns of a figure at most
-NUMBERED = 12  # classes up to which a heat map says its numbers
+NUMBERED = 12  # classes up to which a heat map shows its numbers
 
 
 class Conflicts(Diagnostic):
@@ -128,9 +129,9 @@ class Conflicts(Diagnostic):
         info, size = subject.data.info, subject.data.info.num_classes
         shots = shot_groups(info.class_counts, subject.recipe.shot_rule)
         group = {k: name for name, classes in shots.items() for k in classes}
-        order = np.argsort(-np.array(info.class_counts), kind="stable")
-        rank = {int(k): i for i, k in enumerate(order)}
-        sample = {int(order[i]) for i in spread(size, self.options.classes)}
+        order = by_frequency(info.class_counts)
+        rank = {k: i for i, k in enumerate(order)}
+        sample = {order[i] for i in spread(size, self.options.classes)}
         pairs: dict[tuple[int, int], list[float]] = {}
         groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
         by_class: dict[int, list[tuple[float, ...]]] = {}
@@ -181,7 +182,7 @@ class Conflicts(Diagnostic):
                 "batches": len(by_class[k]),
                 **dict(zip(keys, np.mean(by_class[k], axis=0).tolist(), strict=True)),
             }
-            for k in order.tolist()
+            for k in order
             if k in by_class
         ]
         shares = {
@@ -232,7 +233,7 @@ class Conflicts(Diagnostic):
 
 @contextmanager
 def only(method: Method, name: str) -> Iterator[tuple[StepRun, list[nn.Parameter]]]:
-    """Inside, a part of a method alone takes gradients, whether it is trained or not.
+    """Context manager in which only one part of a method has gradients, trained or not.
 
     Raises:
         UserError: there is no such part.

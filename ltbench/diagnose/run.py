@@ -1,4 +1,4 @@
-"""Runs diagnostics on models, and writes tables, figures and the page."""
+"""Run of diagnostics on models, which writes tables, figures and the report."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def run(
 ) -> list[Section]:
     """Measure and draw, and write everything to a folder.
 
-    What cannot be measured is said and stands in the page; the others go on. The page is written
-    anew after each diagnostic, so that what is interrupted leaves what was done.
+    A failed measurement is reported, also in the page, and the others go on. The page is rewritten
+    after each diagnostic, so that an interrupted run leaves the results so far.
 
     Args:
         diagnostics: by name, in order.
         subjects: models, of different names.
         out: folder; made if it does not exist.
-        say: is given a line when something is done.
+        say: called with one line of progress at a time.
 
     Raises:
         UserError: the folder cannot be written, or nothing at all could be measured.
@@ -97,7 +97,7 @@ def run(
         page = render(title, subjects, sections)
         write_atomic(out / PAGE, page.encode())
     if not any(section.results for section in sections):
-        raise UserError(f"nothing could be measured; {out / PAGE} says why")
+        raise UserError(f"nothing could be measured; {out / PAGE} has the reasons")
     return sections
 
 

@@ -1,4 +1,4 @@
-"""From what a user names to a model with its data: runs, published models, checkpoints."""
+"""Models to diagnose, with their data: runs, published models, checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.methods.weights import check_classes
-from ltbench.models.misfit import check_size
+from ltbench.models.image_size import check_size
 from ltbench.records.record import RECIPE, RECORD, Record
 from ltbench.train import checkpoint
 from ltbench.train.stage import saved_method
@@ -28,10 +28,10 @@ class State:
     """A model at some point of its training.
 
     Args:
-        label: of the point, e.g. ``stage 1, epoch 10``: people count stages from 1.
+        label: of the point, e.g. ``stage 1, epoch 10``; stages are counted from 1.
         index: of the stage that the method belongs to.
-        epoch: of that stage, the one to be done next; the last one where it is finished.
-        finished: epochs that were done in that stage.
+        epoch: next epoch of that stage; the last one if the stage is finished.
+        finished: number of finished epochs of that stage.
         method: in evaluation mode.
     """
 

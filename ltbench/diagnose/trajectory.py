@@ -10,9 +10,10 @@ from ltbench import plotting as panels
 from ltbench.config import schema
 from ltbench.data.shots import GROUPS
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.features import by_frequency
 from ltbench.errors import UserError
 from ltbench.plotting import SERIES
-from ltbench.train.look import SMALL, spread
+from ltbench.train.step_gradients import SMALL, spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,10 +71,10 @@ class Trajectory(Diagnostic):
             raise UserError("the log lies in the folder of a run; give run=FOLDER")
         steps, classes = (read_log(subject.folder, name) for name in ("steps", "classes"))
         info = subject.data.info
-        order = np.argsort(-np.array(info.class_counts), kind="stable")
-        rank = {int(k): i for i, k in enumerate(order)}
-        drawn = {int(order[i]) for i in spread(len(order), self.options.classes)}
-        kept = drawn | {int(order[i]) for i in spread(len(order), SMALL)}
+        order = by_frequency(info.class_counts)
+        rank = {k: i for i, k in enumerate(order)}
+        drawn = {order[i] for i in spread(len(order), self.options.classes)}
+        kept = drawn | {order[i] for i in spread(len(order), SMALL)}
         classes = classes[classes["class"].isin(kept)].reset_index(drop=True)
         classes = classes.assign(
             name=[info.class_names[k] for k in classes["class"]],

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ltbench.config.paths import expanded
 from ltbench.data.base import Source, Split
 from ltbench.data.codecs import ENDINGS
 from ltbench.data.decode import decode_pil
 from ltbench.data.files import FileSource, ImageOptions
 from ltbench.data.images import ImageSplit
 from ltbench.data.memory import MemorySplit
+from ltbench.data.unlabelled import find_images
 from ltbench.diagnose.base import Subject
 from ltbench.errors import UserError
 
@@ -57,34 +58,21 @@ def files_of(path: str) -> FileSource:
             its folder, where a trailing label (a space and a number) is ignored.
 
     Raises:
-        UserError: the file or folder does not exist, or has no image.
+        UserError: the file or folder does not exist, cannot be read, or has no image.
     """
-    where = Path(path).expanduser()
-    if where.is_dir():
-        found = [
-            file.relative_to(where).as_posix()
-            for file in where.rglob("*")
-            if file.suffix.lower() in ENDINGS and not file.name.startswith(".") and file.is_file()
-        ]
-        if not found:
-            raise UserError(f"openset.unknown={path} holds no image ({', '.join(ENDINGS)})")
-        return FileSource(sorted(found), where)
-    if not where.is_file():
-        raise UserError(
-            f"openset.unknown must be a folder of images or a text file with one path per line; "
-            f"there is no `{path}`"
-        )
+    where = expanded(path)
     try:
-        lines = where.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
+        found = find_images(path, where.parent).names
+    except UserError as error:
+        raise UserError(f"openset.unknown: {str(error).removeprefix('`images`: ')}") from error
+    if where.is_dir():
+        return FileSource(found, where)
+    if where.name.lower().endswith(ENDINGS):
         raise UserError(
             f"openset.unknown={path} is neither a folder nor a text file; a single image is not "
             "supported"
-        ) from error
-    names = [_without_label(line.strip()) for line in lines if line.strip()]
-    if not names:
-        raise UserError(f"openset.unknown={path} lists no image")
-    return FileSource(names, where.parent)
+        )
+    return FileSource([_without_label(name) for name in found], where.parent)
 
 
 def _without_label(line: str) -> str:

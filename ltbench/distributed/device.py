@@ -24,13 +24,15 @@ def pick_device(name: str) -> torch.device:
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UserError("`run.device` requests a GPU, but torch finds none; use run.device=cpu")
-        if not re.fullmatch("cuda(:[0-9]+)?", name):
+        if not re.fullmatch("cuda(:[0-9]{1,6})?", name):
             raise UserError(f"device: expected cuda or cuda:N, found `{visible(name)}`")
-        device = torch.device(name if ":" in name else f"cuda:{ranks.local_rank()}")
-        if device.index >= torch.cuda.device_count():
+        index, count = name.partition(":")[2] or ranks.local_rank(), torch.cuda.device_count()
+        if int(index) >= count:
             raise UserError(
-                f"`run.device` = {device}, but there are {torch.cuda.device_count()} GPUs"
+                f"`run.device`: expected a GPU from cuda:0 to cuda:{count - 1}, found "
+                f"{visible(f'cuda:{index}')}; use one of them, or start at most {count} ranks here"
             )
+        device = torch.device("cuda", int(index))
         torch.cuda.set_device(device)
         return device
     if name != "cpu":

@@ -12,7 +12,7 @@ from ltbench.distributed import ranks
 from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Accumulator, Metrics
-from ltbench.models.misfit import ERRORS, size_problem
+from ltbench.models.image_size import ERRORS, size_problem
 
 
 @torch.no_grad()

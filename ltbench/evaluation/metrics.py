@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
+from ltbench.data.shots import ShotRule, shot_groups
 from ltbench.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, device
-from ltbench.data.shots import ShotRule, shot_groups
 
 BINS = 15
 UNKNOWN = -1  # label and prediction in open-set recognition

@@ -1,4 +1,4 @@
-"""Folder with everything about one evaluation."""
+"""Folder with the results of one evaluation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ltbench.config.paths import expanded
 from ltbench.data.base import Split
 from ltbench.data.shots import shot_groups
 from ltbench.evaluation.confusion import draw_confusion
 from ltbench.evaluation.metrics import Metrics
 from ltbench.evaluation.summary import metrics_json
 from ltbench.evaluation.tables import Outcomes, class_frame, confusion_frame, encoded
-from ltbench.files import check_replaceable, expanded, flush, replaced_folder
+from ltbench.files import check_replaceable, flush, replaced_folder
 
 METRICS, CLASSES, CONFUSION, PICTURE = (
     "metrics.json",

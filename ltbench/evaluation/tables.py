@@ -24,7 +24,7 @@ SQUARE = 1000  # classes up to which the confusion matrix is written as a square
 
 
 class Outcomes:
-    """Predictions for the images of a split; what ``evaluate`` calls with each batch."""
+    """Predictions for the images of a split, collected batch by batch; see ``evaluate``."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, ...]] = []

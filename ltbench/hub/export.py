@@ -40,13 +40,13 @@ def export(
     """Write the publish folder of a finished run and return its path.
 
     The same run and options give the same bytes. The record is that of the run, byte for byte,
-    unless ``half`` or ``licence`` changes what it says; then it is sealed anew.
+    unless ``half`` or ``licence`` changes what it says; then it is sealed again.
 
     Args:
         run: folder of a run.
         out: folder to write; if it exists, it must be a publish folder, which is replaced.
         repository: repository that the card names.
-        half: store floating-point weights as float16. The rounded model is evaluated anew on the
+        half: store floating-point weights as float16. The rounded model is evaluated again on the
             recipe's own test data, which must be there, and the record says so.
         licence: licence of the weights; by default what the record says.
 
@@ -69,7 +69,7 @@ def export(
             "weights differ; restore the files or run the recipe again"
         )
     if out.exists() and (not out.is_dir() or files_in(out)[1]):
-        raise UserError(f"{out} holds something else than a publish folder; pass another `out=`")
+        raise UserError(f"{out} holds something other than a publish folder; pass another `out=`")
     try:
         with new_folder(out) as partial:
             if half:
@@ -237,8 +237,8 @@ def _measured(
         ) from error
     if data.test.fingerprint() != record.dataset.test_sha256:
         raise UserError(
-            "`half` needs the run's own test data to measure rounded weights; what "
-            "data.root of the run holds now is something else"
+            "`half` needs the run's own test data to measure rounded weights; the run's data.root "
+            "now holds other images: restore them, or leave `half` out"
         )
     check_classes(facts, data.info, "the run")
     method = rebuild(dict(facts), str(weights))

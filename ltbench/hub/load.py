@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from ltbench.config import plugins
+from ltbench.config.paths import expanded
 from ltbench.errors import UserError
-from ltbench.files import expanded
 from ltbench.methods.base import Method
 from ltbench.methods.weights import check_fit, load_strict, read_weights
 from ltbench.models import BACKBONES
 from ltbench.records.record import WEIGHTS
+
+_LOCAL = "local-dir:"
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
@@ -121,6 +123,3 @@ def _read(source: str | Path, seed: int) -> tuple[dict[str, torch.Tensor], dict[
             "the zoo are shown by `ltbench list models pretrained=true`"
         )
     return (*read_folder(folder), text)
-
-
-_LOCAL = "local-dir:"

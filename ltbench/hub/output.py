@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ltbench.config.paths import expanded
 from ltbench.errors import UserError, visible
-from ltbench.files import expanded
 
 
 def check_output(

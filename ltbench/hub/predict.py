@@ -92,6 +92,8 @@ def predict(
             f"expected `topk` and `batch_size` of at least 1 and `workers` of at least 0, found "
             f"{topk}, {batch_size} and {workers}"
         )
+    if unreadable not in ("raise", "skip"):
+        raise UserError(f"`unreadable`: expected raise or skip, found `{unreadable}`")
     found = find_images(images, Path(root))
     if isinstance(model, str | Path):
         from ltbench.hub.load import load

@@ -18,7 +18,7 @@ from ltbench.remote import hub as client
 
 HUBS_OWN = ".gitattributes"  # the Hub writes it when it makes a repository
 TEXT = 256 * 1024  # bytes up to which a changed text is shown as a diff
-ATTEMPTS = 3  # of a commit that somebody else's came before
+ATTEMPTS = 3  # at a commit, if others commit in between
 
 State = Literal["new", "changed", "same", "removed", "kept"]
 
@@ -86,7 +86,7 @@ def publish(
         repository: ``org/name``; made if it does not exist.
         dry_run: write the publish folder and compare, if the Hub answers, but change nothing there.
         out: keep the publish folder here; with ``dry_run`` by default ``publish`` in the run's.
-        half: store float16 weights, measured anew, see ``export``.
+        half: store float16 weights, evaluated again, see ``export``.
         licence: of the weights.
         private: make a new repository private.
 
@@ -157,7 +157,7 @@ def compare(
         record: of the weights to publish.
 
     Raises:
-        UserError: the repository holds another model, or the Hub gives no answer.
+        UserError: the repository holds another model, or the Hub does not answer.
     """
     try:
         head = client.resolve(repository)

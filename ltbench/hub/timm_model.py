@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from ltbench.errors import UserError
+from ltbench.errors import UserError, visible
 
 if TYPE_CHECKING:
     from ltbench.methods.base import Method
@@ -144,7 +144,7 @@ def ltbench_method(
             timm passes on.
 
     Raises:
-        UserError: it does not come from a published model, or an argument cannot be followed.
+        UserError: it does not come from a published model, or an argument is not supported.
     """
     if pretrained_cfg is None or "recipe" not in args:
         raise UserError(
@@ -154,7 +154,7 @@ def ltbench_method(
     if features_only or in_chans != CHANNELS:
         wrong = "features_only" if features_only else f"in_chans={in_chans}"
         raise UserError(
-            f"`{wrong}` cannot be had of a trained method; take its backbone, or retrain"
+            f"`{wrong}` is not available for a trained method; use its backbone, or retrain"
         )
     model = build_model_with_cfg(
         _build,
@@ -175,17 +175,20 @@ def ltbench_method(
 
 def _build(
     *,
-    recipe: dict[str, Any],
-    dataset: str,
-    class_counts: list[int],
-    names: list[str] | None,
-    mean: list[float] | None,
-    std: list[float] | None,
-    num_classes: int,
+    recipe: Any,
+    names: Any,
+    mean: Any,
+    std: Any,
+    num_classes: Any,
     in_chans: int,
+    dataset: Any = None,
+    class_counts: Any = None,
     **unknown: Any,
 ) -> TimmMethod:
-    """Build a model for timm's ``build_model_with_cfg``; ``num_classes`` is that of the weights."""
+    """Build a model for timm's ``build_model_with_cfg``; ``num_classes`` is that of the weights.
+
+    All but ``in_chans`` is content of a ``config.json`` that anybody may have written.
+    """
     from ltbench.hub.folder import published_recipe
     from ltbench.methods.build import rebuild
 
@@ -194,10 +197,22 @@ def _build(
         raise UserError(
             f"unknown argument `{next(iter(unknown))}` of `{ARCHITECTURE}`; it takes num_classes"
         )
-    recipe = published_recipe(recipe, ARCHITECTURE)
-    facts: dict[str, Any] = {"recipe": recipe, "dataset": dataset, "class_counts": class_counts}
-    facts["class_names"] = names or [str(k) for k in range(len(class_counts))]
-    return TimmMethod(rebuild({**facts, "mean": mean, "std": std}, ARCHITECTURE), num_classes)
+    if type(num_classes) is not int or num_classes < 0:
+        raise UserError(
+            f"`{ARCHITECTURE}`: num_classes must be a whole number from 0, found "
+            f"`{visible(str(num_classes))}`"
+        )
+    if not names and isinstance(class_counts, list):
+        names = [str(k) for k in range(len(class_counts))]
+    facts = {
+        "recipe": published_recipe(recipe, ARCHITECTURE),
+        "dataset": dataset,
+        "class_counts": class_counts,
+        "class_names": names,
+        "mean": mean,
+        "std": std,
+    }
+    return TimmMethod(rebuild(facts, ARCHITECTURE), num_classes)
 
 
 def _load(model: TimmMethod, cache_dir: str | Path | None) -> None:

@@ -28,7 +28,7 @@ class Entry:
     Args:
         name: as registered.
         summary: first sentence of its documentation.
-        kind: how the literature would file it.
+        kind: category in the literature.
         paper: the reference, as one line.
         year: of the paper; ``None`` where the reference names none.
         overrides: parts of the contract that it fills in.
@@ -102,7 +102,7 @@ def describe(entry: Entry) -> list[tuple[str, str]]:
 
 
 def _recipes_of(name: str, methods: list[str], recipes: list[str]) -> tuple[str, ...]:
-    """Return the recipes named after a method and after no longer-named one."""
+    """Return the recipes whose names begin with a method's, and with that of no longer one."""
     longer = [m for m in methods if m.startswith(f"{name}_")]
     return tuple(
         recipe

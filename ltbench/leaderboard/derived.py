@@ -7,17 +7,16 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from ltbench.records.aggregate import percentages
 from ltbench.records.claims import choose
-from ltbench.records.record import Record, read_content, record_text
+from ltbench.records.record import Record, Status, read_content, record_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = ("results", "runs", "per_class", "published")
-STATUSES = ("paper", "claimed", "reproduced", "verified", "withdrawn")  # each says more
 RUN_COLUMNS = {
     **dict.fromkeys(("run_id", "recipe", "digest", "dataset"), "string"),
     "seed": "int64",
@@ -42,8 +41,8 @@ class Run:
 
 
 def weight(run: Run) -> int:
-    """Return the rank of a run's status; each says more than the one before."""
-    return STATUSES.index(run.record.status)
+    """Return the rank of a run's status, from paper to withdrawn: each says more than the last."""
+    return get_args(Status).index(run.record.status)
 
 
 def distinct(runs: Iterable[Run]) -> list[Run]:
@@ -120,7 +119,7 @@ from them by `ltbench leaderboard publish` and must not be edited.
 | `published` | a number printed in a paper, with its source |
 
 A status is what was checked: `claimed` nothing, `verified` that the published weights, evaluated
-again, give the recorded counts. `ltbench leaderboard submit run=PATH repo=...` submits a run,
+again, reproduce the recorded counts. `ltbench leaderboard submit run=PATH repo=...` submits a run,
 `ltbench leaderboard verify RUN_ID` checks one.
 """
 

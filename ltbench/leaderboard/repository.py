@@ -15,7 +15,7 @@ from ltbench.records.record import LARGEST, Record, read_content, validate_recor
 from ltbench.records.store import UNKNOWN_MARK, record_path, trusted, verifications
 from ltbench.remote import hub as client
 
-ASIDE = "left as it is and out of all tables"
+ASIDE = "left unchanged, and out of all tables"
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def read_runs(repo: str, *, only: str = "", known: dict[str, bytes] | None = Non
         if not (path.startswith(start) and path.endswith(".json")):
             continue
         if not re.fullmatch(rf"runs/{NAME}/[0-9a-f]{{32}}\.json", path):
-            reason = "has not the name of a record, runs/DATASET/RUN_ID.json"
+            reason = "is not named like a record, runs/DATASET/RUN_ID.json"
         elif file.size > LARGEST:
-            reason = f"has {file.size:,} bytes, no record"
+            reason = f"has {file.size:,} bytes, a record has at most {LARGEST:,}"
         else:
             wanted.append(file)
             continue
@@ -68,7 +68,7 @@ def read_runs(repo: str, *, only: str = "", known: dict[str, bytes] | None = Non
             try:
                 path = client.download(repo, file.path, head, kind="dataset")
             except client.Missing:
-                return b""  # is listed, and is not there
+                return b""  # listed, but not there
             known[file.blob_id] = path.read_bytes()
         return known[file.blob_id]
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from ltbench.config import plugins
+from ltbench.config.files import leaves
 from ltbench.config.validation import build_recipe
 from ltbench.data import DATASETS
 from ltbench.digest import canonical
@@ -20,17 +21,17 @@ def changed(record: Record) -> dict[str, Any]:
 
     Options of a part that was exchanged for another one are left out.
     """
-    resolved = record.recipe.resolved
-    found = {path: _at(resolved, path) for path in record.recipe.overrides}
-    if not all(found.values()):  # a digest may leave out what is at its default
+    resolved, overrides = record.recipe.resolved, record.recipe.overrides
+    found = dict(leaves(resolved))
+    if not found.keys() >= set(overrides):  # a digest may leave out what is at its default
         with suppress(UserError):
             full = build_recipe({**resolved, "name": record.recipe.name}).tree()
-            found = {path: value or _at(full, path) for path, value in found.items()}
-    return {path: value[0] for path, value in found.items() if value}
+            found = {**dict(leaves(full)), **found}
+    return {path: found[path] for path in overrides if path in found}
 
 
 def command(seeds: Sequence[Record]) -> str:
-    """Return the command that trains what some records of one recipe hold.
+    """Return the command that repeats the runs of some records of one recipe.
 
     Args:
         seeds: records that differ in the seed only.
@@ -48,15 +49,3 @@ def command(seeds: Sequence[Record]) -> str:
         text = value if isinstance(value, str) else canonical(value)
         words.append(f"{path.removesuffix('.name')}={text}")
     return " ".join(shlex.quote(word) for word in words)
-
-
-def _at(tree: Any, path: str) -> list[Any]:
-    """Return the value at a dotted path of mappings and lists; nothing if there is none."""
-    for part in path.split("."):
-        if isinstance(tree, dict) and part in tree:
-            tree = tree[part]
-        elif isinstance(tree, (list, tuple)) and part.isdigit() and int(part) < len(tree):
-            tree = tree[int(part)]
-        else:
-            return []
-    return [tree]

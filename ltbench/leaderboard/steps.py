@@ -16,7 +16,7 @@ from ltbench.digest import digest_of, file_sha256
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
 from ltbench.hub.folder import CONFIG, published_data
-from ltbench.leaderboard.naming import OtherVersion, check_recipe, registered
+from ltbench.leaderboard.recipe_check import OtherVersion, check_recipe, registered
 from ltbench.records.claims import check_counts, check_date, check_derived, check_others
 from ltbench.records.parts import (
     MAX_DIFFERING,
@@ -104,7 +104,7 @@ class Case:
 
 
 def check_digest(case: Case) -> str:
-    """Step 1: hashes fit the content, and the recipe is the one of its name but for overrides."""
+    """Step 1: the hashes fit the content; the recipe is that of its name, but for overrides."""
     later = ("metrics", "checkpoint")  # steps 2 and 4
     found = schema_problems(case.content)
     problems = [line for part, line in found if part not in later]
@@ -233,13 +233,13 @@ def check_download(case: Case) -> str:
     case.weights = client.download(
         case.repository, at.file, case.revision, sha256=at.sha256, size=at.bytes
     )
-    return f"what arrived has SHA-256 {at.sha256[:12]}..."
+    return f"the downloaded file has SHA-256 {at.sha256[:12]}..."
 
 
 def check_evaluation(case: Case) -> str:
-    """Step 7: the weights, evaluated again, give the recorded counts and calibration error."""
+    """Step 7: evaluating the weights again reproduces the counts and the calibration error."""
     if case.data is None:
-        raise NotRun(f"it needs the test images: give data.root=DIR ({case.data_missing})")
+        raise NotRun(f"this step needs the test images: add data.root=DIR ({case.data_missing})")
     away = plugins.missing(case.recipe.resolved)
     if away:
         raise NotRun(away)

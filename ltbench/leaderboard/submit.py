@@ -17,7 +17,7 @@ from ltbench.data.base import place_options
 from ltbench.digest import canonical, file_sha256, read_json
 from ltbench.errors import UserError
 from ltbench.files import AGE, remove_abandoned, write_atomic
-from ltbench.leaderboard.naming import check_recipe
+from ltbench.leaderboard.recipe_check import check_recipe
 from ltbench.leaderboard.steps import (
     Case,
     NotRun,
@@ -79,8 +79,9 @@ def submit(
     """
     folder = folder or records_dir()
     file = run / RECORD if run.is_dir() else run
-    _check_weights(file, Record.load(file))
-    plugins.load_run(file.parent, Record.load(file).recipe.resolved)
+    given = Record.load(file)
+    _check_weights(file, given)
+    plugins.load_run(file.parent, given.recipe.resolved)
     content = completed(
         load_content(file),
         {
@@ -224,10 +225,10 @@ def _check_weights(file: Path, record: Record) -> None:
     if record.checkpoint is None:
         return
     weights, wanted = file.parent / record.checkpoint.file, record.checkpoint.sha256
-    if weights.is_file() and file_sha256(weights) != wanted:
+    if weights.is_file() and (found := file_sha256(weights)) != wanted:
         raise UserError(
-            f"{weights} is not what {file.name} is about: its SHA-256 is "
-            f"{file_sha256(weights)[:12]}..., the record says {wanted[:12]}..."
+            f"{weights} is not the file that {file.name} describes: its SHA-256 is "
+            f"{found[:12]}..., the record says {wanted[:12]}..."
         )
 
 

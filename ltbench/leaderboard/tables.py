@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ltbench.config.registry import natural
 from ltbench.errors import UserError, did_you_mean, visible
-from ltbench.leaderboard.naming import OtherVersion, check_recipe, remark
+from ltbench.leaderboard.recipe_check import OtherVersion, check_recipe, remark
 from ltbench.records.aggregate import VALUES, Row, average_seeds, seeds_of_rows
 from ltbench.records.claims import initial_weights
 from ltbench.records.literature import footnotes, marks, published, same_ratio, short_source
@@ -28,8 +28,8 @@ COLUMNS = (
     *("tie", "n", "epochs", "origin", "status", "source", "note", "footnotes"),
 )
 ORIGINS = ("published", "reproduced")
-AS_PUBLISHED = "as published"  # the track of rows whose budgets nobody has lined up
-UNRESOLVED = 0.5  # points: what one run, or a number without a spread, cannot tell apart
+AS_PUBLISHED = "as published"  # the track of published rows, whose budgets differ
+UNRESOLVED = 0.5  # points that one run, or a number without a spread, cannot resolve
 
 
 def table(
@@ -48,10 +48,10 @@ def table(
 ) -> pd.DataFrame:
     """Return reproduced and published top-1 results, in percent, one row per recipe or citation.
 
-    Seeds are averaged within one recipe digest, one code path of completeness and one content of
-    the data; standard deviations have n - 1 in the denominator and are missing for n = 1. Origins
-    are never mixed. Rows are sorted within a data set, ratio and track (see ``track_of``), and
-    ``tie`` marks those that cannot be told from the best one there; filters do not change it.
+    Seeds are averaged within one recipe digest and one content of the data, shortened runs apart;
+    standard deviations have n - 1 in the denominator and are missing for n = 1. Origins are never
+    mixed. Rows are sorted within a data set, ratio and track (see ``track_of``), and ``tie`` marks
+    those that tie with the best one there (see ``is_tie``); filters do not change it.
     Shot groups of reproduced rows follow the strict rule; published ones, whatever their source
     used.
 
@@ -69,7 +69,7 @@ def table(
         checked: see ``board_rows``.
 
     Raises:
-        UserError: a filter makes no sense.
+        UserError: a filter or the column to sort by is not one of those above.
     """
     import pandas as pd
 
@@ -199,8 +199,8 @@ def is_tie(best: Mapping[Any, Any], row: Mapping[Any, Any]) -> bool:
 def render(frame: pd.DataFrame) -> Table:
     """Return ``table``'s rows for the terminal, in sections by data set, ratio and track.
 
-    A row that cannot be told from the best one of its section has the sign ``≈``; a number in
-    brackets stands for a footnote, printed below.
+    A row that ties with the best one of its section has the sign ``≈``; a number in brackets
+    refers to a footnote, printed below.
     """
     from rich import box
     from rich.markup import escape
@@ -272,7 +272,7 @@ def plain_markdown(text: str) -> str:
 
 
 def _mark_ties(rows: Sequence[Row]) -> None:
-    """Set ``tie`` for the best of a track and what cannot be told from it, if there is such."""
+    """Set ``tie`` for the best row of a track and those that tie with it, if there are any."""
     sections: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         sections.setdefault((_place(row), row["track"]), []).append(row)
@@ -305,7 +305,7 @@ def _legend(rows: Sequence[Mapping[Any, Any]], *, escaped: bool = True) -> list[
     """Return the legend of the signs in some rows, one line each."""
     from rich.markup import escape
 
-    lines = ["≈ not to be told from the best of its track"] if any(r["tie"] for r in rows) else []
+    lines = ["≈ ties with the best of its track"] if any(r["tie"] for r in rows) else []
     shown = {mark for row in rows for mark in str(row["footnotes"]).split(",")}
     lines += [f"[{note.mark}] {note.text}" for note in footnotes() if note.mark in shown]
     return [escape(line) for line in lines] if escaped else lines

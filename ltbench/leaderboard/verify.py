@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ltbench.config.paths import expanded
 from ltbench.errors import UserError
 from ltbench.files import write_atomic
 from ltbench.leaderboard.steps import STEPS, Case, NotRun, State, Step
@@ -151,7 +152,7 @@ def find_rows(what: str, folder: Path | None = None) -> list[Path]:
     Raises:
         UserError: there is no such record.
     """
-    path = Path(what).expanduser()
+    path = expanded(what)
     if path.is_file() or (path / RECORD).is_file():
         return [path if path.is_file() else path / RECORD]
     folder = folder or records_dir()

@@ -121,7 +121,7 @@ class Method(nn.Module):
     kind: ClassVar[Kind] = "loss"  # category in the literature
     views: ClassVar[int] = 1  # augmented views per image
     streams: ClassVar[Mapping[str, Stream]] = {}  # additional streams, by name
-    trains: ClassVar[bool] = True  # False: post-hoc, `make_head` does everything; so in the table
+    trains: ClassVar[bool] = True  # False: post-hoc, `make_head` does everything; as in METHODS
     freeze: ClassVar[tuple[str, ...]] = ()  # frozen parts, e.g. ("backbone",)
     frozen_bn: ClassVar[Literal["train", "eval"]] = "train"  # mode of BN in frozen parts
 

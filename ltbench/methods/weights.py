@@ -64,10 +64,12 @@ def read_description(path: Path) -> dict[str, Any]:
         UserError: a file is missing, truncated, modified or not written by ltbench.
     """
     described = path.with_suffix(".json")
-    if not path.is_file() or not described.is_file():
+    missing = [file.name for file in (path, described) if not file.is_file()]
+    if missing:
         raise UserError(
-            f"expected {path} and {described.name} beside it, found not both; restore what is "
-            "missing, or run the recipe again with another `out=`"
+            f"expected {path} and {described.name} beside it, {' and '.join(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} missing; restore what is missing, or run the "
+            "recipe again with another `out=`"
         )
     try:
         facts = read_sealed(described, last="sha256")

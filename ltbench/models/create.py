@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from torch import nn
 
-from ltbench.errors import UserError
+from ltbench.errors import UserError, brief
 from ltbench.models.backbone import create_backbone
 from ltbench.models.heads import CosineHead, LinearHead
 
@@ -21,10 +22,12 @@ def create_model(name: str, *, num_classes: int, head: str = "linear", **args: A
         args: ``pretrained``, ``weights`` and further arguments of timm's ``create_model``.
 
     Raises:
-        UserError: the name or head is unknown.
+        UserError: the name or head is unknown, or the number of classes is not positive.
     """
     heads: dict[str, type[nn.Module]] = {"linear": LinearHead, "cosine": CosineHead}
     if head not in heads:
         raise UserError(f"`head`: expected linear or cosine, found `{head}`")
+    if not isinstance(num_classes, Integral) or num_classes < 1:
+        raise UserError(f"`num_classes`: expected a whole number >= 1, found {brief(num_classes)}")
     backbone = create_backbone(name, **args)
     return nn.Sequential(backbone, heads[head](backbone.num_features, num_classes))

@@ -5,7 +5,7 @@ import pickle
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Weights:
     tensors: dict[str, Tensor]
     sha256: str
     origin: str
-    class_names: tuple[str, ...] | None = field(default=None)
+    class_names: tuple[str, ...] | None = None
 
 
 def load_weights(net: nn.Module, source: str | Path) -> None:
@@ -143,10 +143,7 @@ def read_weights(source: str) -> Weights:
     """
     place = find_source(source)
     path = _located(place)
-    try:
-        digest = hash_of(path)
-    except OSError as error:
-        raise UserError(f"backbone.weights: cannot read {path}: {error.strerror}") from error
+    digest = hash_of(path)
     facts = _facts(path)
     wanted = place.sha256 or facts.get("sha256") or digest
     if digest != wanted:
@@ -184,7 +181,7 @@ def _located(place: Source) -> Path:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """Return what a description beside weights says: class names, hash, recipe, seed."""
+    """Return the description beside weights: class names, hash, recipe, seed; or nothing."""
     for name in ("model.json", "config.json") if path.name == FILE else ():
         try:
             found = read_json(path.with_name(name))

@@ -77,7 +77,8 @@ def check_counts(record: Record) -> None:
         if expected is not None and found != expected:
             raise UserError(
                 f"{what}: {record.dataset.name} has {sum(expected):,} images in {len(expected):,} "
-                f"classes, the record says {sum(found):,} in {len(found):,}, or others of a class"
+                f"classes, the record says {sum(found):,} in {len(found):,}, or divides them "
+                "differently among the classes"
             )
 
 
@@ -92,27 +93,26 @@ def check_others(record: Record, others: Iterable[Record]) -> None:
             continue
         reason = contradiction(record, other)
         if reason:
-            raise UserError(f"{reason} of run {other.run_id[:12]}")
+            raise UserError(reason)
 
 
 def contradiction(record: Record, other: Record) -> str:
     """Return the contradiction between two records, or nothing."""
     mine, theirs = record.dataset, other.dataset
-    one, two = record.metrics, other.metrics
+    one, two, run = record.metrics, other.metrics, f"run {other.run_id[:12]}"
     if mine.train_sha256 == theirs.train_sha256 and one.class_counts != two.class_counts:
-        return "the training images have the hash, but not the numbers in each class,"
+        return f"the training images have the hash of those of {run}, but other numbers by class"
     if mine.test_sha256 == theirs.test_sha256 and one.total != two.total:
-        return "the test images have the hash, but not the numbers in each class,"
+        return f"the test images have the hash of those of {run}, but other numbers by class"
     shared = set(weight_fingerprints(record)).intersection(weight_fingerprints(other))
     if shared and record.seed != other.seed:
         return (
-            f"seed {record.seed} has the weights or the exact results of seed {other.seed}, which "
-            "is that"
+            f"seed {record.seed} has the weights or the exact results of seed {other.seed} ({run})"
         )
     if len(shared) == 2 and not _same_recipe(record, other):
         return (
             f"recipe {record.recipe.name} has the weights and the exact results of "
-            f"{other.recipe.name}, which is that"
+            f"{other.recipe.name} ({run})"
         )
     return ""
 

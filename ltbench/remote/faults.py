@@ -120,7 +120,7 @@ def explain(error: BaseException) -> Fault | None:
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
         return Fault(f"{error.strerror}{where}; make room or use another folder")
-    if isinstance(error, (OSError, RuntimeError)):  # hf_xet's say no more than this
+    if isinstance(error, (OSError, RuntimeError)):  # those of hf_xet carry no more than a message
         return Fault(one_line(error), Unreachable)
     ours = type(error).__module__.startswith("huggingface_hub")
     return Fault(one_line(error)) if ours or isinstance(error, ValueError) else None
@@ -162,16 +162,16 @@ def _refused(error: HfHubHTTPError) -> Fault:
         )
     if status == 403:
         return Fault(
-            f"your token has no right to do this ({said}); use one that may write "
-            "to this repository"
+            f"your token does not permit this ({said}); use one with write access to this "
+            "repository"
         )
     if status == 412:
         return Fault("someone else committed in the meantime; read it again and repeat", Conflict)
     if status in (408, 429) or status >= 500:
-        reasons = {429: "asks to come back later", 408: "waited too long"}
+        reasons = {429: "asks to come back later", 408: "timed out"}
         return Fault(
-            f"{_endpoint()} {reasons.get(status, 'is out of order')} (HTTP {status}); try again "
-            "later",
+            f"{_endpoint()} {reasons.get(status, 'reports a server error')} (HTTP {status}); try "
+            "again later",
             Unreachable,
         )
     return Fault(f"{_endpoint()} refused it (HTTP {status}): {said}")

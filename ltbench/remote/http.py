@@ -9,7 +9,6 @@ import urllib.request
 from typing import Any, Protocol
 
 from ltbench.errors import UserError
-from ltbench.remote.address import Address as Address
 from ltbench.remote.faults import Missing, Unreachable
 from ltbench.remote.opener import open_request
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from ltbench.errors import UserError
 from ltbench.remote import cache as cache_files
 from ltbench.remote import limits
-from ltbench.remote.cache import discard as _discard
 from ltbench.remote.faults import TRIES, Conflict, Missing, Unreachable, attempt, one_line
 
 __all__ = [
@@ -87,7 +86,7 @@ def endpoint() -> str:
 def resolve(repo: str, revision: str = "main", *, kind: Kind = "model") -> str:
     """Return the commit that a branch or tag points at, 40 hex digits.
 
-    If the Hub gives no answer, or in offline mode, the last known commit is returned with a
+    If the Hub does not answer, or in offline mode, the last known commit is returned with a
     warning. A commit is returned as it is, without a request.
 
     Args:
@@ -215,10 +214,11 @@ def download(
         except UserError as error:
             after = f"; the copy before it was removed: {wrong}" if wrong else ""
             raise type(error)(f"{error}{after}") from None
-        wrong = cache_files.mismatch(path, sha256 or _told(path, repo, file, pinned, kind), size)
+        expected = sha256 or _announced(path, repo, file, pinned, kind)
+        wrong = cache_files.mismatch(path, expected, size)
         if not wrong:
             return path
-        _discard(path)
+        cache_files.discard(path)
     raise UserError(
         f"{what}: the content is wrong, also after {FETCHES} downloads: {wrong}; nothing was kept, "
         "tell the owner of the repository"
@@ -264,7 +264,7 @@ def create_repo(
         space_sdk: ``static`` and the like, for a space.
 
     Raises:
-        UserError: you may not create it, or the Hub gives no answer.
+        UserError: you may not create it, or the Hub does not answer.
     """
     from huggingface_hub import HfApi
 
@@ -304,7 +304,7 @@ def commit(
 
     Raises:
         Conflict: someone committed after ``parent``.
-        UserError: you may not write, a path is refused, or the Hub gives no answer.
+        UserError: you may not write, a path is refused, or the Hub does not answer.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -355,15 +355,15 @@ def _check_file(path: str, kind: Kind) -> None:
         )
 
 
-def _told(path: Path, repo: str, file: str, pinned: str, kind: Kind) -> str | None:
-    """Return the hash that the Hub gave for a file: SHA-256, or git's of a small one."""
+def _announced(path: Path, repo: str, file: str, pinned: str, kind: Kind) -> str | None:
+    """Return the hash of a file by the Hub: SHA-256, or git's for a small file."""
     from huggingface_hub import constants
 
-    kept = cache_files.blob_of(path).name  # the cache names contents so, where it can make links
+    kept = cache_files.blob_of(path).name  # a hash, if the cache can make links
     if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", kept):
         return kept
     if constants.HF_HUB_OFFLINE:
-        return None  # was checked when it came
+        return None  # it was checked when it was downloaded
     remote = _listed(endpoint(), repo, pinned, kind).get(file)
     if remote is None:
         raise Missing(f"{file} of {repo}@{pinned[:12]}: the repository lists no such file")
@@ -391,8 +391,8 @@ def offline_unless_reachable(seconds: float = PROBE) -> Iterator[bool]:
     Args:
         seconds: time for the answer.
 
-    Returns:
-        Whether it answers; true if offline mode was on before.
+    Yields:
+        True if the Hub answers, or if offline mode was on already.
     """
     from huggingface_hub import constants, get_session
 

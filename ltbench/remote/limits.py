@@ -51,7 +51,7 @@ def within(call: Callable[[], T], seconds: float, progress: Callable[[], int]) -
     began = time.monotonic()
     while not done.wait(seconds):
         now = progress()
-        if 0 <= now - before < SLOWEST * (time.monotonic() - began):  # less: it began anew
+        if 0 <= now - before < SLOWEST * (time.monotonic() - began):  # below 0: it was restarted
             raise TimeoutError(f"no answer within {seconds:g} s")
         before, began = now, time.monotonic()
     if errors:

@@ -16,7 +16,7 @@ from ltbench.errors import UserError
 def open_request(request: urllib.request.Request, timeout: float) -> Any:
     """Return the answer to a request: a ``http.client.HTTPResponse`` with ``limit_wait``.
 
-    Only http and https are spoken, also where the server redirects to; from https to https alone.
+    Only http and https are used, also after a redirect; https never redirects to http.
 
     Args:
         request: GET request.
@@ -80,7 +80,7 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._stream)
 
     def limit_wait(self, seconds: float) -> None:
-        """Let what is read from now on fail after some seconds."""
+        """Set a deadline, in seconds from now, for all further reads."""
         self._stream.deadline = time.monotonic() + seconds
 
 
@@ -108,7 +108,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def http_error_302(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any
     ) -> Any:
-        fp.close()  # a body without an end would be read
+        fp.close()  # the base class would read the body, which may have no end
         target = urlsplit(
             urljoin(req.full_url, headers.get("Location") or headers.get("URI") or "")
         )

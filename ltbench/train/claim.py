@@ -1,4 +1,4 @@
-"""The folder of a run: claimed for one run, compared with what it holds, watched until the end."""
+"""Output folder of a run: locked for one process, compared with what it holds, kept to the end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RunFolder:
         self._inode: tuple[int, int] | None = None  # of recipe.json as this process wrote it
 
     def claim(self) -> bool:
-        """Lock the folder for this run, made if it does not exist, and return whether it is done.
+        """Lock the folder for this run, made if it does not exist; return True if the run is done.
 
         The lock keeps a second process from writing there; a kill releases it.
 
@@ -67,10 +67,7 @@ class RunFolder:
                 f"another process is running in {self.path}; wait for it, or pass another `out=`"
             ) from error
         except OSError as error:
-            raise UserError(
-                f"cannot write to the output folder {self.path}: {error.strerror}; pass another "
-                "`out=`"
-            ) from error
+            raise self._unusable(error) from error
         if content - {RECIPE}:
             self._check_owner()
         if self.recipe.resume == "never" and (self.path / "checkpoints").is_dir():
@@ -80,7 +77,10 @@ class RunFolder:
             )
         done = RECORD in content
         if not done:
-            self._write_recipe()
+            try:
+                self._write_recipe()
+            except OSError as error:
+                raise self._unusable(error) from error
         return done
 
     def finished(self, seen: dict[str, Images]) -> Record:
@@ -124,10 +124,9 @@ class RunFolder:
         return record
 
     def keep(self, write: Callable[[], T]) -> T:
-        """Write into the folder, which may have been deleted since training began, or is just now.
+        """Write into the folder, even if it has been deleted since training began, or is just now.
 
-        What is written then is kept: the folder is made again, so that the same command goes on
-        from it.
+        A deleted folder is made again, so that the same command goes on from what is written.
 
         Args:
             write: writes files under the folder; may be called twice.
@@ -186,6 +185,11 @@ class RunFolder:
             return error
         return None
 
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write to the output folder {self.path}: {error.strerror}; pass another `out=`"
+        )
+
     def _new_lock(self) -> FileLock:
         return FileLock(self.path / LOCK, thread_local=False)  # checkpoints have their own thread
 
@@ -219,18 +223,12 @@ class RunFolder:
         return _mapping(_read_mark(self.path / RECIPE).get("tree")).get("data")
 
     def _note_code(self, record: Record) -> None:
-        """Warn if the run was done by other code than this."""
-        commit, _ = checkout()
-        if (record.code.version, record.code.commit) == (__version__, commit):
-            return
-        version = record.code.version + (
-            f" ({record.code.commit[:8]})" if record.code.commit else ""
-        )
-        warnings.warn(
-            f"{self.path} was finished by ltbench {version}, this is {__version__}"
-            + (f" ({commit[:8]})" if commit else ""),
-            stacklevel=2,
-        )
+        """Warn if the run was done with another version of the code."""
+        before = _version(record.code.version, record.code.commit)
+        now = _version(__version__, checkout()[0])
+        if before != now:
+            text = f"{self.path} was finished by ltbench {before}, this is {now}"
+            warnings.warn(text, stacklevel=2)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
@@ -252,7 +250,7 @@ def _read_mark(path: Path) -> dict[str, Any]:
 
 
 def _version(number: str, commit: str | None) -> str:
-    return number if commit is None else f"{number} at {commit[:8]}"
+    return f"{number} ({commit[:8]})" if commit else number
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The curves of a run as a table and as a picture."""
+"""Curves of a run as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltbench.files import write_atomic
+from ltbench.plotting import GREY, SERIES, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ltbench.config.recipe import Recipe
-
-from ltbench.plotting import GREY, SERIES, tidy
 
 COLUMNS = (
     *("stage", "epoch", "lr", "loss", "train_many", "train_medium", "train_few"),

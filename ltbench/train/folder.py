@@ -1,11 +1,11 @@
-"""Output folder of a run, and data for it; imports little, so that mistakes show quickly."""
+"""Checks of a run's folder and data that import little, so that mistakes show quickly."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ltbench.config.paths import expanded
 from ltbench.config.recipe import Recipe
-from ltbench.files import expanded
 
 
 def run_folder(recipe: Recipe) -> Path:

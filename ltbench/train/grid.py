@@ -32,7 +32,7 @@ class Cell:
 
     Args:
         recipe: what is run, seed included.
-        outcome: ``None`` before its turn; ``elsewhere`` is in work by another process.
+        outcome: ``None`` before its turn; ``elsewhere`` if another process runs it.
         record: of a finished run.
         problem: why it failed.
     """
@@ -200,7 +200,7 @@ def _answered(cell: Cell, committed: Sequence[Record], seen: dict[str, Images]) 
 
 
 def run_cell(cell: Cell, run: Callable[[Recipe], tuple[Record, bool]]) -> Cell:
-    """Return a cell with what became of it; a user's mistake is no exception here.
+    """Run a cell and return it with its outcome, which is ``failed`` after a ``UserError``.
 
     Args:
         cell: one run.
@@ -218,7 +218,7 @@ def run_cell(cell: Cell, run: Callable[[Recipe], tuple[Record, bool]]) -> Cell:
 def rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return one row per recipe: means over its seeds in percent, and standard deviations.
 
-    Rows of one name, of other images or of files of the same name, end in a number.
+    Rows that share a name, with other images or from files of the same name, are numbered.
     """
     names = {cell.recipe.digest: cell.recipe.name for cell in cells}
     order = list(names.values())

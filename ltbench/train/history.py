@@ -77,6 +77,6 @@ class RunHistory:
         if len(self.threads) > 1 and device.type == "cpu" and ranks.is_main():
             LOG.warning(
                 "goes on at stage %d, epoch %d, step %d with %d CPU thread(s) instead of %d: sums "
-                "round differently, so that the result is another; marked in the record",
+                "are rounded differently, so the result differs; marked in the record",
                 *(at.stage, at.epoch, at.step, *self.threads[:-3:-1]),
             )

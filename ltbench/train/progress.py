@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,8 +20,8 @@ QUIET_LINE = 10.0  # seconds between lines of a count without a terminal
 SILENCE = 60.0  # seconds after which a line is printed within an epoch
 
 
-class Reporter(Protocol):
-    """Receives training progress; implementations may display it."""
+class NoProgress:
+    """Receiver of training progress that shows nothing; the base of those that do."""
 
     def begin(self, plan: Plan) -> None:
         """The data are loaded; the first step follows."""
@@ -35,30 +35,14 @@ class Reporter(Protocol):
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is finished; ``row`` is its line of the curves."""
 
-
-class NoProgress:
-    """Progress callbacks that do nothing, for ranks other than 0 and for quiet runs."""
-
-    def begin(self, plan: Plan) -> None:
-        """Ignore."""
-
-    def stage(self, index: int, stage: Stage, steps: int, done: int) -> None:
-        """Ignore."""
-
-    def step(self, loss: Callable[[], float], images: int) -> None:
-        """Ignore."""
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Ignore."""
-
     def close(self) -> None:
-        """Ignore."""
+        """The run has ended, with or without an error; may be called more than once."""
 
 
 class ProgressBar(NoProgress):
     """Header, a line for each evaluated epoch and, on a terminal, a bar over the whole run.
 
-    Without a terminal a line is also printed where nothing was for a minute.
+    Without a terminal a line is also printed after a minute without one.
 
     Args:
         console: the console to print to.

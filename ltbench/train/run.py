@@ -24,14 +24,11 @@ from ltbench.records.record import RECORD, WEIGHTS, Record, make_record
 from ltbench.seeding import derive
 from ltbench.train.claim import RunFolder
 from ltbench.train.curves import write_curves
-from ltbench.train.folder import run_folder
 from ltbench.train.identity import Images
 from ltbench.train.progress import NoProgress, default_progress
 from ltbench.train.trainer import Trainer
 
 METRICS = "metrics.json"  # averages of the record, for people and scripts
-
-__all__ = ["Result", "run", "run_folder", "set_up_torch"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A training stage: built, stepped, saved and loaded here, whoever runs the loop."""
+"""Training stage: built, stepped, saved and loaded here for every loop that trains one."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ltbench.models.batchnorm import (
     frozen_statistics,
     running_statistics,
 )
-from ltbench.models.misfit import ERRORS
+from ltbench.models.image_size import ERRORS
 from ltbench.seeding import derive
-from ltbench.train import checkpoint, misfit
+from ltbench.train import checkpoint, step_errors
 from ltbench.train.checkpoint import Position, Snapshot
 from ltbench.train.epoch_stats import EpochStats
 from ltbench.train.feed import Feed
@@ -97,7 +97,7 @@ class StageRun(StepRun):
         lr = set_lr(self.optimizer, training.optim, factor)
         set_modes(self.method, self.stage, self._frozen, self.recipe.run.batchnorm)
         if not self._stepped:
-            misfit.check_single_images(self.feed, self.index, self.method)
+            step_errors.check_single_images(self.feed, self.index, self.method)
         at = Progress(self.recipe.seed, self.index, epoch, training.epochs, step, lr=lr)
         if step == 0:
             self.method.on_epoch(at)
@@ -160,9 +160,9 @@ class StageRun(StepRun):
         self.stats.load(checkpoint.without_prefix("stats", snapshot.tensors))
 
     def _explained(self, error: Exception, micro: list[Batch]) -> Exception:
-        if self._stepped and misfit.SINGLE not in str(error):
-            return error  # not for the images' size: they all have the same
-        return misfit.explained(error, self.method, micro[0].views[0], self.index)
+        if self._stepped and step_errors.SINGLE not in str(error):
+            return error  # earlier steps took images of the same size
+        return step_errors.explained(error, self.method, micro[0].views[0], self.index)
 
     def _prepared(self, micro: list[Batch], at: Progress) -> list[Batch]:
         # Layers that draw random numbers (dropout) draw the same ones after a resume.
@@ -195,7 +195,7 @@ def initial_method(
 
     Args:
         recipe: all stages.
-        index: which stage.
+        index: 0-based stage.
         info: of the training data.
         previous: the method of the stage before; ``None`` in the first.
         device: of the method.

@@ -22,7 +22,7 @@ from ltbench.train.claim import RunFolder
 from ltbench.train.feed import Feed
 from ltbench.train.history import RunHistory
 from ltbench.train.plan import make_plan
-from ltbench.train.progress import Reporter
+from ltbench.train.progress import NoProgress
 from ltbench.train.saving import Saver
 from ltbench.train.stage import StageRun, initial_method
 from ltbench.train.watch import Watch
@@ -48,7 +48,7 @@ class Trainer:
         data: Data,
         folder: RunFolder,
         device: torch.device,
-        reporter: Reporter,
+        reporter: NoProgress,
     ) -> None:
         self.recipe, self.data, self.device, self.reporter = recipe, data, device, reporter
         self.folder = folder.path

@@ -23,9 +23,9 @@ from ltbench.data.shots import shot_groups
 from ltbench.digest import read_json
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
-from ltbench.files import write_atomic
+from ltbench.files import reason, write_atomic
 from ltbench.methods.base import Batch, Method, Progress
-from ltbench.train.look import SMALL, StepGradients, step_gradients
+from ltbench.train.step_gradients import SMALL, StepGradients, step_gradients
 from ltbench.updates.base import Log, StepRun, Update
 
 if TYPE_CHECKING:
@@ -146,18 +146,27 @@ def read_log(folder: Path, table: str) -> pd.DataFrame:
     import pandas as pd
 
     home = folder / FOLDER
-    try:
+    with _damage(home):
         frames = [pd.read_parquet(file) for file in sorted((home / table).glob("stage*.parquet"))]
         pending = sorted((home / PENDING).glob("s*.json"))
         frames += [pd.DataFrame(read_json(file, limit=LOG_BYTES)[table]) for file in pending]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"a file of {home / table} is damaged: {error}") from error
-    frames = [frame for frame in frames if len(frame)]
-    if not frames:
+        frames = [frame for frame in frames if len(frame)]
+        if frames:
+            return _merged(frames)
+    raise UserError(
+        f"{home} has no table `{table}`; train with `diagnose.every=N` to write the log"
+    )
+
+
+@contextmanager
+def _damage(home: Path) -> Iterator[None]:
+    """Turn what damaged files of a log raise into a ``UserError``."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:
         raise UserError(
-            f"{home} has no table `{table}`; train with `diagnose.every=N` to write the log"
-        )
-    return _merged(frames)
+            f"a file of the log {home} is damaged ({reason(error)}); restore it, or delete the log"
+        ) from error
 
 
 def _merged(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -176,16 +185,19 @@ def _compact(folder: Path) -> None:
 
     pending = sorted((folder / PENDING).glob("s*.json"))
     for epoch, files in groupby(pending, key=lambda f: f.name.rpartition("-t")[0]):
-        measured = [read_json(file, limit=LOG_BYTES) for file in files]
-        stage, number = epoch.removeprefix("s").split("-e")
+        with _damage(folder):
+            measured = [read_json(file, limit=LOG_BYTES) for file in files]
+            stage, number = epoch.removeprefix("s").split("-e")
         for table in TABLES:
-            rows = [row for found in measured for row in found[table]]
-            if not rows:
-                continue
             target = folder / table / f"stage{stage}-epoch{number}.parquet"
-            frames = [pd.read_parquet(target)] if target.is_file() else []
+            with _damage(folder):
+                rows = [row for found in measured for row in found[table]]
+                if not rows:
+                    continue
+                frames = [pd.read_parquet(target)] if target.is_file() else []
+                merged = _merged([*frames, pd.DataFrame(rows)])
             content = io.BytesIO()
-            _merged([*frames, pd.DataFrame(rows)]).to_parquet(content, index=False)
+            merged.to_parquet(content, index=False)
             _make(target.parent)
             write_atomic(target, content.getvalue())
     shutil.rmtree(folder / PENDING, ignore_errors=True)

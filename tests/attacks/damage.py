@@ -11,7 +11,7 @@ from typing import Any
 HOSTILE: tuple[Any, ...] = (
     None, True, -1, 0, 1.5, 2**31, 2**63, 2**64, -(2**63), 10**400, 1e308, float("nan"),
     float("inf"), "", "x", "../../x", "/etc/passwd", "\x1b[31mred", "a\0b", "\ud800", "é" * 5000,
-    "9" * 5000, "<script>", "$(touch x)", [], {}, [[]], [None], ["x"] * 3, {"x": {"y": [1]}},
+    "9" * 5000, "<script>x", "$(touch x)", [], {}, [[]], [None], ["x"] * 3, {"x": {"y": [1]}},
     {"__class__": "x"}, "http://127.0.0.1:9/x", "file:///etc/passwd",
 )  # fmt: skip
 

@@ -104,11 +104,6 @@ def resume(root: Path) -> list[Any]:
     ]
 
 
-def resumed(root: Path) -> list[Any]:
-    """Read a finished run's record as the same command does, without its weights' training."""
-    return resume(root)
-
-
 def newest(root: Path) -> Path:
     return sorted(p for p in (root / "run/checkpoints").iterdir() if p.is_dir())[-1]
 
@@ -521,8 +516,8 @@ ROWS = [
         sample=2),
     Row("finished runs: the same command again", 60, finished,
         damaged("run/record.json", "run/recipe.json", "run/model.safetensors", "run/model.json"),
-        resumed, seconds=60),
-    Row("recipe.json of a run edited", 40, finished, edited_json("run/recipe.json"), resumed,
+        resume, seconds=60),
+    Row("recipe.json of a run edited", 40, finished, edited_json("run/recipe.json"), resume,
         seconds=60),
     Row("model.json: flips, cuts", 120, finished, damaged("run/model.json"), model),
     Row("model.json edited", 80, finished, edited_json("run/model.json", _unsealed), answers),

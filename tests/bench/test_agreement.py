@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -42,3 +44,12 @@ def test_kinds_of_layers_are_told_apart(checkpoint):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="checkpoint folder inside a run"):
         agreement.State.load(tmp_path, {})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"tree": {"data": {}, "stages": []}}'])
+def test_a_damaged_description_of_the_run_is_one_line(checkpoint, tmp_path, text):
+    folder = tmp_path / "checkpoints" / checkpoint.name
+    shutil.copytree(checkpoint, folder)
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(UserError, match=r"recipe\.json is damaged"):
+        agreement.State.load(folder, {})

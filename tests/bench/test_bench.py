@@ -84,9 +84,17 @@ def test_command_line(tmp_path):
         ("rounds=0", "`rounds`: should be greater than or equal to 1"),
         ("pipelines=plain,fastest", "did you mean"),
         ("what=agreement", "needs `model="),
+        ("present=20", "`present`: expected at most classes=10, found 20"),
+        ("device=gpu", "did you mean `cuda`"),
     ],
 )
 def test_wrong_words_are_told(word, told):
     result = CliRunner().invoke(cli.cli, ["bench", "plot", word])
     assert isinstance(result.exception, UserError)
     assert told in str(result.exception)
+
+
+def test_a_network_of_another_image_size_is_one_line():
+    case = steps.Case("vit_tiny_patch16_224", classes=4, batch=2, pixels=32)
+    with pytest.raises(UserError, match="does not take images of 32 x 32 pixels"):
+        steps.Steps(case).make("plain")

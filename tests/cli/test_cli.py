@@ -72,6 +72,18 @@ def test_eval_gives_the_numbers_of_the_record(finished, capsys):
     assert row.split() == next(x for x in shown.splitlines() if "test, %" in x).split()
 
 
+def test_shot_groups_are_those_of_the_models_own_training(capsys):
+    lines = []
+    for ratio in (20, 1):
+        code, shown, err = ltbench(
+            capsys, "eval", "model=quickstart", f"data.imbalance_ratio={ratio}", "device=cpu"
+        )
+        assert code == 0, err
+        lines.append([x for x in shown.splitlines() if "training images" in x or "test, %" in x])
+    assert lines[0] == lines[1]
+    assert "10 / 0 / 0 classes" not in lines[0][1]  # all of them are many in the whole data set
+
+
 def test_python_api_agrees(finished):
     import ltbench
 

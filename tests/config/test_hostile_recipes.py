@@ -7,6 +7,7 @@ import tracemalloc
 
 import pytest
 import yaml
+from hypothesis import reject
 from hypothesis import strategies as st
 from strategies import (
     NAMES,
@@ -134,6 +135,15 @@ def test_names_that_yaml_takes_for_something_else(name):
     assert (recipe.data.config.root, recipe.out) == (name, name)
 
 
+def written(tree, file):
+    """Write a tree as YAML and return the file; trees that YAML cannot hold are left out."""
+    try:
+        file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    except (UnicodeError, yaml.YAMLError):
+        reject()
+    return file
+
+
 @property_of(changed(TREE))
 def test_any_tree_is_a_recipe_or_refused(tree):
     takes_or_refuses(lambda: files.build_recipe(tree))
@@ -141,11 +151,7 @@ def test_any_tree_is_a_recipe_or_refused(tree):
 
 @property_of(st.one_of(changed({**TREE, "override": {"seed": 1}}), changed({"extends": BASE})))
 def test_any_file_of_a_tree_is_a_recipe_or_refused(tree, tmp_path):
-    file = tmp_path / "mine.yaml"
-    try:
-        file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    except (UnicodeError, yaml.YAMLError):
-        return
+    file = written(tree, tmp_path / "mine.yaml")
     takes_or_refuses(lambda: get_recipe(str(file)))
 
 
@@ -202,12 +208,7 @@ GRID = {"recipes": ["ce", BASE], "seeds": [0, 1], "set": {"epochs": 4, "data": "
 
 @property_of(changed(GRID))
 def test_any_grid_is_read_or_refused(tree, tmp_path):
-    file = tmp_path / "grid.yaml"
-    try:
-        file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    except (UnicodeError, yaml.YAMLError):
-        return
-
+    file = written(tree, tmp_path / "grid.yaml")
     takes_or_refuses(lambda: cells(file))
 
 

@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import textwrap
 import types
 from collections.abc import Iterator
 from importlib import metadata
@@ -19,10 +20,12 @@ import pytest
 import ltbench
 from ltbench.cli import main
 from ltbench.config import plugin_modules, plugins
+from ltbench.config.explain import explain
 from ltbench.config.registry import HOMES, registry
 from ltbench.config.validation import build_recipe
 from ltbench.digest import digest_of
 from ltbench.errors import UserError
+from ltbench.train.claim import RunFolder
 
 CODE = '''
 import torch
@@ -292,6 +295,7 @@ def test_a_plugin_that_fails_is_one_line_and_can_be_repaired(tmp_path, code, lin
     ("words", "line"),
     [
         (["plugins=gone.py"], "there is no plugin file gone.py"),
+        (["plugins=~nobody/gone.py"], "there is no plugin file ~nobody/gone.py"),
         (["plugins=gone_module"], "there is no plugin module `gone_module`"),
         (["plugins=3"], "expected files or modules"),
         (["plugins=a-b"], "expected a file that ends in .py or"),
@@ -307,6 +311,19 @@ def test_a_plugin_that_fails_is_one_line_and_can_be_repaired(tmp_path, code, lin
 def test_wrong_names(mine, monkeypatch, words, line):
     monkeypatch.chdir(mine)
     assert line in fails(*words)
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["", '"""Of\nmine."""\n        '],  # which has less indentation than its class
+)
+def test_keys_of_a_plugin_are_explained(tmp_path, note):
+    code = textwrap.indent(CODE, "    ").replace("strength: float", f"{note}strength: float")
+    (tmp_path / "tail.py").write_text(f"if True:\n{code}")
+    (tmp_path / "tail.yaml").write_text(RECIPE)
+    found = explain(ltbench.get_recipe(tmp_path / "tail.yaml"), ["stages.0.method"])
+    keys = {"stages.0.method.plugin", "stages.0.method.strength"}
+    assert keys <= {one.key for one in found}
 
 
 def test_two_plugins_of_one_name_are_refused(mine, tmp_path):
@@ -392,6 +409,19 @@ def test_a_published_model_says_which_plugin_it_needs(run, tmp_path, capsys):
     (tmp_path / "tail.py").write_text(CODE)
     words = (f"model=local-dir:{folder}", f"plugins={tmp_path}/tail.py")
     assert said(capsys, "eval", *words)[0] == 0
+
+
+def test_a_run_that_cannot_keep_its_plugins_is_one_line(mine, tmp_path):
+    folder = RunFolder(ltbench.get_recipe(mine / "tail.yaml", out=str(tmp_path / "run")))
+    folder.claim()
+    folder.release()
+    shutil.rmtree(tmp_path / "run" / "plugins")
+    (tmp_path / "run" / "plugins").write_text("")
+    try:
+        with pytest.raises(UserError, match="cannot write to the output folder"):
+            folder.claim()
+    finally:
+        folder.release()
 
 
 def test_a_run_is_finished_for_the_same_plugin_only(run, tmp_path):
@@ -492,6 +522,6 @@ def test_a_new_method_replaces_nothing(tmp_path, capsys):
     assert code == 2
     assert "is not replaced" in err
     assert [path.name for path in out.iterdir()] == ["test_x.py"]
-    for name in ("ce", "Bad", "../x", "class", "1x"):
+    for name in ("ce", "Bad", "../x", "class", "1x", "none", "rows", "json", "safetensors"):
         assert said(capsys, "new", "method", name, f"out={tmp_path / 'y'}")[0] == 2
     assert not (tmp_path / "y").exists()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import pickle
 import struct
 import subprocess
@@ -18,8 +19,11 @@ from PIL import Image
 
 from ltbench.data import frozen_lists
 from ltbench.data.cifar import CIFAR10LT, CIFAR100LT
+from ltbench.data.cifar_sources import _Files, shard_source
 from ltbench.data.frozen_lists import PROTOCOLS, RATIOS, read_frozen
 from ltbench.data.longtail import class_profile
+from ltbench.data.shards.dataset import open_parts
+from ltbench.data.shards.pack import PartToPack, pack
 from ltbench.errors import UserError
 
 SETS = {"cifar10": CIFAR10LT, "cifar100": CIFAR100LT}
@@ -250,6 +254,42 @@ def test_the_other_data_set_is_refused(arrays, tmp_path):
         (tmp_path / split / "apple").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds no CIFAR-10: .*not named like its classes"):
         CIFAR10LT(root=str(tmp_path)).load()
+
+
+def test_names_that_are_no_index_are_refused(tmp_path):
+    folder = tmp_path / "folders"
+    for split in ("train", "test"):
+        (folder / split / "cat").mkdir(parents=True)
+        (folder / split / "cat" / f"{10**30}.png").touch()
+    with pytest.raises(UserError, match=r"1 files .* are not named `<official index>\.png`"):
+        CIFAR10LT(root=str(folder)).load()
+    os.mkfifo(tmp_path / "1.png")
+    with pytest.raises(UserError, match=r"broken image `.*1\.png` \(.*not a regular file"):
+        _Files([tmp_path / "1.png"])(np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("cat/x", b"any", "hold `cat/x.png`, but images of CIFAR-10 are named"),
+        (f"cat/{10**30}", b"any", "are named `<class>/<official index>.png`"),
+        ("", b"no image", r"broken image `cat/.*copy it again"),
+        ("", png(np.zeros((8, 8, 3), dtype=np.uint8)), "must be 32x32 pixels, found 8x8"),
+    ],
+)
+def test_shards_of_other_images_are_refused(tmp_path, name, content, said):
+    frozen = read_frozen("cifar10")
+    label = frozen.class_names.index("cat")
+    index = np.flatnonzero(frozen.train_labels == label)[0]
+    for split in ("train", "test"):
+        part = PartToPack(
+            "cifar10", split, lambda _: content, [f"{name or f'cat/{index}'}.png"],
+            np.array([label]), frozen.class_names,
+        )  # fmt: skip
+        pack(part, tmp_path / split, workers=1)
+    parts = open_parts(str(tmp_path))
+    with pytest.raises(UserError, match=said):
+        shard_source(parts, "cifar10").train.read(np.array([0]))
 
 
 def test_missing_training_images_are_named(arrays):

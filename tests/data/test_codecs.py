@@ -101,6 +101,17 @@ def test_all_formats_have_one_limit_on_pixels(monkeypatch: pytest.MonkeyPatch) -
         decode_jpeg(array(jpeg()))
 
 
+@pytest.mark.parametrize("size", [(1001, 1), (1, 1001)])
+def test_sides_may_not_differ_beyond_a_factor(size: tuple[int, int]) -> None:
+    for kind in ("PNG", "JPEG"):
+        buffer = io.BytesIO()
+        Image.new("L", size).save(buffer, kind)
+        for decode in (decode_pixels, decode_pil):
+            with pytest.raises(UserError, match="one side may be at most 1,000 times the other"):
+                decode(array(buffer.getvalue()), "a")
+    codecs.check_size(1000, 1)
+
+
 def test_an_eps_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\nexit 1\n")
     (tmp_path / "gs").chmod(0o755)

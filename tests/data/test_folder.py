@@ -6,24 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from ltbench.data.base import Data
 from ltbench.data.folder import Folder
 from ltbench.errors import UserError
-
-
-def fill(root: Path, counts: dict[str, int]) -> Path:
-    """Write tiny images: ``{"train/cat": 3}`` makes root/train/cat/0.png, ..."""
-    for folder, count in counts.items():
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            Image.new("RGB", (10, 8), (i, len(folder), 0)).save(root / folder / f"{i:03d}.png")
-    return root
-
-
-def load(root: Path, **options: Any) -> Data:
-    return Folder(root=str(root), image_size=8, **options).load()
+from tests.data.folders import fill, load
 
 
 def test_train_and_test_folders(tmp_path: Path) -> None:

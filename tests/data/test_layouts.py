@@ -3,32 +3,17 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ltbench.data import walk
-from ltbench.data.base import Data
-from ltbench.data.folder import Folder
 from ltbench.data.overlap import same_content
 from ltbench.data.prepare import prepare
 from ltbench.data.shards.check import check
 from ltbench.errors import UserError
-
-
-def fill(root: Path, counts: dict[str, int]) -> Path:
-    """Write tiny images: ``{"train/cat": 3}`` makes root/train/cat/000.png, ..."""
-    for folder, count in counts.items():
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            Image.new("RGB", (10, 8), (i, len(folder), 0)).save(root / folder / f"{i:03d}.png")
-    return root
-
-
-def load(root: Path, **options: Any) -> Data:
-    return Folder(root=str(root), image_size=8, **options).load()
+from tests.data.folders import fill, load
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +57,9 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         ({"train/a": 2, "train/b": 2, "test": 3}, {}, "holds images but no class folders"),
         ({"train": 3, "test": 3}, {}, "at least two class folders.*but images"),
         ({"data/a": 3, "data/b": 3}, {}, "give data.root=.*data"),
-        ({"a": 3, "b": 3}, {"train": "c"}, "no folder `.*c`; found a, b"),
+        ({"a": 3, "b": 3}, {"train": "c"}, "no folder `c` in .*; found a, b"),
+        ({"a": 3, "b": 3}, {"train": ""}, "data.train=``: there is no folder"),
+        ({"train/a": 3, "train/b": 3}, {"test": ""}, "data.test=``: there is no folder"),
         ({"a": 30, "b": 1, "c": 1}, {"test_per_class": 1}, r"`b` has 1 image \(such classes: 2\)"),
         ({"a": 30, "b": 8}, {}, "lower it to 7 or less"),
         (
@@ -129,7 +116,7 @@ def test_endings_in_any_case_and_a_note_about_the_others(tmp_path: Path) -> None
 
 def test_nested_classes_are_noted(tmp_path: Path) -> None:
     fill(tmp_path, {f"{part}/{c}": 2 for part in ("train", "test") for c in ("x/a", "x/b", "y/c")})
-    with pytest.warns(UserWarning, match="x/a counts to `x`"):
+    with pytest.warns(UserWarning, match="images in x/a belong to class `x`"):
         assert load(tmp_path).info.class_counts == (4, 2)
 
 
@@ -146,6 +133,13 @@ def test_links_into_loops_are_followed_once(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match=r"links and devices \(1\)"),
     ):
         assert load(tmp_path).info.class_counts == (4, 7)
+
+
+def test_a_link_to_itself_is_no_folder_of_images(tmp_path: Path) -> None:
+    fill(tmp_path, {f"{part}/{name}/deep": 2 for part in ("train", "test") for name in "ab"})
+    (tmp_path / "train" / "a" / "loop").symlink_to("loop")
+    with pytest.warns(UserWarning, match=r"links and devices \(1\)"):
+        assert load(tmp_path).info.class_counts == (2, 2)
 
 
 def test_class_folders_may_be_links_but_not_to_one_folder(tmp_path: Path) -> None:
@@ -188,7 +182,7 @@ def test_images_of_two_parts_or_labels_are_noted(tmp_path: Path) -> None:
     with (
         pytest.warns(UserWarning, match="2 of 8 test images are training images"),
         pytest.warns(UserWarning, match="images with two labels: 1"),
-        pytest.warns(UserWarning, match="train images that were named before.*: 1"),
+        pytest.warns(UserWarning, match="train images that are named twice and count twice: 1"),
     ):
         data = load(tmp_path, test_images="all")
     assert data.manifest["overlap"] == "2 of 8 test images are training images"
@@ -213,7 +207,7 @@ def test_copies_of_training_images_stand_in_the_record(tmp_path: Path) -> None:
     fact = "1 of 6 test images are copies of training images"
     two = {"copies_with_two_labels": "1"}
     with (
-        pytest.warns(UserWarning, match=rf"{fact} \(first: `.*test/b/002\.png`\)"),
+        pytest.warns(UserWarning, match=rf"{fact} \(first: `.*test/b/002\.png`\); remove"),
         pytest.warns(UserWarning, match=r"another label: 1 \(first: `.*train/a/001\.png`\)"),
     ):
         assert same_content(data) == {"same_content": fact, **two}

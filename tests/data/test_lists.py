@@ -209,6 +209,7 @@ def test_long_tail(root: Path) -> None:
         (TRAIN + "a.png,0,cat\n", TEST, "line 5: label `cat`"),
         (TRAIN + "path label\n", TEST, "line 5: label `label`"),
         (TRAIN.replace("train/x", "train\\x"), TEST, "backslashes"),
+        (TRAIN + f"{'n' * 300}/a.png 0\n", TEST, "1 of 5 images of .* are not below"),
     ],
 )
 def test_mistakes_are_one_line(root: Path, train: str, test: str, message: str) -> None:
@@ -228,6 +229,9 @@ def test_lists_that_cannot_be_read(root: Path) -> None:
     (root / "binary").write_bytes(b"\xff\xd8\xff\xe0 0\n")
     with pytest.raises(UserError, match="not UTF-8"):
         load(root, train="binary")
+    for part in ("train", "test"):
+        with pytest.raises(UserError, match=rf"data\.{part}=`` is neither in"):
+            load(root, **{part: ""})
     with pytest.raises(UserError, match=r"needs data\.root=DIR"):
         ImageList().load()
 

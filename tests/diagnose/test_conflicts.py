@@ -15,7 +15,7 @@ from ltbench.diagnose.report import drawing, picture
 from ltbench.errors import UserError
 from ltbench.methods.base import Batch
 from ltbench.moo.conflict import measure
-from ltbench.train.look import StepGradients, spread, step_gradients
+from ltbench.train.step_gradients import StepGradients, spread, step_gradients
 from ltbench.updates.base import StepRun
 
 

@@ -115,7 +115,7 @@ def test_images_of_a_folder_or_a_list(tmp_path):
     with pytest.raises(UserError, match="neither a folder nor a text file"):
         files_of(str(tmp_path / "b.png"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="no images in"):
         files_of(str(tmp_path / "empty"))
 
 

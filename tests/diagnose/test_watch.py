@@ -184,6 +184,14 @@ def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UserError, match="is damaged") as caught:
         read_log(tmp_path, "steps")
     assert len(str(caught.value).splitlines()) == 1
+    for text in ("[]", "{}", '{"steps": 3, "classes": [], "cosines": []}'):
+        home = tmp_path / "pending" / "diagnostics" / ".pending"
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "s0-e0000-t000000.json").write_text(text)
+        with pytest.raises(UserError, match="is damaged"):
+            read_log(tmp_path / "pending", "steps")
+        with pytest.raises(UserError, match="is damaged"):
+            looked("ce", "plain", tmp_path / "pending")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot create the folder"):
         looked("ce", "plain", tmp_path / "file")

@@ -185,6 +185,7 @@ def test_lists_files_and_paths_name_the_same_images(model, folder, tmp_path, mon
 def test_a_list_may_name_anything(model, damaged, tmp_path):
     listed = tmp_path / "paths.txt"
     odd = ["good.png", ".hidden/pipe.png", ".hidden", "x" * 300 + ".png", "a\0b.png", "/dev/zero"]
+    odd.append("a\u2028b.png")
     listed.write_text("\n".join(odd))
     found = ltbench.predict(model, listed, root=damaged, unreadable="skip")
     assert found.paths == ("good.png",)
@@ -212,6 +213,8 @@ def test_what_cannot_be_read_is_raised_or_listed(model, damaged):
         ([], "no images in `images`"),
         ([torch.zeros(3, 8, 8)], "expected paths or Pillow images, found Tensor"),
         ([Image.new("F", (4, 4))], "cannot read image 0: it has 32 bits"),
+        ([Image.new("L", (0, 4))], "cannot read image 0: it has 0 x 4 pixels"),
+        ([Image.new("L", (1, 9999))], "cannot read image 0: it has 1 x 9,999 pixels"),
     ],
 )
 def test_bad_images_are_one_line(model, images, said):
@@ -225,6 +228,8 @@ def test_bad_models_and_options_are_one_line(model, folder):
         ltbench.predict(torch.nn.Linear(2, 2), [folder / "a.png"])
     with pytest.raises(UserError, match="`topk`"):
         ltbench.predict(model, folder, topk=0)
+    with pytest.raises(UserError, match="`unreadable`: expected raise or skip, found `ignore`"):
+        ltbench.predict(model, folder, unreadable="ignore")
     bare = ltbench.load("quickstart")
     bare.transform = None
     with pytest.raises(UserError, match="transform of data set digits_lt is not known"):

@@ -142,7 +142,7 @@ def test_a_dry_run_needs_no_hub(offline, hub, folder, tmp_path, monkeypatch):
     words = [f"run={folder}", f"repo={REPO}", f"out={tmp_path}/o"]
     shown = CliRunner().invoke(command, [*words, "--dry-run"], catch_exceptions=False)
     assert shown.exit_code == 0
-    why = "offline mode is on" if offline else "is out of order (HTTP 503)"
+    why = "offline mode is on" if offline else "reports a server error (HTTP 503)"
     assert f"{why}" in shown.output.partition("not compared: ")[2]
     assert set(files_of(tmp_path / "o")) >= {"model.safetensors", "config.json", "record.json"}
     with pytest.raises(UserError):

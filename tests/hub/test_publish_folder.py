@@ -138,9 +138,9 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="something else than a publish folder"):
+    with pytest.raises(UserError, match="something other than a publish folder"):
         export(run, mine)
-    with pytest.raises(UserError, match="something else than a publish folder"):
+    with pytest.raises(UserError, match="something other than a publish folder"):
         export(run, mine / "thesis.tex")
     assert (mine / "thesis.tex").is_file()
     assert {p.name for p in tmp_path.iterdir()} == {"broken", "mine"}

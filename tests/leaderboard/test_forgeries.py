@@ -200,7 +200,7 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
         "digest",
         "recipe `crt_mixup_plot` is not what was run",
     ),
-    "no overrides": (recipe(overrides=[]), "digest", "the record says to override nothing"),
+    "no overrides": (recipe(overrides=[]), "digest", "the record names as overrides nothing"),
     "an override too many": (
         both(lambda c: c["recipe"]["overrides"].append("stages.0.optim.lr")),
         "digest",
@@ -426,18 +426,13 @@ def test_rows_of_two_data_sets_are_never_one_mean(place):
     assert sorted(row[2] for row in place.rows()) == [1, 1]
 
 
-def poisoned(place: Place) -> dict[str, tuple[bytes, str]]:
-    """Return files by name, each with the reason for which it is left aside."""
-    return dict(_poisoned(place))
-
-
 # Files that must neither stop nor slow down whoever reads the others: name, content.
 BOMB = {f"argument_{i}": i for i in range(12_000)}
 LIMIT = "at most 4,000"
 
 
 @functools.cache
-def _poisoned(place: Place) -> dict[str, tuple[bytes, str]]:
+def poisoned(place: Place) -> dict[str, tuple[bytes, str]]:
     """Return files by name, each with the reason for which it is left aside."""
 
     def sealed(change: Change) -> bytes:
@@ -554,7 +549,7 @@ def test_no_name_of_a_file_on_the_hub_ends_publish_or_submit(place, tmp_path):
     bad |= {"runs/a:b/x.json": text, f"runs/a/b/{'0' * 32}.json": text}
     place.hub.add(repo, bad, kind="dataset")
     done = push.publish(repo)
-    assert len([p for p in done.problems if "has not the name of a record" in p]) == len(bad)
+    assert len([p for p in done.problems if "is not named like a record" in p]) == len(bad)
     assert done.runs == 1
     (tmp_path / "record.json").write_bytes(
         record_text(place.forged(both(field("seed", 9), other_weights, lucky)))

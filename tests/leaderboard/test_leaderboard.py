@@ -327,7 +327,7 @@ def test_ties_are_marked_within_a_track_whatever_is_filtered(tmp_path):
     out = io.StringIO()
     Console(file=out, width=160).print(leaderboard.render(places))
     assert "≈41.00" in out.getvalue()
-    assert "≈ not to be told from the best of its track" in out.getvalue()
+    assert "≈ ties with the best of its track" in out.getvalue()
 
 
 def test_filters_by_track_status_origin_and_plot(tmp_path, confirmed):

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from ltbench.cli.leaderboard import submit as command
 from ltbench.digest import digest_of
 from ltbench.errors import UserError
-from ltbench.leaderboard.naming import check_recipe
+from ltbench.leaderboard.recipe_check import check_recipe
 from ltbench.leaderboard.submit import submit
 from ltbench.leaderboard.verify import verify
 from ltbench.records.record import Record, record_text
@@ -89,11 +89,14 @@ def test_a_claim_is_only_a_claim(finished_run, board, tmp_path):
     [
         (lambda c: c["dataset"].update(train_sha256="0" * 64), "hash of the training images"),
         (lambda c: c["metrics"]["class_counts"].__setitem__(0, 7), "training images of each class"),
-        (lambda c: c["checkpoint"].update(sha256="0" * 64), "is not what record.json is about"),
+        (
+            lambda c: c["checkpoint"].update(sha256="0" * 64),
+            "is not the file that record.json describes",
+        ),
         (lambda c: c["dataset"].update(name="../../x"), "`dataset.name`"),
         (lambda c: c["dataset"].update(name=".."), "`dataset.name`"),
         (lambda c: c["recipe"].update(name="/etc/x.yaml"), "`recipe.name`"),
-        (lambda c: c["recipe"].update(overrides=[]), "the record says to override nothing"),
+        (lambda c: c["recipe"].update(overrides=[]), "the record names as overrides nothing"),
         (
             lambda c: c.update(complete=True, shortened=[]),
             "`run.max_steps` in shortened: expected True",

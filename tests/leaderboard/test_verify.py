@@ -226,7 +226,7 @@ def test_without_images_the_rest_is_checked_and_the_row_not_marked(pinned, seal,
     done = v.verify_file(path)
     states = {s.name: s.state for s in done.steps}
     assert states == {**dict.fromkeys(NAMES, "passed"), "data": "not run", "evaluation": "not run"}
-    assert done.steps[-1].text.startswith("it needs the test images: give data.root=DIR")
+    assert done.steps[-1].text.startswith("this step needs the test images: add data.root=DIR")
     assert (done.passed, done.failed, done.mark) == (False, None, "")
     assert Record.load(path).status == "claimed"
     other = json.loads(json.dumps(pinned))

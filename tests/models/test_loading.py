@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ltbench
 from ltbench.config.resources import leaderboard_dir
-from ltbench.config.weights import identity
+from ltbench.config.weights import find_source, identity
 from ltbench.data.base import DatasetInfo
 from ltbench.digest import file_sha256
 from ltbench.errors import UserError
@@ -128,6 +128,13 @@ def test_more_than_tensors_is_not_read(tmp_path: Path, state: State) -> None:
         torch.save({"state_dict": state, "args": more}, tmp_path / "w.pth")
         assert "holds more than tensors" in refused(tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("path", ["~nobody/w.pth", "~", "a" * 300 + "/w.pth"])
+def test_paths_that_lead_nowhere_are_refused_and_have_a_digest(path: str) -> None:
+    with pytest.raises(UserError, match=r"^backbone\.weights: "):
+        find_source(path)
+    assert identity(path) == path
 
 
 def test_values_that_are_no_weights_are_refused(tmp_path: Path, state: State) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ltbench import get_recipe, run
 from ltbench.config.recipe import RunOptions
@@ -30,34 +30,11 @@ from ltbench.train.checkpoint import (
 )
 from ltbench.train.resume import WHAT, check_resume_state, resume_state
 from ltbench.train.stage import StageRun
+from tests.train.conftest import WORDS, same, weights
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
-WORDS = [
-    "backbone=resnet20_cifar",
-    "stages.0.epochs=2",
-    "stages.0.update.epochs=1",
-    "stages.0.schedule.warmup=0",
-    "stages.1.epochs=1",
-    "run.device=cpu",
-    "run.threads=1",
-]
 OFTEN = "run.save_minutes=0.0000001"  # after each step
-
-
-def weights(out: Path) -> dict:
-    return load_file(out / "model.safetensors")
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("unbroken") / "run"
-    run(get_recipe("quickstart", *WORDS, f"out={out}"))
-    return out
 
 
 def break_after(steps: int, error: BaseException, monkeypatch) -> None:

@@ -9,11 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from ltbench import get_recipe, run
+from ltbench.cli.app import cli
+from ltbench.data.folder import Folder
+from ltbench.diagnose.subject import open_subjects
 from ltbench.errors import UserError
 from ltbench.files import read_sealed, seal
+from ltbench.hub.export import export
+from ltbench.leaderboard.steps import Case, check_evaluation
 from ltbench.records import store
 from ltbench.records.record import Record
 from ltbench.train import grid
@@ -102,7 +108,43 @@ def test_one_more_image_is_refused(part, finished, others):
 def test_other_class_names_are_refused(finished, others):
     for part in ("train", "test"):
         (others / part / "bee").rename(others / part / "ant")
-    refused(finished, "on other", others)
+    refused(finished, "on other class names", others)
+
+
+@pytest.fixture(scope="module")
+def renamed(images, tmp_path_factory) -> tuple[Path, Path]:
+    """A run, and its images with another name for a class: neither content nor order differs."""
+    home = tmp_path_factory.mktemp("renamed")
+    root = Path(shutil.copytree(images, home / "images"))
+    again(home / "run", root)
+    for part in ("train", "test"):
+        (root / part / "bee").rename(root / part / "ant")
+    return home / "run", root
+
+
+def evaluated(out: Path, root: Path, _: Path) -> None:
+    CliRunner().invoke(cli, ["eval", f"model={out}"], catch_exceptions=False)
+
+
+def verified(out: Path, root: Path, _: Path) -> None:
+    content = json.loads((out / "record.json").read_bytes())
+    data = Folder(root=str(root), image_size=8).load()
+    check_evaluation(Case(content, data=data, embedded=out, weights=out / "model.safetensors"))
+
+
+MEETINGS = {
+    "eval": evaluated,
+    "verify": verified,
+    "diagnose": lambda out, *_: open_subjects([str(out)], {}, "cpu"),
+    "publish half=true": lambda out, _, new: export(out, new, half=True),
+}
+
+
+@pytest.mark.parametrize("where", MEETINGS)
+def test_a_model_meets_no_other_class_names(where, renamed, tmp_path):
+    with pytest.raises(UserError, match=r"class 0 of .* is `bee`, that of .* is `ant`"):
+        MEETINGS[where](*renamed, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_grid_compares_images_too(finished, others):

@@ -8,42 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from ltbench import get_recipe, run
 from ltbench.errors import UserError
 from ltbench.train.checkpoint import Store
+from tests.train.conftest import WORDS, same, weights
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
-# A short two-stage recipe with mixing, PLOT and a class-aware second stage.
-WORDS = [
-    "stages.0.epochs=4",
-    "stages.0.update.epochs=2",
-    "stages.1.epochs=2",
-    "stages.0.schedule.warmup=1",
-    "stages.0.batch_size=96",
-    "stages.1.batch_size=96",
-    "backbone=resnet20_cifar",
-    "run.save_steps=3",
-    "run.device=cpu",
-    "run.threads=1",
-]
-
-
-def weights(out: Path) -> dict:
-    return load_file(out / "model.safetensors")
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("unbroken") / "run"
-    run(get_recipe("quickstart", *WORDS, f"out={out}"))
-    return out
+SAVED = [*WORDS, "run.save_steps=1"]  # often enough to be killed again and again
 
 
 @pytest.mark.parametrize("often", [1, pytest.param(5, marks=pytest.mark.slow)])
@@ -52,7 +25,7 @@ def test_killed_again_and_again_ends_bitwise_the_same(often, unbroken, tmp_path,
     deadline = time.monotonic() + 200
     while not (out / "record.json").is_file():
         assert time.monotonic() < deadline
-        process = command("run", "recipe=quickstart", *WORDS, f"out={out}")
+        process = command("run", "recipe=quickstart", *SAVED, f"out={out}")
         before = len(list(out.glob("checkpoints/*"))) and newest(out)
         # Wait for new checkpoints, then kill without warning a little later than last time.
         while process.poll() is None and kills < often:
@@ -83,17 +56,17 @@ def curves(out: Path) -> list[str]:
 
 def test_a_finished_run_is_read_not_repeated(unbroken):
     before = (unbroken / "model.safetensors").stat().st_mtime_ns
-    result = run(get_recipe("quickstart", *WORDS, f"out={unbroken}"))
+    result = run(get_recipe("quickstart", *SAVED, f"out={unbroken}"))
     assert not result.fresh
     assert (unbroken / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_the_folder_of_another_run_is_refused(unbroken, tmp_path):
     with pytest.raises(UserError, match="belongs to `quickstart`"):
-        run(get_recipe("quickstart", *WORDS, "seed=1", f"out={unbroken}"))
+        run(get_recipe("quickstart", *SAVED, "seed=1", f"out={unbroken}"))
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
-        run(get_recipe("quickstart", *WORDS, f"out={tmp_path}"))
+        run(get_recipe("quickstart", *SAVED, f"out={tmp_path}"))
     assert (tmp_path / "letter.txt").read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["letter.txt"]
 
@@ -134,12 +107,12 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(damage, resumed, unbr
     else:
         tensors.unlink()
     with pytest.raises(UserError, match=folder.name) as caught:
-        run(get_recipe("quickstart", *WORDS, f"out={out}"))
+        run(get_recipe("quickstart", *SAVED, f"out={out}"))
     assert len(str(caught.value).splitlines()) == 1
     assert "delete the folder" in str(caught.value)
     if resumed:
         shutil.rmtree(folder)  # what the message advises
-        run(get_recipe("quickstart", *WORDS, f"out={out}"))
+        run(get_recipe("quickstart", *SAVED, f"out={out}"))
         assert same(weights(out), weights(unbroken))
 
 
@@ -162,18 +135,18 @@ def test_a_full_disk_leaves_the_last_checkpoint(unbroken, tmp_path, monkeypatch)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
-        run(get_recipe("quickstart", *WORDS, f"out={out}"))
+        run(get_recipe("quickstart", *SAVED, f"out={out}"))
     assert not list(out.glob("**/.partial-*"))
     assert Store(out / "checkpoints").latest() is not None
     monkeypatch.setattr(checkpoint, "save_file", real)
-    run(get_recipe("quickstart", *WORDS, f"out={out}"))
+    run(get_recipe("quickstart", *SAVED, f"out={out}"))
     assert same(weights(out), weights(unbroken))
     shutil.rmtree(out)
 
 
 def test_ctrl_c_exits_130_with_one_line_and_resumes(unbroken, tmp_path, command):
     out = tmp_path / "run"
-    process = command("run", "recipe=quickstart", *WORDS, f"out={out}")
+    process = command("run", "recipe=quickstart", *SAVED, f"out={out}")
     deadline = time.monotonic() + 60
     while not newest(out) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -183,7 +156,7 @@ def test_ctrl_c_exits_130_with_one_line_and_resumes(unbroken, tmp_path, command)
     assert error.strip().splitlines() == [
         f"interrupted; the same command goes on from the last checkpoint in {out}"
     ]
-    run(get_recipe("quickstart", *WORDS, f"out={out}"))
+    run(get_recipe("quickstart", *SAVED, f"out={out}"))
     assert same(weights(out), weights(unbroken))
 
 
@@ -193,7 +166,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path, command):
     out = tmp_path / "run"
     out.mkdir()
     with FileLock(out / ".lock"):
-        process = command("run", "recipe=quickstart", *WORDS, f"out={out}")
+        process = command("run", "recipe=quickstart", *SAVED, f"out={out}")
         _, error = process.communicate()
     assert process.returncode == 2
     assert "another process is running" in error

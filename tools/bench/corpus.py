@@ -144,6 +144,6 @@ class Corpus:
 
 @contextlib.contextmanager
 def temporary_folder(folder: Path | None) -> Iterator[Path]:
-    """Give an empty folder, below another one if that is given, and remove it afterwards."""
+    """Context manager of an empty folder, below another one if that is given; removed on exit."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         yield Path(name)

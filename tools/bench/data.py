@@ -13,7 +13,6 @@ what=workers     memory of a loader process, by the size of the data set
 
 from __future__ import annotations
 
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from ltbench.config.schema import Config
 from ltbench.config.words import read_words
 from ltbench.errors import UserError, did_you_mean
 from ltbench.files import write_json
+from ltbench.machine import cpu_name
 
 WHAT: dict[str, Callable[..., list[Row]]] = {
     "loading": loading.loading,
@@ -64,8 +64,8 @@ def report(words: Sequence[str], console: Console) -> None:
         if name not in WHAT:
             raise UserError(f"`what={name}`{did_you_mean(name, WHAT)}; known: {', '.join(WHAT)}")
     console.print(
-        f"{platform.processor() or platform.machine()}, one thread; medians of {given.rounds} "
-        "rounds in turn; ratio: how many times faster ours is\n"
+        f"{cpu_name()}, one thread; medians of {given.rounds} rounds in turn; ratio: how many "
+        "times faster ours is\n"
     )
     figures = {}
     for name in given.what:

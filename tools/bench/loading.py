@@ -139,7 +139,7 @@ def memory(*, images: int = 4096, rounds: int = 5) -> list[Row]:
 
 
 def our_loader(source: Source, *, floats: bool = False, jitter: bool = False) -> Pipeline:
-    """Return our way from shards to batches of bytes, or of normalised floats."""
+    """Return our pipeline from shards to batches of bytes, or of normalised floats."""
     labels = np.zeros(len(source), dtype=np.int64)
     augment = "imagenet" if jitter else "inat"
     split = ImageSplit(source, labels, augment=augment, image_size=SIDE)  # type: ignore[arg-type]

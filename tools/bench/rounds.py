@@ -1,6 +1,6 @@
-"""Pipelines that take turns, what they cost, and what each is to be.
+"""Pipelines that take turns, their cost, and the goals for them.
 
-What is compared is processor time on one thread, except where the disk is what is measured.
+Processor time on one thread is compared, except where the disk is measured.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def compare(
 
 
 def limit(case: str, seconds: float, most: float) -> Row:
-    """Return the row of something that is to take ``most`` seconds (T7)."""
+    """Return the row of a task that should take at most ``most`` seconds (T7)."""
     return {
         "goal": "T7",
         "case": case,

@@ -123,7 +123,7 @@ def _timed(solve: Callable[[], Solution], budget: float) -> tuple[Solution, floa
 
 
 def _gap(name: str, gram: Vector, solution: Solution) -> float:
-    """Return the duality gap on the scaled problem; by hand, whatever the solver says of itself."""
+    """Return the duality gap on the scaled problem, independent of the one the solver reports."""
     matrix = gram / gram.diagonal().mean()
     steep = matrix @ solution.weights
     if name == "mgda":

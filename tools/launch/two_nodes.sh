@@ -20,11 +20,11 @@ ranks=${RANKS:-gpu}
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # see one_node.sh
 export LTBENCH_CACHE=${LTBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ltbench} # on each node
-# Else a node that comes in for another waits for an address that nobody tells it any more
+# Otherwise a node that replaces another waits for an address that is no longer published
 # (seen with PyTorch 2.15; see its issue 135712).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# Machines with several networks may have to be told which one: NCCL_SOCKET_IFNAME for GPUs,
-# GLOO_SOCKET_IFNAME for CPUs.
+# On machines with several networks, NCCL_SOCKET_IFNAME (GPUs) or GLOO_SOCKET_IFNAME (CPUs) may have
+# to name one.
 
 node() {
   python -m torch.distributed.run --nnodes="${NODES:-2}" --nproc-per-node="$ranks" \

@@ -1,15 +1,15 @@
-"""Bounds on what the files of shards may say, checked before memory is allocated for it."""
+"""Bounds on the contents of shard files, checked before memory is allocated for them."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-import stat
 import zlib
 from pathlib import Path
 from typing import Any
 
+from ltbench.digest import open_regular
 from ltbench.errors import visible
 
 MANIFEST_BYTES = 64 * 2**20
@@ -34,27 +34,13 @@ def keys_bytes(samples: int) -> int:
     return KEY_BYTES * samples + _HEADER
 
 
-def open_regular(path: str | Path) -> int:
-    """Return a descriptor of a file, never waiting for the writer of a pipe.
-
-    Raises:
-        OSError: it cannot be opened, or is a folder, pipe, socket or device.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return descriptor
-
-
-def read_regular(path: Path, limit: int) -> bytes:
+def read_within(path: Path, limit: int) -> bytes:
     """Return the content of a file of at most ``limit`` bytes.
 
     Raises:
         OSError: it cannot be read, is larger, or is no regular file.
     """
-    with open(open_regular(path), "rb") as file:
+    with open(open_regular(path), "rb") as file:  # noqa: PTH123 (a descriptor)
         size = os.fstat(file.fileno()).st_size
         data = file.read(limit + 1) if size <= limit else b""
     if size > limit or len(data) > limit:
@@ -91,7 +77,7 @@ def is_shard_name(name: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return a value of a file for a message: short, and nothing that a terminal obeys."""
+    """Return a value from a file for a message: short, without control characters."""
     if isinstance(value, list | dict):
         return f"a {type(value).__name__}"
     try:

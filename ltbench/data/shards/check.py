@@ -14,7 +14,6 @@ from isal.isal_zlib import crc32 as crc32_of
 
 from ltbench.data.codecs import LENIENT, decode_jpeg, eight_bits, open_image, reason_of
 from ltbench.data.shards import format
-from ltbench.data.shards.bounds import open_regular
 from ltbench.data.shards.format import (
     MANIFEST,
     Manifest,
@@ -30,7 +29,7 @@ from ltbench.data.shards.jobs import Progress, Tick, run_jobs
 from ltbench.data.shards.layout import PLAN
 from ltbench.data.shards.manifest import index_problems
 from ltbench.data.shards.ustar import BLOCK, sample_head
-from ltbench.digest import file_sha256
+from ltbench.digest import file_sha256, open_regular
 from ltbench.errors import UserError
 
 Level = Literal["size", "crc", "sha256", "decode"]

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from ltbench.config.paths import expanded
 from ltbench.data.base import Data, DatasetInfo, Source
 from ltbench.data.files import ImageOptions, LongTail
 from ltbench.data.listing import Listing, listing_sha256
+from ltbench.data.shards.bounds import SPLITS
 from ltbench.data.shards.format import INFO, MANIFEST, Manifest
+from ltbench.data.shards.layout import PLAN
 from ltbench.data.shards.reader import ShardSource
 from ltbench.errors import UserError
-from ltbench.files import expanded
 from ltbench.remote.address import without_credentials
-
-PARTS = ("train", "val", "test")
 
 
 class Shards(ImageOptions, LongTail):
@@ -46,11 +46,11 @@ class Shards(ImageOptions, LongTail):
 
 
 def is_packed(root: str | None) -> bool:
-    """Return whether a root is an address, or a folder of shards, be they finished or not."""
+    """Return whether a root is an address, or a folder of shards, finished or not."""
     if not root or "://" in root:
         return bool(root)
     folder = expanded(root)
-    marks = [INFO, *(f"{part}/{mark}" for part in PARTS for mark in (MANIFEST, "plan.json"))]
+    marks = [INFO, *(f"{part}/{mark}" for part in SPLITS for mark in (MANIFEST, PLAN))]
     return any((folder / mark).is_file() for mark in marks)
 
 
@@ -74,8 +74,8 @@ def open_parts(root: str | None) -> dict[str, ShardSource] | None:
         parts = {name: ShardSource(split) for name, split in splits.items()}
     else:
         folder = expanded(root)
-        there = [name for name in PARTS if (folder / name / MANIFEST).is_file()]
-        unfinished = [name for name in PARTS if (folder / name / "plan.json").is_file()]
+        there = [name for name in SPLITS if (folder / name / MANIFEST).is_file()]
+        unfinished = [name for name in SPLITS if (folder / name / PLAN).is_file()]
         parts = {name: ShardSource(folder / name) for name in dict.fromkeys([*there, *unfinished])}
     for name, source in parts.items():
         if source.manifest.split != name:
@@ -93,7 +93,7 @@ def open_parts(root: str | None) -> dict[str, ShardSource] | None:
 
 
 def listings(parts: Mapping[str, ShardSource], root: str | None) -> dict[str, Listing]:
-    """Return the lists that shards were packed from, hashes taken anew; paths are left out."""
+    """Return the lists that shards were packed from, with fresh hashes but without paths."""
     return {
         name: Listing(
             file=Path(f"{root}/{name}/{MANIFEST}"),

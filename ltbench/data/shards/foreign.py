@@ -22,7 +22,6 @@ from ltbench.data.shards.bounds import (
     MOST_IMAGES,
     SPLITS,
     is_shard_name,
-    open_regular,
     shown,
 )
 from ltbench.data.shards.format import (
@@ -42,7 +41,7 @@ from ltbench.data.shards.jobs import Progress, Tick, run_jobs
 from ltbench.data.shards.layout import PLAN
 from ltbench.data.shards.members import DamagedTar, Members
 from ltbench.data.shards.ustar import BLOCK
-from ltbench.digest import parse_json
+from ltbench.digest import open_regular, parse_json
 from ltbench.errors import UserError
 
 DATASET = "foreign"  # what manifests call these
@@ -179,15 +178,15 @@ def _check_arguments(tars: list[Path], split: str, label: str) -> None:
     for tar in tars:
         if not is_shard_name(tar.name) or tar.name in (INDEX, KEYS, MANIFEST, PLAN):
             raise UserError(
-                f"the index cannot know a tar as `{shown(tar.name)}`: a plain, printable name "
+                f"a tar cannot be called `{shown(tar.name)}` in the index: a plain, printable name "
                 f"that does not begin with a dot and is none of {INDEX}, {KEYS}, {MANIFEST} and "
                 f"{PLAN} is needed; rename it"
             )
         other = seen.setdefault(tar.name, tar)
         if other is not tar:
             raise UserError(
-                f"`{other}` and `{tar}` have one name, by which the index would know them both; "
-                "name each tar once, or rename one"
+                f"`{other}` and `{tar}` have the same name, which the index can hold only once; "
+                "give each tar once, or rename one"
             )
 
 

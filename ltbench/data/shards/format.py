@@ -19,15 +19,14 @@ from ltbench.data.shards.bounds import (
     MANIFEST_BYTES,
     index_bytes,
     keys_bytes,
-    open_regular,
-    read_regular,
+    read_within,
     shown,
     unpack,
 )
 from ltbench.data.shards.manifest import Manifest as Manifest
 from ltbench.data.shards.manifest import Shard as Shard
 from ltbench.data.shards.manifest import manifest_problems
-from ltbench.digest import parse_json
+from ltbench.digest import open_regular, parse_json
 from ltbench.errors import UserError
 from ltbench.files import SEALED, seal, write_atomic
 
@@ -101,7 +100,7 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: there is none, so the folder is unfinished or something else; or it is damaged.
     """
     try:
-        text = read_regular(folder / MANIFEST, MANIFEST_BYTES)
+        text = read_within(folder / MANIFEST, MANIFEST_BYTES)
     except FileNotFoundError as error:
         raise UserError(
             f"`{folder}` has no {MANIFEST}: it holds no finished shards; run `ltbench data "
@@ -165,7 +164,7 @@ def read_keys(folder: Path, manifest: Manifest) -> list[str]:
     path, limit = folder / KEYS, keys_bytes(manifest.samples)
     _check_hash(path, manifest.keys_sha256, limit)
     try:
-        text = unpack(read_regular(path, limit), limit)
+        text = unpack(read_within(path, limit), limit)
         if text.count(b"\n") != manifest.samples or text[-1:] != b"\n":
             raise ValueError(f"{text.count(10)} keys for {manifest.samples} images")
     except (OSError, ValueError) as error:
@@ -249,7 +248,7 @@ def write_info(root: Path) -> None:
     for folder in sorted(p.parent for p in root.glob(f"*/{MANIFEST}")):
         try:
             manifest = read_manifest(folder)
-        except UserError:  # damaged, or somebody else's file of that name
+        except UserError:  # damaged, or another program's file of that name
             continue
         splits[manifest.split] = {
             "name": manifest.split,

@@ -9,14 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ltbench.data.shards.bounds import MANIFEST_BYTES, index_bytes, keys_bytes
-from ltbench.data.shards.format import INDEX, KEYS, MANIFEST
-from ltbench.data.shards.remote import (
-    RemoteSplit,
-    cache_base,
-    find_splits,
-    manifest_of,
-    not_an_address,
-)
+from ltbench.data.shards.format import INDEX, KEYS, MANIFEST, parse_manifest
+from ltbench.data.shards.remote import RemoteSplit, cache_base, find_splits, not_an_address
 from ltbench.remote import hub as client
 from ltbench.remote.address import Address
 
@@ -108,7 +102,7 @@ def open_hub(root: str) -> dict[str, RemoteSplit]:
 
 def _open_split(place: HubFolder, name: str) -> HubSplit:
     path = place.fetch(f"{name}/{MANIFEST}", limit=MANIFEST_BYTES)
-    manifest = manifest_of(path.read_bytes(), place.shown(f"{name}/{MANIFEST}"))
+    manifest = parse_manifest(path.read_bytes(), place.shown(f"{name}/{MANIFEST}"))
     index, keys = index_bytes(manifest.samples), keys_bytes(manifest.samples)
     place.fetch(f"{name}/{INDEX}", sha256=manifest.index_sha256, limit=index)
     place.fetch(f"{name}/{KEYS}", sha256=manifest.keys_sha256, limit=keys)

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from ltbench.errors import UserError
+from ltbench.machine import cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -40,7 +41,7 @@ def run_jobs(
 
     Args:
         work: function of a job and a ``Tick``, which can be pickled; it calls the tick often.
-        jobs: what it gets.
+        jobs: arguments of ``work``, which can be pickled.
         amounts: size of each job in the unit of ``progress``.
         workers: processes; 1 does the jobs in this one, ``None`` takes one per usable core.
         progress: called with the finished and the whole amount.
@@ -48,7 +49,7 @@ def run_jobs(
     Raises:
         UserError: a job raised one, or a worker was killed.
     """
-    workers = min(workers or _cores(), len(jobs))
+    workers = min(workers or cores(), len(jobs))
     if workers <= 1:
         return _in_turn(work, jobs, amounts, progress)
     spawn = multiprocessing.get_context("spawn")
@@ -73,7 +74,7 @@ def run_jobs(
             pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise UserError(
-                    "a worker process was killed, perhaps for want of memory; run the same again, "
+                    "a worker process was killed, perhaps for lack of memory; run the same again, "
                     "with fewer workers"
                 ) from error
             raise
@@ -97,12 +98,6 @@ def _in_turn(
         results.append(work(job, tick))
         before += amount
     return results
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 _work: Callable[[Any, Tick], Any]  # of a worker process

@@ -20,7 +20,7 @@ from ltbench.data.shards.bounds import (
     MOST_IMAGES,
     SPLITS,
     is_dataset_name,
-    read_regular,
+    read_within,
     shown,
 )
 from ltbench.data.shards.format import FORMAT, member_ending, member_key
@@ -126,7 +126,7 @@ def agree(folder: Path, plan: Plan) -> None:
         write_atomic(path, content)
         return
     try:
-        begun = parse_json(read_regular(path, MANIFEST_BYTES), limit=MANIFEST_BYTES)
+        begun = parse_json(read_within(path, MANIFEST_BYTES), limit=MANIFEST_BYTES)
         changed = [name for name in plan.facts if begun.get(name) != plan.facts[name]]
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
@@ -152,7 +152,7 @@ def _difference(name: str, old: Any, new: Any) -> str:
 
 
 def place_in(root: str | Path) -> Callable[[str], str]:
-    """Return ``os.path.join`` with a folder before, at a fraction of its cost."""
+    """Return a function that joins a path to a folder, much faster than ``os.path.join``."""
     before = os.path.join(root, "")  # noqa: PTH118
     return lambda path: path if path.startswith("/") else before + path
 

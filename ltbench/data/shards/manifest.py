@@ -80,7 +80,7 @@ class Manifest:
 
 
 def manifest_problems(manifest: Manifest) -> Iterator[str]:
-    """Yield contradictions to ``Manifest`` and ``Shard``; only the first is sure to be right."""
+    """Yield the faults of a manifest; those after the first may only follow from it."""
     if not is_dataset_name(manifest.dataset):
         yield f"dataset is a name of letters, digits and _.-, found `{shown(manifest.dataset)}`"
     if manifest.split not in SPLITS:
@@ -92,7 +92,8 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     if not (isinstance(manifest.content, str) and _CONTENT.fullmatch(manifest.content)):
         yield f"content is content: or listing: and a SHA-256, found `{shown(manifest.content)}`"
     yield from _counts_problems(manifest)
-    resized = manifest.parameters.get("resize_short") if _is_dict(manifest.parameters) else ""
+    given = manifest.parameters
+    resized = given.get("resize_short") if isinstance(given, dict) else ""
     if resized is not None and not _is_count(resized, 1, 2**31):
         yield "parameters are names with values, resize_short null or pixels"
 
@@ -133,7 +134,7 @@ def _shard_problems(shard: Shard, samples: int) -> Iterator[str]:
 
 
 def index_problems(manifest: Manifest, index: np.ndarray) -> Iterator[str]:
-    """Yield contradictions between index and manifest; each assumes that there is none before.
+    """Yield contradictions between index and manifest; those after the first may follow from it.
 
     Args:
         manifest: of the split.
@@ -177,7 +178,3 @@ def _not_a_hash(name: str, value: Any) -> Iterator[str]:
 
 def _is_count(value: Any, least: int, most: int) -> bool:
     return type(value) is int and least <= value <= most
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)

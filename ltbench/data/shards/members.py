@@ -93,7 +93,7 @@ class _Tap:
         data = self._file.read(size)
         self.left -= len(data)
         if not data and self._ended == self.tell():
-            raise DamagedTar("unexpected end of data")  # where tarfile would ask for ever
+            raise DamagedTar("unexpected end of data")  # where tarfile would read forever
         self._ended = -1 if data else self.tell()
         if _DIGITS.search(data):
             raise DamagedTar("a header has a number of 256 digits or more")

@@ -14,7 +14,6 @@ import numpy as np
 from isal.isal_zlib import crc32 as crc32_of
 
 from ltbench.data.shards import format
-from ltbench.data.shards.bounds import open_regular
 from ltbench.data.shards.format import (
     INDEX,
     Shard,
@@ -25,6 +24,7 @@ from ltbench.data.shards.format import (
     read_manifest,
 )
 from ltbench.data.shards.manifest import index_problems
+from ltbench.digest import open_regular
 from ltbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class ShardSource:
             try:
                 keys = read_keys(self.folder, self.manifest)
                 self._keys = np.array([key.encode("utf-8", "surrogateescape") for key in keys])
-            except UserError:  # a message must not fail for want of a name
+            except UserError:  # a message must not fail because a name cannot be read
                 return f"image {row}"
         return bytes(self._keys[row]).decode("utf-8", "replace")
 

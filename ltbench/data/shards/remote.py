@@ -18,7 +18,8 @@ from typing import BinaryIO
 
 import filelock
 
-from ltbench.data.shards.bounds import MANIFEST_BYTES, index_bytes, keys_bytes
+from ltbench.config.paths import expanded
+from ltbench.data.shards.bounds import MANIFEST_BYTES, SPLITS, index_bytes, keys_bytes
 from ltbench.data.shards.format import (
     INDEX,
     INFO,
@@ -31,13 +32,12 @@ from ltbench.data.shards.format import (
 )
 from ltbench.digest import file_sha256, parse_json, read_json
 from ltbench.errors import UserError
-from ltbench.files import create, expanded, write_atomic
+from ltbench.files import create, write_atomic
 from ltbench.remote import http
 from ltbench.remote.address import Address
 from ltbench.remote.faults import Missing, Unreachable
 from ltbench.remote.http import TRIES, Body, Place
 
-SPLITS = ("train", "val", "test")
 LAYOUT = f"the folder that `ltbench data prepare` wrote, with {INFO} and train/{MANIFEST} in it"
 HINT = f"data.root must be {LAYOUT}"
 PATIENCE = 300.0  # seconds that another process may hold a shard's lock without progress
@@ -212,26 +212,6 @@ def find_splits(place: Place, read: Callable[[str], bytes]) -> list[str]:
     return names
 
 
-def manifest_of(text: bytes, shown: str) -> Manifest:
-    """Return a split's manifest.
-
-    Args:
-        text: content of the file.
-        shown: its address, for messages.
-
-    Raises:
-        UserError: it is damaged, or a name in it may leave the folder.
-    """
-    manifest = parse_manifest(text, shown)
-    strange = [s.name for s in manifest.shards if not re.fullmatch(r"[^/\\.\0][^/\\\0]*", s.name)]
-    if strange:
-        raise UserError(
-            f"{shown} names a shard `{strange[0][:80]}`, which is no plain name of a tar file; run "
-            "`ltbench data prepare` again"
-        )
-    return manifest
-
-
 def not_an_address(place: Place) -> UserError:
     """Return the error about a ``data.root`` that is no address of shards."""
     return UserError(
@@ -249,7 +229,7 @@ def _exists(path: str, read: Callable[[str], bytes]) -> bool:
 
 def _open_split(address: Address, name: str, folder: Path, tries: int) -> RemoteSplit:
     text = _text(address, f"{name}/{MANIFEST}", tries)
-    manifest = manifest_of(text, address.shown(f"{name}/{MANIFEST}"))
+    manifest = parse_manifest(text, address.shown(f"{name}/{MANIFEST}"))
     parts = {
         INDEX: manifest.index_sha256,
         KEYS: manifest.keys_sha256,

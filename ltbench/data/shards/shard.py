@@ -13,12 +13,11 @@ from typing import Any, TypedDict, cast
 
 from isal.isal_zlib import crc32 as crc32_of
 
-from ltbench.data.shards.bounds import open_regular
 from ltbench.data.shards.format import MANIFEST, member_ending
 from ltbench.data.shards.jobs import Tick
 from ltbench.data.shards.layout import place_in
 from ltbench.data.shards.ustar import END, padding, sample_head
-from ltbench.digest import file_sha256
+from ltbench.digest import file_sha256, open_regular
 from ltbench.errors import UserError
 from ltbench.files import create, read_sealed, seal, write_atomic
 

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import Last, Loaded, Loader, steps_per_epoch
-from ltbench.data.shards.bounds import open_regular
 from ltbench.data.shards.reader import ShardSource
 from ltbench.data.workers import check_descriptors, share, worker_errors
+from ltbench.digest import open_regular
 from ltbench.errors import UserError
 from ltbench.remote.http import Body
 from ltbench.seeding import derive, keyed_permutation
@@ -58,8 +58,8 @@ class StreamLoader(Loader):
         n = len(self.split)
         if len(order) != n or not np.array_equal(np.bincount(order, minlength=n), np.ones(n)):
             raise UserError(
-                "data.stream=true reads every image once an epoch, the sampler asks for another "
-                "choice of images; use sampler=instance, or store the shards and leave it out"
+                "data.stream=true reads every image once an epoch, but the sampler chooses other "
+                "images; use sampler=instance, or store the shards and leave it out"
             )
         if start:
             raise UserError(
@@ -99,7 +99,7 @@ def stream_batches(
     has equally many steps. An image that is missing or has other bytes than were packed is an
     error, also where a damaged tar just seems to end.
 
-    What it cannot do, unlike ``Loader.batches``: other samplers than instance sampling; a part of
+    Not supported, unlike in ``Loader.batches``: other samplers than instance sampling; a part of
     a split; a start inside an epoch; the same batches for other numbers of ranks or workers;
     replacing unreadable images; evaluation. The order is also less random: images that are far
     apart in the shards do not meet in a batch, unless different processes read them.
@@ -321,7 +321,7 @@ class _Tap:
         except (UserError, OSError) as error:
             self.error = error
         self._empty = 0 if data else self._empty + 1
-        if self._empty > _PATIENCE:  # tarfile asks for the end of some headers for ever
+        if self._empty > _PATIENCE:  # tarfile would look for the end of some headers forever
             raise EOFError("unexpected end of data")
         return data
 

@@ -323,7 +323,7 @@ def test_places_and_words(tars: list[Path], tmp_path: Path) -> None:
         index_tars([tmp_path], out)
     other = tmp_path / tars[0].name
     shutil.copy(tars[0], other)
-    with pytest.raises(UserError, match="have one name"):
+    with pytest.raises(UserError, match="have the same name"):
         index_tars([*tars, other], out)
     twin = Path(shutil.copy(tars[0], tmp_path / "twin.tar"))
     with pytest.raises(UserError, match=r"sample `d/000` is in .*set-0000.tar` and in .*twin"):

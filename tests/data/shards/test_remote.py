@@ -22,7 +22,7 @@ from ltbench.data.shards.reader import ShardSource
 from ltbench.data.shards.remote import cache_folder, open_remote
 from ltbench.errors import UserError
 from ltbench.remote import http as transfer
-from ltbench.remote.http import Address
+from ltbench.remote.address import Address
 from tests.data.shards import faults
 
 N = faults.IMAGES

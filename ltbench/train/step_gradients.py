@@ -1,4 +1,4 @@
-"""The class gradients of one step of any method."""
+"""Class gradients of one step of any method."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ class OtherVersion(UserError):
 
 
 def check_recipe(record: Record) -> str:
-    """Check that the recipe of this name is what was run, but for the overrides it lists.
+    """Check that the recipe of this name is what was run, but for the overrides listed.
 
     Raises:
         OtherVersion: this version resolves the recipe in another way.
-        UserError: the overrides, or the options that shorten it, are others than it lists.
+        UserError: the overrides, or the options that shorten it, are not those listed.
     """
     from ltbench.config.validation import build_recipe
 
@@ -44,13 +44,13 @@ def check_recipe(record: Record) -> str:
         )
     overrides, shortened = changes(recipe)
     for what, now, then in (
-        ("override", overrides, record.recipe.overrides),
-        ("shorten it by", shortened, record.shortened),
+        ("overrides", overrides, record.recipe.overrides),
+        ("shortening options", shortened, record.shortened),
     ):
         if tuple(now) != then:
             raise UserError(
-                f"recipe `{name}` is not what was run: the record says to {what} "
-                f"{', '.join(then) or 'nothing'}, compared with today's recipe it is "
+                f"recipe `{name}` is not what was run: the record names as {what} "
+                f"{', '.join(then) or 'nothing'}, against today's recipe they are "
                 f"{', '.join(now) or 'nothing'}; run the recipe as it is now"
             )
     if not registered(name):
@@ -70,14 +70,13 @@ def remark(record: Record) -> str:
     if not registered(record.recipe.name):
         return "unregistered recipe"
     stated, resolved = _stated(record.recipe.name), record.recipe.resolved
+    run = dict(leaves(resolved))
     stages = (resolved.get("stages", ()), stated.get("stages", ()))
     known = (*record.recipe.overrides, *record.shortened)
     if len(stages[0]) > len(stages[1]) or (len(stages[0]) < len(stages[1]) and not known):
         return UNLIKE
     for path, value in leaves(stated):
-        found = _at(resolved, path)
-        if isinstance(found, dict) and isinstance(value, str):
-            found = found.get("name")  # `update: plot` for `update: {name: plot}`
+        found = run.get(path, run.get(f"{path}.name"))  # `update: plot` for `{name: plot}`
         listed = any(f"{path}.".startswith(f"{key}.") for key in known)
         if found is not None and found != value and f"{path}.name" not in known and not listed:
             return UNLIKE
@@ -101,15 +100,3 @@ def _stated(name: str) -> dict[str, Any]:
     """Return the values that a registered recipe's file states and a digest counts."""
     tree, _ = read_tree(name)
     return {key: tree[key] for key in ("data", "backbone", "stages", "run") if key in tree}
-
-
-def _at(tree: Any, path: str) -> Any:
-    """Return the value at a dotted path of mappings and lists; ``None`` if there is none."""
-    for part in path.split("."):
-        if isinstance(tree, dict):
-            tree = tree.get(part)
-        elif isinstance(tree, (list, tuple)) and part.isdigit() and int(part) < len(tree):
-            tree = tree[int(part)]
-        else:
-            return None
-    return tree

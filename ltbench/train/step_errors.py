@@ -1,4 +1,4 @@
-"""Networks that cannot take the images they are given: one line instead of torch's error."""
+"""Errors of a step caused by the number or size of its images: one line instead of torch's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from ltbench.errors import UserError, visible
 from ltbench.methods.base import Method
 from ltbench.models.batchnorm import frozen_statistics
-from ltbench.models.misfit import ERRORS, size_problem
+from ltbench.models.image_size import ERRORS, size_problem
 from ltbench.train.feed import Feed
 
 SINGLE = "Expected more than 1 value per channel"  # in torch's message

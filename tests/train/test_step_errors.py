@@ -9,10 +9,10 @@ from ltbench import get_recipe, run
 from ltbench.errors import UserError
 from ltbench.evaluation.evaluate import evaluate
 from ltbench.models.backbone import Backbone, create_backbone
-from ltbench.models.misfit import check_size
+from ltbench.models.image_size import check_size
 from ltbench.models.stages import Stage
-from ltbench.train.misfit import explained
 from ltbench.train.stage import StageRun
+from ltbench.train.step_errors import explained
 
 WORDS = {
     "data": "digits_lt",
