@@ -34,6 +34,7 @@ _WHERE = {
     "load": "ltbench.hub.load",
     "load_plugins": "ltbench.config.plugins",
     "evaluate": "ltbench.evaluation.evaluate",
+    "compare": "ltbench.records.compare",
     "predict": "ltbench.hub.predict",
     "run": "ltbench.train.run",
     "PlotStep": "ltbench.updates.library",
@@ -49,6 +50,7 @@ __all__ = [
     "UserError",
     "__version__",
     "class_gram",
+    "compare",
     "create_model",
     "evaluate",
     "get_recipe",
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from ltbench.hub.load import list_models, load
     from ltbench.hub.predict import predict
     from ltbench.models.create import create_model
+    from ltbench.records.compare import compare
     from ltbench.train.run import run
     from ltbench.updates.library import PlotStep
 

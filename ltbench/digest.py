@@ -17,6 +17,9 @@ JSON_DEPTH = 64  # nested lists and mappings; a recipe has about ten
 JSON_PARTS = 4_000_000  # lists and mappings of a text
 _MARKS = b'"[]{}'
 _OTHERS = bytes(set(range(256)) - set(_MARKS))
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 
 
 def parse_json(text: bytes | str, *, limit: int = JSON_BYTES, strict: bool = False) -> Any:
@@ -42,6 +45,8 @@ def parse_json(text: bytes | str, *, limit: int = JSON_BYTES, strict: bool = Fal
     if marks.count(b"[") + marks.count(b"{") > JSON_PARTS:
         raise ValueError(f"more than {JSON_PARTS:,} lists and mappings")
     for _ in range(JSON_DEPTH):  # each pass removes the innermost level
+        if not marks:
+            break
         marks = marks.replace(b"[]", b"").replace(b"{}", b"")
     if b"[" in marks or b"{" in marks:
         raise ValueError(f"not closed, or nested more than {JSON_DEPTH} deep")
@@ -95,9 +100,7 @@ def open_regular(path: str | Path) -> int:
 
 def canonical(value: Any) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, no NaN."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _CANONICAL.encode(value)
 
 
 def digest_of(resolved: dict[str, Any]) -> str:
@@ -136,9 +139,9 @@ def _no_constant(name: str) -> float:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"`{key}` is given twice")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+        raise ValueError(f"`{twice}` is given twice")
     return found

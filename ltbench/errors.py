@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class DivergenceError(UserError):
+    """Training that ended in an infinite loss or logits, or in ones that are no numbers."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean `x`?)"`` for the closest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -33,6 +37,8 @@ def visible(text: str, most: int | None = MOST) -> str:
     """Return text with control characters escaped, shortened to ``most`` characters."""
     if most is not None and len(text) > most:
         text = f"{text[: most - 1]}…"
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )

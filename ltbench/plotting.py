@@ -42,11 +42,35 @@ def markers(names: Iterable[str]) -> dict[str, str]:
     return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
 
 
+def ink() -> str:
+    """Return the colour of text in the current style, for marks that must stand out."""
+    import matplotlib as mpl
+
+    return str(mpl.rcParams["text.color"])
+
+
+def paper() -> str:
+    """Return the colour of the background in the current style."""
+    import matplotlib as mpl
+
+    return str(mpl.rcParams["figure.facecolor"])
+
+
 def tidy(axes: Axes, *, grid: str = "both") -> None:
     """Remove the top and right spines and draw a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(axis=grid, alpha=0.25, linewidth=0.6)  # type: ignore[arg-type]
+
+
+def shared_legend(figure: Figure) -> None:
+    """Draw one legend below all panels, with each of their labels once."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        legend_below(figure, list(found.values()), list(found))
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:

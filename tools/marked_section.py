@@ -1,11 +1,9 @@
-"""The section of a Markdown file that a tool writes, between two marks."""
+"""The section of a Markdown file that a tool writes, between two marks, and its tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-from ltbench.files import write_atomic
+import re
+from collections.abc import Iterable, Sequence
 
 
 def replaced(text: str, begin: str, end: str, content: str) -> str:
@@ -27,22 +25,26 @@ def replaced(text: str, begin: str, end: str, content: str) -> str:
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
-def write_or_check(arguments: list[str], file: Path, updated: Callable[[str], str]) -> int:
-    """Write a file with its section as it should be, or check it, and return the exit status.
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Return a table in Markdown.
 
     Args:
-        arguments: nothing to write, ``--check`` to compare.
-        file: to be written.
-        updated: from the text of the file to the text that it should have.
+        heads: of the columns.
+        rows: of cells, escaped.
+        right: positions of the columns of numbers.
     """
-    if arguments not in ([], ["--check"]):
-        print(f"expected --check or nothing, found {' '.join(arguments)}")
-        return 2
-    text = file.read_text(encoding="utf-8")
-    wanted = updated(text)
-    if arguments:
-        if text != wanted:
-            print(f"{file}: the marked section is out of date; run this script without --check")
-        return int(text != wanted)
-    write_atomic(file, wanted.encode())
-    return 0
+    rule = ["---:" if i in right else "---" for i in range(len(heads))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, rule, *rows])
+
+
+def cell(text: str) -> str:
+    """Return a text as a cell of a table: on one line, bars and what looks like HTML escaped."""
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    parts[::2] = [re.sub(r"<(?=\w)", r"\\<", part) for part in parts[::2]]  # outside of code
+    return "`".join(parts)
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives to the first heading of this text on a page."""
+    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")

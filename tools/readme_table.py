@@ -1,16 +1,11 @@
-"""Write the README's table of results from the leaderboard, between its two marks.
-
-python tools/readme_table.py            writes it
-python tools/readme_table.py --check    exits with 1 if the README is out of date
-"""
+"""The README's table of results, from the leaderboard; `python tools/docs.py` writes it."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from marked_section import replaced, write_or_check
+from marked_section import replaced
 
 from ltbench.leaderboard import nearest_published
 from ltbench.leaderboard.tables import board_rows, plain_markdown, section_order
@@ -71,11 +66,6 @@ def updated(text: str, folder: Path | None = None) -> str:
     return replaced(text, BEGIN, END, results(folder))
 
 
-def main(arguments: list[str]) -> int:
-    """Write or check the table and return the exit status."""
-    return write_or_check(arguments, README, updated)
-
-
 def _changes(row: Row) -> str:
     """Return the modified settings of a row, but for the update and what a shorter budget moves."""
     before, _, keys = row["note"].partition("modified ")
@@ -109,7 +99,3 @@ def _printed(row: Row, method: str, plot: bool) -> str:
     if found is None or found["backbone"] != row["backbone"]:
         return ""
     return f"{found['overall']}{'†' if marks(found) else ''}"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,46 +1,78 @@
-"""Write the families of recipes to recipes/README.md, between its two marks.
-
-python tools/recipe_index.py            writes them
-python tools/recipe_index.py --check    exits with 1 if the file is out of date
-"""
+"""The lists of recipes/README.md; `python tools/docs.py` writes them."""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
-from marked_section import replaced, write_or_check
+import yaml
+from marked_section import cell, replaced, table
 
-from ltbench.config.files import family, list_recipes
+from ltbench.config.files import family, list_recipes, list_variants, recipe_summary
+from ltbench.config.resources import recipes_dir
 from ltbench.data import DATASETS
 from ltbench.leaderboard.catalogue import catalogue
 from ltbench.methods import METHODS
 from ltbench.records.titles import split_name
 
-README = Path(__file__).parent.parent / "recipes" / "README.md"
-BEGIN, END = "<!-- families: tools/recipe_index.py -->", "<!-- end of families -->"
-HEADS = ("family", "paper", "kind", "data sets", "recipes")
+PAGE = Path(__file__).parent.parent / "recipes" / "README.md"
+MARK = "<!-- {}: tools/recipe_index.py -->", "<!-- end of {} -->"
 
 
-def index() -> str:
-    """Return the table in Markdown: a line per folder of recipes."""
-    families: dict[str, list[str]] = {}
+def families() -> str:
+    """Return a line per folder of recipes."""
+    members: dict[str, list[str]] = {}
     for recipe in list_recipes():
         if family(recipe):
-            families.setdefault(family(recipe), []).append(recipe)
+            members.setdefault(family(recipe), []).append(recipe)
     entries = {}
     for entry in catalogue():
         entries.setdefault(METHODS.facts(entry.name).stage_of or entry.name, entry)
-    lines = [HEADS, ("---", "---", "---", "---", "---:")]
-    for name, recipes in sorted(families.items()):
-        entry = entries[name]
-        lines.append(
-            (f"[{name}]({name})", cite(entry.paper), entry.kind, data(recipes), str(len(recipes)))
+    rows = [
+        (
+            f"[{name}]({name})",
+            cite(entries[name].paper),
+            entries[name].kind,
+            data(recipes),
+            str(len(recipes)),
         )
+        for name, recipes in sorted(members.items())
+    ]
     titles = ", ".join(part.title for part in DATASETS.parts().values() if part.suffix)
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"`all` data sets are {titles}.\n\n{table}"
+    heads = ("family", "paper", "kind", "data sets", "recipes")
+    return f"`all` data sets are {titles}.\n\n{table(heads, rows, (4,))}"
+
+
+def own_images() -> str:
+    """Return a line per recipe for images of one's own."""
+    names = [name for name in list_recipes() if family(name) and not split_name(name).dataset]
+    return table(
+        ("recipe", "trains"), [(linked(name), cell(recipe_summary(name))) for name in names]
+    )
+
+
+def small() -> str:
+    """Return the methods of the small track that are there with and without PLOT."""
+    names = {name for name in list_recipes() if "small" in list_variants(name)}
+    both = [name for name in names if name.replace("_cifar10", "_plot_cifar10") in names]
+    methods = [f"`{name.removesuffix('_cifar10')}`" for name in sorted(both)]
+    return f"`<method>_cifar10_small` and `<method>_plot_cifar10_small`: {', '.join(methods)}."
+
+
+def grids() -> str:
+    """Return a line per grid."""
+    rows = []
+    for path in sorted((recipes_dir() / "grids").glob("*.yaml")):
+        grid = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipes, seeds = len(grid["recipes"]), len(grid.get("seeds", [0]))
+        text = cell(grid.get("description", ""))
+        rows.append((f"[{path.stem}](grids/{path.name})", text, str(recipes), str(seeds)))
+    return table(("grid", "runs", "recipes", "seeds"), rows, (2, 3))
+
+
+def linked(name: str) -> str:
+    """Return a recipe's name as a link to its file."""
+    return f"[{name}]({family(name)}/{name}.yaml)"
 
 
 def cite(paper: str) -> str:
@@ -61,18 +93,17 @@ def data(recipes: list[str]) -> str:
 
 
 def updated(text: str) -> str:
-    """Return the README with the table as it should be.
+    """Return the page with the lists as they should be.
 
     Raises:
-        SystemExit: the marks are missing.
+        SystemExit: marks are missing.
     """
-    return replaced(text, BEGIN, END, index())
-
-
-def main(arguments: list[str]) -> int:
-    """Write or check the table and return the exit status."""
-    return write_or_check(arguments, README, updated)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    for name, made in {
+        "families": families,
+        "own images": own_images,
+        "small": small,
+        "grids": grids,
+    }.items():
+        begin, end = (mark.format(name) for mark in MARK)
+        text = replaced(text, begin, end, made())
+    return text

@@ -13,6 +13,7 @@ import click
 
 from ltbench.cli.bench import bench
 from ltbench.cli.command import Group, usage_line
+from ltbench.cli.compare import compare
 from ltbench.cli.data import data
 from ltbench.cli.diagnose import diagnose
 from ltbench.cli.display import clean, say
@@ -53,7 +54,7 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(bench, data, diagnose, download, eval_, export, leaderboard, list_, new, predict),
+    *(bench, compare, data, diagnose, download, eval_, export, leaderboard, list_, new, predict),
     *(publish, run, show),
 )
 for command in COMMANDS:

@@ -11,7 +11,7 @@ from pydantic import Field
 from rich.markup import escape
 
 from ltbench.cli.command import OWN_PARTS, DefaultGroup, WordsCommand
-from ltbench.cli.display import console
+from ltbench.cli.display import console, plain
 from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, REST, missing, read_words
@@ -26,6 +26,7 @@ class Diagnose(Config):
     out: Path | None = Field(None, description="folder of the report; by default diagnose/NAME")
     plugins: tuple[str, ...] = OWN_PARTS
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    quiet: bool = Field(False, description="print the path of the report only")
     data: dict[str, Any] = Field({}, description="options of the data set, e.g. data.root=DIR")
     options: dict[str, Any] = Field(
         {}, json_schema_extra=REST, description="DIAGNOSTIC.OPTION=VALUE, e.g. hessian.batches=8"
@@ -110,6 +111,7 @@ def _diagnose(sources: Sequence[str], given: Diagnose) -> None:
         name, _, option = key.partition(".")
         options.setdefault(name, {})[option] = value
 
+    from ltbench.diagnose.progress import estimate_line, estimates, watching
     from ltbench.diagnose.run import PAGE, choose, run
     from ltbench.diagnose.subject import open_subjects
 
@@ -118,5 +120,11 @@ def _diagnose(sources: Sequence[str], given: Diagnose) -> None:
     subjects = open_subjects(sources, given.data, given.device)
     default = Path("diagnose") / "-and-".join(s.name.replace("/", "-") for s in subjects)
     out = given.out if given.out is not None else default
-    run(diagnostics, subjects, out, lambda line: console.print(escape(line), soft_wrap=True))
-    console.print(escape(str(out / PAGE)), soft_wrap=True)
+    if given.quiet:
+        run(diagnostics, subjects, out)
+    else:
+        plain(f"models on {subjects[0].device}; Ctrl-C keeps what is finished")
+        plain(estimate_line(estimates(diagnostics, subjects)))
+        with watching(console) as count:
+            run(diagnostics, subjects, out, plain, count)
+    plain(str(out / PAGE))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ltbench.errors import visible
 
 if TYPE_CHECKING:
     from ltbench.evaluation.metrics import Metrics
+    from ltbench.records.aggregate import Row
     from ltbench.records.record import Record
     from ltbench.train.run import Result
 
@@ -58,6 +60,7 @@ class CleanConsole(Console):
 
 
 console = CleanConsole(highlight=False)
+errors = CleanConsole(highlight=False, stderr=True)
 
 
 def show_catalogue(pattern: str) -> None:
@@ -77,15 +80,15 @@ def show_catalogue(pattern: str) -> None:
         console.print(Padding(grid, (0, 0, 1, 2)))
 
 
-def metrics_table(title: str, metrics: Metrics) -> Table:
-    """Return the results of one model as a table; `shot_line` defines its groups."""
+def metrics_table(title: str, metrics: Metrics, split: str = "test") -> Table:
+    """Return the results of one model on a split as a table; `shot_line` defines its groups."""
     from ltbench.evaluation.summary import COLUMNS, percentages
 
     table = Table(title=escape(title), title_justify="left")
     table.add_column("")
     for name in COLUMNS.values():
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row("test, %", *percentages(metrics))
+    table.add_row(f"{split}, %", *percentages(metrics))
     return table
 
 
@@ -96,6 +99,9 @@ def show_result(result: Result) -> None:
     from ltbench.records.aggregate import imbalance_ratio
     from ltbench.train.progress import clock
 
+    if result.split == "val":
+        _show_validation(result)
+        return
     record = result.record
     name, folder, metrics = record.recipe.name, result.folder, record.metrics
     if not result.fresh:
@@ -129,6 +135,45 @@ def show_result(result: Result) -> None:
     plain(f"  ltbench eval {quote(f'model={folder}')}")
     plain(f"  ltbench diagnose {quote(f'run={folder}')}")
     plain("  ltbench leaderboard")
+
+
+def _show_validation(result: Result) -> None:
+    """Print a run that was evaluated on validation images only."""
+    from ltbench.evaluation.summary import shot_line
+
+    found, folder = result.found, result.folder
+    if not result.fresh:
+        plain(f"{found.recipe.name} was finished before; this is its result")
+    title = f"{found.recipe.name}, seed {found.seed}"
+    console.print(metrics_table(title, found.metrics, result.split))
+    plain(f"{shot_line(found.metrics)}, by training images")
+    plain("the test images were not evaluated (run.evaluate=val), so there is no record")
+    plain(f"results     {folder}/validation.json")
+    plain(f"curves      {folder}/curves.png and curves.csv")
+
+
+def show_grid(rows: Sequence[Row], folder: Path) -> None:
+    """Print a grid's table, at any width without a terminal, and write it to files.
+
+    Args:
+        rows: from ``table_rows``.
+        folder: where the files go.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    from ltbench.records.results_files import write_results
+    from ltbench.records.results_table import missing_lines, text_lines
+
+    width = console.width if console.is_terminal else None
+    for line in ("", *text_lines(rows, width), *missing_lines(rows)):
+        plain(line)
+    files = write_results(folder, rows)
+    plain(f"\ntable {', '.join(str(path) for path in files)}")
+    compared = [row for row in rows if row["records"]]
+    if len(compared) > 1 and len({row["dataset"] for row in compared}) == 1:
+        words = (str(folder), f"baseline={compared[0]['recipe']}", f"out={folder}")
+        plain(f"next  ltbench compare {' '.join(map(quote, words))}")
 
 
 def own_rule(record: Record) -> tuple[int, int] | None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from pydantic import Field
 from rich.markup import escape
 
 from ltbench.cli.command import OWN_PARTS, WordsCommand
-from ltbench.cli.display import console, metrics_table
+from ltbench.cli.display import console, errors, metrics_table
 from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import read_words
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ltbench.data.loader import Loaded
 
 
 class Evaluate(Config):
@@ -57,6 +62,7 @@ def eval_(words: tuple[str, ...]) -> None:
     from ltbench.evaluation.tables import Outcomes
     from ltbench.hub.load import load_described
     from ltbench.methods.weights import check_classes
+    from ltbench.train.progress import counting
 
     if given.out is not None:
         check_folder(given.out)
@@ -70,11 +76,20 @@ def eval_(words: tuple[str, ...]) -> None:
     data = config.load()  # type: ignore[attr-defined]
     check_classes(facts, data.info, given.model)
     outcomes = Outcomes()
-    metrics = evaluate(
-        method, data, rule=rule, class_counts=facts["class_counts"], device=given.device,
-        workers=given.workers, batch_size=given.batch_size,
-        each=None if given.out is None else outcomes,
-    )  # fmt: skip
+    with counting(errors) as progress:
+        done = 0
+
+        def each(loaded: Loaded, logits: Tensor) -> None:
+            nonlocal done
+            done += len(logits)
+            progress("images", done, len(data.test))
+            if given.out is not None:
+                outcomes(loaded, logits)
+
+        metrics = evaluate(
+            method, data, rule=rule, class_counts=facts["class_counts"], device=given.device,
+            workers=given.workers, batch_size=given.batch_size, each=each,
+        )  # fmt: skip
     title = f"{facts['recipe']['name']} on {name}"
     console.print(metrics_table(title, metrics))
     console.print(f"{shot_line(metrics)}, by training images", soft_wrap=True)

@@ -17,6 +17,9 @@ from ltbench.config.words import PLAIN, read_words
 from ltbench.errors import UserError, did_you_mean, visible
 
 
+NO_ROW = "no row matches these filters; `ltbench leaderboard` shows what there is"
+
+
 class Filters(Config):
     """Words of `ltbench leaderboard`; patterns are those of a shell, in any case."""
 
@@ -28,7 +31,12 @@ class Filters(Config):
     status: str | None = Field(None, description="paper, claimed, reproduced or verified")
     origin: str | None = Field(None, description="published or reproduced")
     plot: str | None = Field(None, description="true or false: rows with or without PLOT")
+    max_epochs: int | None = Field(
+        None, ge=1, description="rows whose longest stage is known to have at most this many epochs"
+    )
     sort: str | None = Field(None, description="column to sort by")
+    notes: bool = Field(False, description="print the footnotes")
+    all: bool = Field(False, description="every row, where no filter is given")
 
 
 class Build(Config):
@@ -89,25 +97,52 @@ def leaderboard() -> None:
 def table(words: tuple[str, ...], form: str | None) -> None:
     """Show committed records and the literature's numbers in one table.
 
+    Without a filter it is an overview: the best row of ours and the best printed number for each
+    data set and ratio; all=true prints everything. Output that goes into a pipe is not limited in
+    width.
+
     \b
     Examples:
-      ltbench leaderboard dataset=cifar10 ratio=100
+      ltbench leaderboard
+      ltbench leaderboard dataset=cifar100 ratio=100 max_epochs=200
       ltbench leaderboard dataset=inat method="*plot*" sort=few
       ltbench leaderboard origin=reproduced track="200 epochs*" --markdown
     """  # noqa: D301
+    given = read_words(words, Filters)
+    filters = given.model_dump(exclude_none=True, exclude={"notes", "all"})
+    if form is None:
+        _print_rows(filters, given)
+        return
     from ltbench import leaderboard as board
 
-    frame = board.table(**read_words(words, Filters).model_dump(exclude_none=True))
+    frame = board.table(**filters)
     if frame.empty:
-        raise UserError("no row matches these filters; `ltbench leaderboard` shows all")
+        raise UserError(NO_ROW)
     if form == "csv":
         click.echo(clean(frame.to_csv(index=False)), nl=False)
     elif form == "json":
         click.echo(frame.to_json(orient="records", indent=1, force_ascii=False))
-    elif form == "markdown":
-        click.echo(clean(board.to_markdown(frame)), nl=False)
     else:
-        console.print(board.render(frame))
+        click.echo(clean(board.to_markdown(frame)), nl=False)
+
+
+def _print_rows(filters: dict[str, Any], given: Filters) -> None:
+    """Print the overview, or the rows that fit some filters."""
+    from ltbench.leaderboard.tables import select_rows
+
+    rows = select_rows(**filters)
+    if not rows:
+        raise UserError(NO_ROW)
+    limited = console.is_terminal
+    if filters or given.all or given.notes:
+        from ltbench.leaderboard.merged import merged
+        from ltbench.leaderboard.text import Text
+
+        console.print(Text(merged(rows), given.notes, limited), soft_wrap=True)
+    else:
+        from ltbench.leaderboard.overview import Overview
+
+        console.print(Overview(rows, limited), soft_wrap=True)
 
 
 @leaderboard.command(cls=WordsCommand, options=Build)

@@ -9,7 +9,7 @@ import click
 from pydantic import Field
 
 from ltbench.cli.command import OWN_PARTS, WordsCommand
-from ltbench.cli.display import say
+from ltbench.cli.display import errors, say
 from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import read_words
@@ -51,21 +51,25 @@ def predict(words: tuple[str, ...]) -> None:
     from ltbench.hub.output import check_output
     from ltbench.hub.predict import is_predictions
     from ltbench.hub.predict import predict as predict_images
+    from ltbench.train.progress import counting
 
     allowed = dict.fromkeys((".csv", ".json", ".parquet"), is_predictions)
     out = check_output(given.out, allowed, "a table of predictions")
     plugins.load_plugins(given.plugins)
     began = time.monotonic()
-    found = predict_images(
-        load(given.model, seed=given.seed),
-        given.images,
-        topk=given.topk,
-        batch_size=given.batch_size,
-        device=given.device,
-        workers=given.workers,
-        unreadable="skip",
-        root=given.root,
-    )
+    model = load(given.model, seed=given.seed)
+    with counting(errors) as progress:
+        found = predict_images(
+            model,
+            given.images,
+            topk=given.topk,
+            batch_size=given.batch_size,
+            device=given.device,
+            workers=given.workers,
+            unreadable="skip",
+            root=given.root,
+            progress=lambda done, total: progress("images", done, total),
+        )
     write_atomic(out, encoded(found.frame(), out.suffix))
     for _, reason in found.unreadable:
         say(f"skipped: {reason}", err=True)

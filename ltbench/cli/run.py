@@ -10,15 +10,24 @@ import click
 from pydantic import Field
 
 from ltbench.cli.command import WordsCommand
-from ltbench.cli.display import console, plain, show_result
+from ltbench.cli.display import console, plain, show_grid, show_result
+from ltbench.cli.launching import check_place, chosen_cells, submit_cells, submit_run
+from ltbench.cli.selecting import read_select, select, show_selection, show_validations
 from ltbench.config.files import get_recipe
 from ltbench.config.schema import Config
 from ltbench.config.words import REST, missing, read_words
 from ltbench.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ltbench.config.launcher import Launcher
     from ltbench.config.recipe import Recipe
+    from ltbench.config.selection import Select
+    from ltbench.train.grid import Cell
     from ltbench.train.progress import NoProgress
+    from ltbench.train.search import Search
+    from ltbench.train.select import Selection
 
 
 class Run(Config):
@@ -32,8 +41,17 @@ class Run(Config):
     )
     grid: Path | None = Field(None, description="file that names recipes and seeds")
     jobs: int | None = Field(None, ge=1, le=1024, description="runs of a grid at the same time")
+    launcher: str | None = Field(
+        None, description="submit runs as jobs: slurm, local, debug; options as launcher.KEY=VALUE"
+    )
+    cell: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="only these runs of a grid, counted from 0, e.g. one of a job array"
+    )
     dry_run: bool = Field(False, description="check recipe and data, describe the run, and stop")
     quiet: bool = Field(False, description="print the results only, no header and progress")
+    select: dict[str, Any] = Field(
+        {}, description="choose among values on validation images: metric, trials, seed, refit"
+    )
     words: tuple[str, ...] = Field((), json_schema_extra=REST, description="keys of the recipe")
 
 
@@ -80,16 +98,19 @@ def run(words: tuple[str, ...]) -> None:
       stages.0.update=plot stages.0.update.solver=mgda
       run.device=cpu       run.precision=bf16    run.max_steps=20 (a smoke test)
     """  # noqa: D301
-    given = read_words(words, Run)
+    given, launcher = _launched(read_words(words, Run))
     if not given.recipe and given.grid is None:
         raise UserError(missing("recipe", words))
-    if given.grid is not None or len(given.recipe) > 1 or len(given.seed) > 1:
-        run_several(given)
+    if given.grid is not None or len(given.recipe) > 1 or len(given.seed) > 1 or varies(given):
+        run_several(given, launcher)
         return
     if given.jobs is not None:
         raise UserError(
-            "`jobs` needs several runs: recipe=A,B, seed=0,1,2 or grid=FILE; leave it out for one"
+            "`jobs` needs several runs: recipe=A,B, seed=0,1,2, several values of a key or "
+            "grid=FILE; leave it out for one"
         )
+    if given.cell:
+        raise UserError("`cell` picks runs of a grid; leave it out for one run")
     name, words = given.recipe[0], (*(f"seed={n}" for n in given.seed), *given.words)
     from ltbench.distributed.launch import read_launch
     from ltbench.train.folder import check_data, run_folder
@@ -102,6 +123,9 @@ def run(words: tuple[str, ...]) -> None:
     if given.dry_run:
         if main_rank:
             preview(recipe)
+        return
+    if launcher is not None:
+        submit_run(recipe, launcher)
         return
     from ltbench.distributed import ranks
     from ltbench.train import run as runner
@@ -125,9 +149,21 @@ def run(words: tuple[str, ...]) -> None:
         show_result(result)
 
 
-def heading(recipe: Recipe) -> str:
+def varies(given: Run) -> bool:
+    """Return whether values are to be chosen, or a key of the one recipe has several."""
+    if given.select:
+        return True
+    if not any("," in word or ".." in word for word in given.words):
+        return False
+    from ltbench.config.value_grid import space
+    from ltbench.train.grid import layers_of
+
+    return bool(space(given.recipe[0], layers_of(given.words)[0]))
+
+
+def heading(recipe: Recipe, label: str = "") -> str:
     """Return the first line that a run prints."""
-    return f"{recipe.name}, seed {recipe.seed}, digest {recipe.digest}"
+    return f"{label or recipe.name}, seed {recipe.seed}, digest {recipe.digest}"
 
 
 def preview(recipe: Recipe) -> None:
@@ -136,13 +172,14 @@ def preview(recipe: Recipe) -> None:
     Raises:
         UserError: the data cannot be loaded.
     """
-    from ltbench.train.folder import run_folder
+    from ltbench.train.folder import results_file, run_folder
     from ltbench.train.plan import plan_of
 
     for line in plan_of(recipe).lines():
         plain(line)
     folder = run_folder(recipe)
-    state = "holds this run, finished" if (folder / "record.json").is_file() else "has no results"
+    finished = (folder / results_file(recipe)).is_file()
+    state = "holds this run, finished" if finished else "has no results"
     plain(f"dry run: nothing was trained or written; the folder {state}")
 
 
@@ -154,25 +191,37 @@ def _reporter(given: Run) -> NoProgress:
     return NoProgress() if quiet else ProgressBar(console)
 
 
-def run_several(given: Run) -> None:
+def _launched(given: Run) -> tuple[Run, Launcher | None]:
+    """Return the words without those of the launcher, and the launcher."""
+    from ltbench.config.launcher import read_launcher
+
+    launcher, words = read_launcher(given.launcher, given.words)
+    if launcher is not None:
+        check_place(launcher, given.jobs)
+    return given.model_copy(update={"words": words}), launcher
+
+
+def run_several(given: Run, launcher: Launcher | None = None) -> None:
     """Run a grid, print its table, and fail at the end if one of its runs failed.
 
     Raises:
         UserError: of every run that failed.
     """
     from ltbench.distributed.launch import read_launch
+    from ltbench.records.results_table import table_rows
     from ltbench.train import grid
 
     if given.jobs is not None and "RANK" in os.environ:
         raise UserError("`jobs` runs on one machine without torchrun; leave out one of the two")
     main_rank = read_launch().rank == 0
-    recipes, seeds, shared = grid.read_grid(given.grid) if given.grid else ([], [0], {})
-    cells = grid.make_grid([*recipes, *given.recipe], given.seed or seeds, given.words, shared)
+    cells, searches, options = _planned(given)
+    if given.cell:
+        cells, options = chosen_cells(cells, given.cell), None
     if "RANK" not in os.environ:
         grid.check_some_data(cells)
     if given.dry_run:
         for cell in cells if main_rank else ():
-            plain(heading(cell.recipe))
+            plain(heading(cell.recipe, cell.label))
             preview(cell.recipe)
         return
     from ltbench.distributed import ranks
@@ -183,34 +232,84 @@ def run_several(given: Run) -> None:
     def one(recipe: Any) -> Any:
         reporter = _reporter(given)
         if main_rank and not given.quiet:
-            plain(heading(recipe))
+            plain(heading(recipe, labels.get(recipe.digest, "")))
         try:
             result = runner.run(recipe, reporter=reporter, seen=seen)
         finally:
             reporter.close()
-        return result.record, result.fresh
+        return result.found, result.fresh
 
-    try:
+    labels: dict[str, str] = {}  # by digest
+
+    def run_cells(some: Sequence[Cell]) -> list[Cell]:
+        labels.update({cell.recipe.digest: cell.label for cell in some})
+        if launcher is not None:
+            return submit_cells(some, launcher, seen)
         if (given.jobs or 1) > 1:
             from ltbench.train.jobs import GridProgress, run_jobs
 
-            done = run_jobs(cells, given.jobs or 1, GridProgress(console))
+            return run_jobs(some, given.jobs or 1, GridProgress(console))
+        return grid.run_grid(some, one, seen)
+
+    chosen: list[Selection] = []
+    try:
+        if options is None:
+            done = run_cells(cells)
         else:
-            done = grid.run_grid(cells, one, seen)
+            chosen = select(cells, searches, options, run_cells, given.jobs or 1)
+            done = [cell for selection in chosen for cell in selection.final]
     except KeyboardInterrupt:
         if main_rank:
             click.echo("interrupted; the same command goes on where it stopped", err=True)
         raise
     finally:
         ranks.close()
+    validated = [cell for cell in done if cell.validation is not None]
     if main_rank:
-        console.print(grid.table(done))
+        for selection in chosen:
+            show_selection(selection)
+        if validated:
+            show_validations(validated)
+        else:
+            show_grid(table_rows(grid.entries(done)), grid.results_folder(done))
         for outcome, (one_of, many_of) in OUTCOMES.items():
             count = sum(c.outcome == outcome for c in done)
             if count:
                 plain(f"{count} {one_of if count == 1 else many_of}")
     failed = [
-        f"{c.recipe.name}, seed {c.recipe.seed}: {c.problem}" for c in done if c.outcome == "failed"
+        f"{c.label}, seed {c.recipe.seed}: {c.problem}" for c in done if c.outcome == "failed"
     ]
     if failed:
         raise UserError("\n".join(failed))
+
+
+def _planned(given: Run) -> tuple[list[Cell], list[Search], Select | None]:
+    """Return the runs of a grid, the searches in place of one, and how values are chosen.
+
+    Raises:
+        UserError: every mistake, one line each.
+    """
+    from ltbench.train import grid
+
+    recipes, seeds, shared = grid.read_grid(given.grid) if given.grid else ([], [0], {})
+    names = list(dict.fromkeys([*recipes, *given.recipe]))
+    seeds = list(dict.fromkeys(given.seed or seeds))
+    of_file = grid.read_select(given.grid) if given.grid else {}
+    if not (given.select or of_file):
+        return grid.make_grid(names, seeds, given.words, shared), [], None
+    options = read_select({**of_file, **given.select})
+    if "run.evaluate" in shared or any(w.startswith("run.evaluate=") for w in given.words):
+        raise UserError(
+            "`run.evaluate`: select evaluates all values on validation images, and the chosen ones "
+            "on test images; leave it out"
+        )
+    if options.trials is None:
+        words = [*given.words, "run.evaluate=val"]
+        return grid.make_grid(names, seeds, words, shared), [], options
+    if "RANK" in os.environ:
+        raise UserError("`select.trials` runs without torchrun; leave out one of the two")
+    from ltbench.train.search import Search, corners
+
+    layers, out = grid.layers_of(given.words, shared)
+    searches = [Search(name, layers, seeds, out, options) for name in names]
+    return [cell for search in searches for cell in corners(search)], searches, options

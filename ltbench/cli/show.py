@@ -14,10 +14,11 @@ from ltbench.cli.command import OWN_PARTS, WordsCommand
 from ltbench.cli.display import console, plain, published_row, show_catalogue
 from ltbench.config import plugins
 from ltbench.config.schema import Config
-from ltbench.config.words import PLAIN, REST, read_words
+from ltbench.config.words import PLAIN, REST, missing, read_words
 from ltbench.errors import UserError
 
 if TYPE_CHECKING:
+    from ltbench.config.explain import Explanation
     from ltbench.config.recipe import Recipe
 
 KINDS = ("recipes", "models", "methods", "updates", "solvers", "samplers", "backbones", "datasets")
@@ -34,11 +35,14 @@ class List(Config):
 class Show(Config):
     """Words of `ltbench show`."""
 
-    recipe: str = Field(description="name of a recipe, or path of its file")
+    recipe: str | None = Field(None, description="name of a recipe, or path of its file")
     changed: bool = Field(False, description="only what the recipe or these words set")
-    explain: tuple[str, ...] = Field(
-        (), description="meaning, range and default of keys: a key, its end or its beginning"
+    key: tuple[str, ...] = Field(
+        (),
+        description="meaning, range and default of keys, in the recipe or in general: a key, its "
+        "end or its beginning",
     )
+    explain: tuple[str, ...] = Field((), description="the same as key=")
     words: tuple[str, ...] = Field((), json_schema_extra=REST, description="keys of the recipe")
 
 
@@ -80,7 +84,7 @@ def list_(kind: str, words: tuple[str, ...], in_full: bool) -> None:
 
 
 @click.command(cls=WordsCommand, options=Show)
-@click.argument("words", nargs=-1, metavar="recipe=NAME [key=value ...]")
+@click.argument("words", nargs=-1, metavar="[recipe=NAME [KEY=VALUE ...]] [key=KEY]")
 def show(words: tuple[str, ...]) -> None:
     """Show a recipe with all its values, its digest, and where each value comes from.
 
@@ -89,16 +93,23 @@ def show(words: tuple[str, ...]) -> None:
       ltbench show recipe=mislas_plot_inat
       ltbench show recipe=ce_cifar10_if50 stages.0.update=plot
       ltbench show recipe=crt_mixup_plot changed=true           without the defaults
-      ltbench show recipe=crt_mixup_plot explain=rho,stages.0.optim
+      ltbench show key=stages.0.update.rho                      what a key means
+      ltbench show recipe=crt_mixup_plot key=rho,stages.0.optim
     """  # noqa: D301
     from ltbench.config.files import describe
 
     given = read_words(words, Show)
+    asked = tuple(dict.fromkeys((*given.key, *given.explain)))
+    if given.recipe is None:
+        if not asked or given.words:
+            raise UserError(missing("recipe", given.words or words))
+        _show_keys(asked)
+        return
     recipe, rows = describe(given.recipe, given.words)
     if given.changed:
         rows = [row for row in rows if row[2] != "default"]
-    if given.explain:
-        _show_explanations(recipe, given.explain, {path: value for path, value, _ in rows})
+    if asked:
+        _show_explanations(recipe, asked, {path: row for path, *row in rows})
         return
     _show_rows([(f"{path}={_plain(value)}", origin) for path, value, origin in rows])
     console.print(f"\ndigest {recipe.digest}  (without seed, paths and workers)")
@@ -122,21 +133,50 @@ def _show_rows(rows: list[tuple[str, str]]) -> None:
         console.print(line, style=style, markup=False, soft_wrap=True)
 
 
-def _show_explanations(recipe: Recipe, keys: tuple[str, ...], values: dict[str, Any]) -> None:
+def _show_explanations(recipe: Recipe, keys: tuple[str, ...], rows: dict[str, list[Any]]) -> None:
+    """Print what keys mean, with their values in a recipe and where these come from."""
     from ltbench.config.explain import explain
 
     for found in explain(recipe, keys):
-        if found.key not in values:
-            continue
-        plain(f"{found.key}={_plain(values[found.key])}")
-        default = f"default {found.default}" if found.default else "required"
-        for text in (found.meaning, f"{found.values}; {default}"):
-            if text:
-                wrapped = textwrap.wrap(
-                    text, min(console.width, 100) - 4, break_long_words=False,
-                    break_on_hyphens=False,
-                )  # fmt: skip
-                plain(textwrap.indent("\n".join(wrapped), "    "))
+        if found.key in rows:
+            value, origin = rows[found.key]
+            plain(f"{found.key}={_plain(value)}  ({origin})")
+            _wrapped(found.meaning, 4)
+            _wrapped(_takes(found), 4)
+
+
+def _show_keys(keys: tuple[str, ...]) -> None:
+    """Print what keys mean in any recipe, by the parts that have them, and what recipes set."""
+    from ltbench.config.keys import find_keys, uses
+
+    found = find_keys(keys)
+    before = ""
+    for one, use in zip(found, uses(found), strict=True):
+        if one.key != before:
+            plain(one.key)
+        before = one.key
+        if one.parts:
+            _wrapped(f"with {'; '.join(one.parts)}", 2)
+        _wrapped(one.meaning, 4)
+        _wrapped(_takes(one), 4)
+        if use.recipes:
+            values = [f"{value} ({count})" for value, count in use.values[:4]]
+            more = ", ..." if len(use.values) > 4 else ""
+            count = f"{use.recipes} recipe{'s set' if use.recipes > 1 else ' sets'} it"
+            _wrapped(f"{count}, e.g. {use.example}: {', '.join(values)}{more}", 4)
+
+
+def _takes(found: Explanation) -> str:
+    return f"{found.values}; {f'default {found.default}' if found.default else 'required'}"
+
+
+def _wrapped(text: str, indent: int) -> None:
+    """Print a text in lines of at most 100 columns; words, keys among them, stay whole."""
+    lines = textwrap.wrap(
+        text, min(console.width, 100) - indent, break_long_words=False, break_on_hyphens=False
+    )
+    if lines:
+        plain(textwrap.indent("\n".join(lines), " " * indent))
 
 
 def listing(kind: str, pattern: str, *, pretrained: bool = False) -> list[tuple[str, str]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import functools
 import inspect
 import json
+import re
 import textwrap
 import types
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -21,6 +23,7 @@ from ltbench.config.schema import Config, Tagged
 from ltbench.errors import UserError, did_you_mean, visible
 
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+LARGE = {2**31 - 1: "2^31 - 1", 2**63: "2^63"}
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Explanation:
         meaning: from the options' documentation; may be empty.
         values: type, range or choices.
         default: as it would be typed; empty if the key is required.
+        parts: what the key belongs to, e.g. ``("update=sam",)``; empty for one of every recipe.
     """
 
     key: str
     meaning: str
     values: str
     default: str
+    parts: tuple[str, ...] = ()
 
 
 def explain(recipe: Recipe, patterns: Sequence[str]) -> list[Explanation]:
@@ -54,24 +59,27 @@ def explain(recipe: Recipe, patterns: Sequence[str]) -> list[Explanation]:
     keys = [key for key, _ in leaves(recipe.tree())]
     found: dict[str, Explanation] = {}
     for pattern in patterns:
-        matching = [key for key in keys if _matches(key, pattern)]
+        matching = [key for key in keys if matches(key, pattern)]
         if not matching:
             hint = did_you_mean(pattern, [*keys, *(key.rpartition(".")[2] for key in keys)])
             raise UserError(
-                f"`explain`: this recipe has no key `{visible(pattern)}`{hint}; "
-                f"`ltbench show recipe={recipe.name}` lists all"
+                f"`key`: this recipe has no key `{visible(pattern)}`{hint}; "
+                f"`ltbench show recipe={recipe.name}` lists all, and without `recipe=` the keys "
+                "of every method, update and data set are known"
             )
         found |= {key: _explained(recipe, key) for key in matching}
     return list(found.values())
 
 
-def _matches(key: str, pattern: str) -> bool:
+def matches(key: str, pattern: str) -> bool:
+    """Return whether a pattern is a key, its end, its beginning, or a shell pattern of it."""
     inside = key.startswith(f"{pattern}.") or key.endswith(f".{pattern}")
     return key == pattern or inside or fnmatch.fnmatchcase(key, pattern)
 
 
 def _explained(recipe: Recipe, key: str) -> Explanation:
     node: Any = recipe
+    holder: Any = None
     owner: type[Any] | None = None
     name = ""
     for part in key.split("."):
@@ -84,19 +92,65 @@ def _explained(recipe: Recipe, key: str) -> Explanation:
             node = node.config
         if not isinstance(node, Config):
             break  # a key inside a mapping: explained by the whole
-        owner, name, node = type(node), part, getattr(node, part, None)
+        holder, owner, name = node, type(node), part
+        node = getattr(node, part, None)
     assert owner is not None
-    field = owner.model_fields[name]
-    text = field.description or field_docs(owner).get(name, "")
+    values = {n: getattr(holder, n) for n, f in owner.model_fields.items() if not f.is_required()}
+    found = explained(key, owner, name, values)
     if isinstance(node, Choice):
-        about = find_registry(_registry(field)).summary(node.name)
-        text = " ".join(filter(None, (text, f"{node.name}: {about}")))
-    default = "" if field.is_required() else _typed(field.get_default(call_default_factory=True))
-    return Explanation(key, " ".join(text.replace("``", "`").split()), _values(field), default)
+        about = find_registry(registry_of(owner.model_fields[name])).summary(node.name)
+        text = " ".join(filter(None, (found.meaning, f"{node.name}: {about}")))
+        found = replace(found, meaning=_one_line(text))
+    return found
 
 
-def field_docs(model: type[Any]) -> dict[str, str]:
-    """Return the docstrings of a model's fields, those of its bases included, by name."""
+def explained(
+    key: str, owner: type[Any], name: str, values: Mapping[str, Any] | None = None
+) -> Explanation:
+    """Return the explanation of a field of some options.
+
+    Args:
+        key: dotted key that sets it.
+        owner: the options.
+        name: of the field.
+        values: of the other fields, which may decide its default.
+    """
+    field = owner.model_fields[name]
+    text = _sentence(field) or field_docs(owner).get(name, "")
+    return Explanation(key, _one_line(text), _values(field), default_of(owner, name, values or {}))
+
+
+def default_of(owner: type[Any], name: str, values: Mapping[str, Any]) -> str:
+    """Return the default of a field as it would be typed; empty if it is required."""
+    field = owner.model_fields[name]
+    if not field.is_required():
+        return _typed(field.get_default(call_default_factory=True))
+    implied = owner.complete(dict(values)) if issubclass(owner, Config) else {}
+    if name not in implied:
+        return ""
+    value = implied[name]
+    return str(value["name"]) if registry_of(field) and "name" in value else _typed(value)
+
+
+def _sentence(field: FieldInfo) -> str:
+    """Return the text of a command's help, which is a phrase, as a sentence."""
+    text = (field.description or "").rstrip(".")
+    first = re.split(r"\W", text)[0]
+    if first not in get_args(field.annotation):  # choices are written as they are typed
+        text = f"{first[:1].upper()}{text[1:]}"
+    return text and f"{text}."
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("``", "`").split())
+
+
+@functools.cache
+def field_docs(model: type[Any]) -> Mapping[str, str]:
+    """Return the documentation of a model's fields, those of its bases included, by name.
+
+    It is the string after a field, or its line under ``Args:`` in the docstring of the class.
+    """
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if cls is Config or not issubclass(cls, Config):
@@ -106,6 +160,9 @@ def field_docs(model: type[Any]) -> dict[str, str]:
         except (OSError, TypeError, SyntaxError):  # a plugin without source, or of odd indentation
             continue
         assert isinstance(body, ast.ClassDef)
+        _, _, arguments = (ast.get_docstring(body) or "").partition("\nArgs:\n")
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", arguments, re.MULTILINE):
+            found[name] = text[0].upper() + text[1:]
         for field, after in zip(body.body, body.body[1:], strict=False):
             if (
                 isinstance(field, ast.AnnAssign)
@@ -118,44 +175,53 @@ def field_docs(model: type[Any]) -> dict[str, str]:
     return found
 
 
-def _registry(field: FieldInfo) -> str:
+def registry_of(field: FieldInfo) -> str:
+    """Return the name of the registry that a field takes a part of; empty if it takes none."""
     return next((m.registry for m in field.metadata if isinstance(m, Tagged)), "")
 
 
 def _values(field: FieldInfo) -> str:
     """Return what a field takes."""
-    registry = _registry(field)
+    registry = registry_of(field)
     if registry:
         return f"`ltbench list {registry.lower()}` names them"
-    limits = [
-        f"{sign} {value:g}" if isinstance(value, float) else f"{sign} {value}"
-        for part in field.metadata
-        for mark, sign in SIGNS.items()
-        if (value := getattr(part, mark, None)) is not None
-    ]
-    return f"{_kind(field.annotation)} {', '.join(limits)}".rstrip()
+    return _kind(field.annotation, field.metadata)
 
 
-def _kind(annotation: Any) -> str:
-    """Return a type in words."""
+def _kind(annotation: Any, marks: Sequence[Any] = ()) -> str:
+    """Return a type in words, with the range that marks set."""
     names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inner[0], inner[1:])
     if origin is Literal:
         return " | ".join(map(str, inner))
     if origin in (Union, types.UnionType):
-        parts = [_kind(a) for a in inner if a is not type(None)]
-        return " or ".join([*parts, *(["null"] if type(None) in inner else [])])
+        kinds = [_kind(a, marks) for a in inner if a is not type(None)]
+        null = ["null"] * (type(None) in inner)
+        return (", or " if marks and null else " or ").join([*kinds, *null])
     if origin in (tuple, list):
-        return "values with commas between"
+        return "values separated by commas"
     if origin is dict:
         return "mapping"
-    return names.get(annotation, "options")
+    limits = [
+        f"{sign} {LARGE.get(value, f'{value:g}' if isinstance(value, float) else str(value))}"
+        for part in _flat(marks)
+        for mark, sign in SIGNS.items()
+        if annotation in (int, float) and (value := getattr(part, mark, None)) is not None
+    ]
+    return f"{names.get(annotation, 'options')} {', '.join(limits)}".rstrip()
+
+
+def _flat(marks: Sequence[Any]) -> list[Any]:
+    """Return marks of a type, those inside a pydantic `Field` included."""
+    return [m for mark in marks for m in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
 
 
 def _typed(value: Any) -> str:
     if isinstance(value, Choice):
         return value.name
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         return value
     try:
         return json.dumps(value)

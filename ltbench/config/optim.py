@@ -14,6 +14,7 @@ class Optim(Config):
     """Optimizer of a stage; the learning rate is never rescaled."""
 
     name: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer."""
     lr: float = Field(gt=0)
     """Base learning rate."""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -35,6 +36,7 @@ class Schedule(Config):
     """
 
     name: Literal["constant", "multistep", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up."""
     warmup: int = Field(0, ge=0, le=MOST_EPOCHS, json_schema_extra=EPOCHS)
     """Epochs of linear warm-up."""
     warmup_from: float = Field(0.0, ge=0, le=1)
@@ -46,6 +48,7 @@ class Schedule(Config):
     milestones: tuple[int, ...] = Field((), max_length=100, json_schema_extra=EPOCHS)
     """0-based epochs at which `gamma` is applied (multistep)."""
     gamma: float = Field(0.1, gt=0, le=10)
+    """Factor at each milestone (multistep)."""
     shift: Literal[0, 1] = 0
     """1: the scheduler steps before the epoch, so that each change occurs one epoch early."""
     tail: Literal[0, 1] = 0

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from ltbench.config.network import check_args
 from ltbench.config.optim import Optim, Schedule
@@ -26,6 +26,7 @@ from ltbench.errors import UserError
 NO_DIGEST: dict[str, Any] = {"digest": False}  # fields that do not change what a run computes
 YEAR = 366.0 * 24 * 60  # minutes
 BatchNormPolicy = Literal["local", "sync", "frozen", "statistics"]
+Log = Literal["csv", "tensorboard", "wandb", "trackio"]
 
 
 def check_device(name: str) -> str:
@@ -38,6 +39,11 @@ def check_device(name: str) -> str:
         hint = " (did you mean `cuda`?)" if "gpu" in name.lower() else ""
         raise ValueError(f"should be auto, cpu, cuda or cuda:N{hint}")
     return name
+
+
+def split_commas(value: object) -> object:
+    """Return the parts of a text with commas; anything else as it is."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class Stage(Config):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     method: Annotated[Choice, Tagged("METHODS")]
+    """Method that is trained in this stage, with its options."""
     start: Literal["previous", "fresh"] = "previous"
     """Continue with the backbone of the previous stage, or start with a new one (the previous stage
     is then only the method's helper)."""
@@ -114,9 +121,11 @@ class Stage(Config):
     sampler: Annotated[Choice, Tagged("SAMPLERS")] = Field(
         default="instance", validate_default=True
     )
+    """Choice and order of the images of an epoch."""
     optim: Optim | None = None
     schedule: Schedule = Schedule()
     update: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
+    """Step of the optimizer: plain, sam or plot."""
     freeze: tuple[str, ...] | None = None
     """Frozen parts: name prefixes or stages of the backbone; null is the method's default."""
     frozen_bn: Literal["train", "eval", "trained"] | dict[str, Literal["train", "eval"]] | None = (
@@ -178,6 +187,15 @@ class RunOptions(Config):
     """Largest number of steps per stage, for smoke tests; the record is marked as incomplete."""
     eval_every: int = Field(0, ge=0, le=MOST, json_schema_extra=NO_DIGEST)
     """Epochs between evaluations for the curves; 0 is a tenth of the stage."""
+    log_every: int = Field(50, ge=1, le=MOST, json_schema_extra=NO_DIGEST | UNSEEN)
+    """Steps between the values of loss, rate and speed in logs (see `log`)."""
+    curves: Literal["val", "test"] = Field("val", json_schema_extra=NO_DIGEST)
+    """Images on which curves and progress show accuracy during training: val shows none where there
+    are no validation images (see `data.val_fraction`); test shows test results before the end,
+    which must not decide anything."""
+    evaluate: Literal["test", "val"] = Field("test", json_schema_extra=NO_DIGEST)
+    """Images on which the trained model is evaluated: val never evaluates the test images, and
+    writes validation.json in place of a record."""
     save_steps: int | None = Field(None, ge=1, le=MOST, json_schema_extra=NO_DIGEST)
     """Steps between checkpoints within an epoch; one is also saved after each epoch."""
     save_minutes: float | None = Field(10.0, gt=0, le=YEAR, json_schema_extra=NO_DIGEST)
@@ -207,7 +225,9 @@ class Target(Config):
     """Published result to reproduce: a row of `leaderboard/published.csv`."""
 
     method: str
+    """Name of the method in that row."""
     source: str
+    """Paper and table of that row."""
 
 
 class Recipe(Config):
@@ -218,6 +238,7 @@ class Recipe(Config):
     name: str = Field(pattern=f"^{NAME}$", max_length=NAME_LENGTH, json_schema_extra=NO_DIGEST)
     """Letters, digits, `_`, `.` and `-`: it names the folder of the run and the record."""
     description: str = Field("", json_schema_extra=NO_DIGEST)
+    """Line that `ltbench list recipes` prints."""
     target: Target | None = Field(None, json_schema_extra=NO_DIGEST)
     note: str = Field("", json_schema_extra=NO_DIGEST)
     """Choices made where the literature is silent."""
@@ -225,6 +246,7 @@ class Recipe(Config):
     """Files and modules that register parts of your own, imported first; in a recipe's file, paths
     are relative to it."""
     data: Annotated[Choice, Tagged("DATASETS")]
+    """Data set, with its options."""
     backbone: BackboneChoice
     stages: tuple[Stage, ...] = Field(min_length=1)
     shot_rule: Literal["strict", "inclusive"] = Field("strict", json_schema_extra=NO_DIGEST)
@@ -232,8 +254,14 @@ class Recipe(Config):
     run: RunOptions = RunOptions()
     diagnose: Diagnose = Field(Diagnose(), json_schema_extra=NO_DIGEST)
     seed: int = Field(0, ge=0, lt=2**63, json_schema_extra=NO_DIGEST)
+    """Seed from which every random number of the run is derived."""
     out: str | None = Field(None, json_schema_extra=NO_DIGEST)
     """Output folder; by default runs/<recipe>-<digest>/seed<seed>."""
+    log: Annotated[tuple[Log, ...], BeforeValidator(split_commas)] = Field(
+        (), json_schema_extra=NO_DIGEST | UNSEEN
+    )
+    """Logs of the training, in the folder `logs` of the run: csv, tensorboard, wandb, trackio, or
+    several as [csv,wandb]."""
     resume: Literal["auto", "never"] = Field("auto", json_schema_extra=NO_DIGEST)
     """auto resumes an interrupted run found in the output folder."""
 

@@ -83,7 +83,7 @@ def _build(
         values = model.complete(values)
         _check_revision(model, values, path, errors)
     for name, field in model.model_fields.items():
-        if name not in values and isinstance(field.default, str) and _tag(field):
+        if name not in values and isinstance(field.default, str) and tag_of(field):
             values[name] = field.default
         if name not in values or values[name] is None or name in broken:
             continue
@@ -119,13 +119,13 @@ def _check_revision(
 def _build_field(
     field: FieldInfo, value: Any, path: str, errors: list[str], origins: Origins
 ) -> Any:
-    registry = _tag(field)
+    registry = tag_of(field)
     if registry is not None:
         return _build_choice(registry, value, path, errors, origins)
-    model = _model_of(field.annotation)
+    model = model_of(field.annotation)
     if model is not None:
         return _build(model, value, path, errors, origins)
-    item = _item_model(field.annotation)
+    item = item_model(field.annotation)
     if item is not None and isinstance(value, list | tuple):
         return tuple(_build(item, v, f"{path}.{i}", errors, origins) for i, v in enumerate(value))
     if isinstance(value, bool) and field.annotation in (int, float, int | None, float | None):
@@ -193,21 +193,24 @@ def _fill_plugin(values: Tree, path: str, errors: list[str]) -> None:
             errors.append(f"`{path}`: {error}")
 
 
-def _tag(field: FieldInfo) -> str | None:
+def tag_of(field: FieldInfo) -> str | None:
+    """Return the name of the registry that a field takes a part of, if it takes one."""
     return next((m.registry for m in field.metadata if isinstance(m, Tagged)), None)
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
+def model_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the options that a type is, or has among its alternatives."""
     if get_origin(annotation) in (Union, types.UnionType):
-        found = [_model_of(a) for a in get_args(annotation)]
+        found = [model_of(a) for a in get_args(annotation)]
         return next((m for m in found if m is not None), None)
     return (
         annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
     )
 
 
-def _item_model(annotation: Any) -> type[BaseModel] | None:
-    return _model_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
+def item_model(annotation: Any) -> type[BaseModel] | None:
+    """Return the options that a tuple is made of."""
+    return model_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
 
 
 def _explain(error: Any, path: str, model: type[BaseModel], origins: Origins, values: Tree) -> str:
@@ -260,6 +263,11 @@ def _cross_checks(recipe: Recipe) -> list[str]:
     if secrets:
         return secrets
     errors = _stream_checks(recipe) if getattr(recipe.data.config, "stream", False) else []
+    if recipe.run.evaluate == "val" and recipe.run.curves == "test":
+        errors.append(
+            "`run.curves`: test shows results of the test images, which a run that is evaluated on "
+            "validation images must not see; leave it out"
+        )
     for i, stage in enumerate(recipe.stages):
         at, name = f"stages.{i}", stage.method.name
         if find_registry("METHODS").facts(name).trains:
@@ -300,6 +308,8 @@ def _stream_checks(recipe: Recipe) -> list[str]:
     config: Any = recipe.data.config
     if config.unreadable != "raise":
         errors.append(f"`data.unreadable`: {why}, and cannot fetch another image; set it to raise")
+    if getattr(config, "val_fraction", 0):
+        errors.append(f"`data.val_fraction`: {why}; pack a validation part with the set instead")
     if getattr(config, "imbalance_ratio", None) is not None:
         errors.append(f"`data.imbalance_ratio`: {why}; pack the thinned set instead")
     return errors

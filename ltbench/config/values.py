@@ -57,7 +57,7 @@ def typed(value: Any, field: FieldInfo) -> Any:
     choices = [o for kind in kinds(field) if get_origin(kind) is Literal for o in get_args(kind)]
     if text in choices:
         return text
-    part = any(isinstance(m, Tagged) for m in field.metadata) or _takes_name(field)
+    part = any(isinstance(m, Tagged) for m in field.metadata) or takes_name(field)
     several = takes(field, tuple) and not _made_of_models(field)
     if not (part or takes(field, str) or takes(field, Path) or several):
         return value.read()
@@ -190,7 +190,7 @@ def _made_of_models(field: FieldInfo) -> bool:
     return any(isinstance(item, type) and issubclass(item, BaseModel) for item in items)
 
 
-def _takes_name(field: FieldInfo) -> bool:
+def takes_name(field: FieldInfo) -> bool:
     """Return True if a field is made of options that a name stands for."""
     models = (k for k in kinds(field) if isinstance(k, type) and issubclass(k, BaseModel))
     return any("name" in model.model_fields for model in models)

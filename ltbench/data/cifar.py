@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ltbench.config.paths import expanded
 from ltbench.config.schema import ADDED
-from ltbench.data.base import Data, DatasetConfig, DatasetInfo
+from ltbench.data.base import Data, DatasetInfo
 from ltbench.data.cifar_sources import (
     TITLES,
     WEBSITE,
@@ -25,6 +25,7 @@ from ltbench.data.listing import find_root
 from ltbench.data.longtail import Profile
 from ltbench.data.pipelines import MemoryAugment as Augment
 from ltbench.data.shards.dataset import is_packed, open_parts
+from ltbench.data.val_split import ValFraction
 from ltbench.errors import UserError
 
 STATISTICS = {  # mean and standard deviation of each channel, as in the literature
@@ -33,7 +34,7 @@ STATISTICS = {  # mean and standard deviation of each channel, as in the literat
 }
 
 
-class CIFARLT(DatasetConfig):
+class CIFARLT(ValFraction):
     """Options of both long-tailed CIFAR data sets."""
 
     dataset: ClassVar[Dataset]
@@ -90,7 +91,7 @@ class CIFARLT(DatasetConfig):
         test = self._pick(source, "test", frozen, everything, "the balanced test set")
         counts = np.bincount(frozen.train_labels[kept], minlength=frozen.num_classes)
         mean, std = STATISTICS[self.statistics]
-        return Data(
+        data = Data(
             info=DatasetInfo(
                 name=f"{self.dataset}_lt",
                 class_counts=tuple(counts.tolist()),
@@ -116,6 +117,7 @@ class CIFARLT(DatasetConfig):
                 "source": source.kind,
             },
         )
+        return self.hold_out(data)
 
     def ready(self) -> None:
         """Check that the folder exists."""

@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from ltbench.data.base import Data, DatasetConfig, DatasetInfo
+from ltbench.data.base import Data, DatasetInfo
 from ltbench.data.frozen_lists import list_hash
 from ltbench.data.longtail import Profile, class_profile, subsample
+from ltbench.data.val_split import ValFraction
 from ltbench.errors import UserError
 
 TEST_PER_CLASS = 60
@@ -20,7 +21,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 MEAN, STD = (0.305,) * 3, (0.376,) * 3  # of all 1,797 images
 
 
-class DigitsLT(DatasetConfig):
+class DigitsLT(ValFraction):
     """Long-tailed handwritten digits from scikit-learn: 10 classes, 8x8 enlarged, no network.
 
     A demonstration, not a benchmark. Sixty images of each class, always the same, are held out for
@@ -77,7 +78,7 @@ class DigitsLT(DatasetConfig):
                 image_size=self.image_size,
             )
 
-        return Data(
+        data = Data(
             info=DatasetInfo("digits_lt", counts, NAMES, MEAN, STD),
             train=split(train, self.augment),
             test=split(test, "none"),
@@ -90,6 +91,7 @@ class DigitsLT(DatasetConfig):
                 "source": "scikit-learn",
             },
         )
+        return self.hold_out(data)
 
 
 def _read() -> tuple[np.ndarray, np.ndarray]:

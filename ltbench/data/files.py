@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,12 @@ class FileSource:
     def name(self, index: int) -> str:
         """Return the path of an image."""
         return _join(self.root, self._paths[index])
+
+    def subset(self, rows: np.ndarray) -> FileSource:
+        """Return a source of some of these images, int64 [M], in this order."""
+        part = copy.copy(self)
+        part._paths, part._facts, part.contents = self._paths[rows], None, None
+        return part
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
         """Return the bytes of images, uint8 [n] each.

@@ -21,6 +21,7 @@ from ltbench.data.layouts import (
 from ltbench.data.listing import find_root
 from ltbench.data.overlap import Occurrences, overlap
 from ltbench.data.shards.dataset import assemble, is_packed, open_parts
+from ltbench.data.val_split import ValFraction
 from ltbench.data.walk import Walk
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_permutation
@@ -28,7 +29,7 @@ from ltbench.seeding import derive, keyed_permutation
 NEEDED = f"data set `folder` needs data.root=DIR; {LAYOUT}"
 
 
-class Folder(ImageOptions, LongTail):
+class Folder(ImageOptions, LongTail, ValFraction):
     """Anybody's images in class folders: ``train/<class>/`` and ``test/<class>/``, or ``<class>/``.
 
     Classes are numbered in the order of their folder names. Without a ``train`` folder,
@@ -66,20 +67,21 @@ class Folder(ImageOptions, LongTail):
         parts = open_parts(self.root)
         if parts is not None:
             data = assemble(self, "folder", parts, self.thin(parts["train"].labels))
-            return replace(data, manifest={**self.thinned(), **data.manifest})
+            return self.hold_out(replace(data, manifest={**self.thinned(), **data.manifest}))
         root = find_root(self.root, NEEDED)
         layout = find_layout(root, self.train, self.test, self.val)
         found = self._one_tree(root) if layout.train is None else self._parts(root, layout)
         names, train, test, val, manifest = found
         train = train.take(self.thin(train.labels))
         counts = np.bincount(train.labels, minlength=len(names))
-        return Data(
+        data = Data(
             info=DatasetInfo("folder", tuple(counts.tolist()), names, *self.statistics),
             train=self.files(train.paths, train.labels, root),
             test=self.files(test.paths, test.labels, root),
             val=self.files(val.paths, val.labels, root) if val is not None else None,
             manifest={"source": "folder", **manifest, **self.thinned()},
         )
+        return self.hold_out(data)
 
     def _parts(self, root: Path, layout: Layout) -> _Found:
         assert layout.train

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,6 +161,23 @@ class ImageSplit:
             check: Callable[[], None] = getattr(self.source, "check_unchanged", lambda: None)
             check()  # files; shards are checked by their checksums
         return self._fingerprint
+
+    def subset(self, indices: np.ndarray) -> ImageSplit:
+        """Return a split of some of the images, int64 [M], in this order.
+
+        Raises:
+            UserError: the source cannot be divided.
+        """
+        source: Any = self.source
+        if not hasattr(source, "subset"):
+            raise UserError(
+                f"images of a `{type(source).__name__}` cannot be divided into training and "
+                "validation images; it needs a method `subset(indices)`"
+            )
+        part = copy.copy(self)
+        part.source, part.labels = source.subset(indices), self.labels[indices]
+        part._stand_ins, part._notes, part._fingerprint = {}, [], None
+        return part
 
     def prefetch(self, order: np.ndarray) -> None:
         """Start to fetch remote images, in the order of their first use.

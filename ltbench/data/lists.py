@@ -22,13 +22,14 @@ from ltbench.data.listing import (
 )
 from ltbench.data.overlap import Occurrences, overlap
 from ltbench.data.shards.dataset import assemble, is_packed, open_parts
+from ltbench.data.val_split import ValFraction
 from ltbench.data.walk import Files, files_in
 from ltbench.errors import UserError
 
 NEEDED = "data set `list` needs data.root=DIR, the folder that its lists refer to"
 
 
-class ListOptions(ImageOptions):
+class ListOptions(ImageOptions, ValFraction):
     """Options of data sets with image lists."""
 
     train: str = Field(
@@ -129,7 +130,7 @@ class ImageList(ListOptions, LongTail):
         parts = open_parts(self.root)
         if parts is not None:
             data = assemble(self, "list", parts, self.thin(parts["train"].labels))
-            return replace(data, manifest={**self.thinned(), **data.manifest})
+            return self.hold_out(replace(data, manifest={**self.thinned(), **data.manifest}))
         root = find_root(self.root, NEEDED)
         wanted = {"train": self.train, "test": self.test, "val": self.val}
         listings = {
@@ -139,7 +140,8 @@ class ImageList(ListOptions, LongTail):
         }
         check_parts(listings)
         data = self.assemble("list", root, listings, self.thin(listings["train"].labels))
-        return replace(data, manifest={"source": "list", **self.thinned(), **data.manifest})
+        manifest = {"source": "list", **self.thinned(), **data.manifest}
+        return self.hold_out(replace(data, manifest=manifest))
 
     def compare(self, root: Path, parts: Mapping[str, Occurrences]) -> dict[str, str]:
         """Issue notes about images that the lists name twice; return facts for the record."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -196,6 +197,12 @@ class MemorySplit:
             if self.flip:
                 drawn[:, 3] = keyed_uniform(key, at + _FLIP) < 0.5
         return drawn
+
+    def subset(self, indices: np.ndarray) -> MemorySplit:
+        """Return a split of some of the images, int64 [M], in this order."""
+        part = copy.copy(self)
+        part.labels, part._padded, part._copies = self.labels[indices], self._padded[indices], {}
+        return part
 
     def resident(self, device: torch.device) -> ResidentSplit:
         """Return a split of the same images that crops and normalises on a device.

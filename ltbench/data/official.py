@@ -81,7 +81,7 @@ class Official(ListOptions):
             manifest[f"{part}_official"] = self._verify(part, listing)
         check_parts(listings)
         data = self.assemble(self.registered, root, listings)
-        return replace(data, manifest={**manifest, **data.manifest})
+        return self.hold_out(replace(data, manifest={**manifest, **data.manifest}))
 
     def ready(self) -> None:
         """Check that the folder and the lists exist."""
@@ -99,7 +99,7 @@ class Official(ListOptions):
         for part, listing in listings(parts, self.root).items():
             manifest[f"{part}_official"] = self._verify(part, listing)
         data = assemble(self, self.registered, parts)
-        return replace(data, manifest={**manifest, **data.manifest})
+        return self.hold_out(replace(data, manifest={**manifest, **data.manifest}))
 
     def _wanted(self) -> dict[str, str]:
         lists = {"train": self.train, "val": self.val, "test": self.test}

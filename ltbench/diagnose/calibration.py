@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.predictions import groups_of, see, shot_rule
+from ltbench.diagnose.sentences import interval, number, percent
+from ltbench.diagnose.tables import MINUS
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import BINS, Accumulator, Metrics
-from ltbench.plotting import GREY, blank, colours, legend_below, markers, tidy
+from ltbench.plotting import GREY, blank, colours, legend_below, markers, paper, tidy
 from ltbench.seeding import derive, keyed_permutation
 
 if TYPE_CHECKING:
@@ -47,8 +49,21 @@ class Calibration(Diagnostic):
     see = (
         "Points below the diagonal are over-confident. Models trained on a long tail are usually "
         "over-confident on few-shot classes and less or not at all on many-shot ones, so that "
-        "neither a single number nor a single temperature fits both."
+        "neither a single number nor a single temperature fits both; mixed training images and "
+        "balanced losses often make them under-confident."
     )
+
+    captions: ClassVar[dict[str, str]] = {
+        "reliability": "Accuracy against confidence (top) and how often each confidence occurs "
+        "(bottom), by shot group. On the dotted line confidence equals accuracy; below it the "
+        "model is over-confident, above it under-confident.",
+        "scores": "Calibration error, negative log-likelihood and Brier score by shot group; "
+        "lower is better.",
+    }
+    headings: ClassVar[dict[str, str]] = {
+        "bins": "Bins of confidence",
+        "summary": "Scores by shot group",
+    }
 
     class Options(schema.Config):
         """Options of the calibration."""
@@ -117,6 +132,38 @@ class Calibration(Diagnostic):
         parts = [(seen.logits.cpu(), seen.labels.cpu()) for seen in see(subject, split, chosen)]
         logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         return fit_temperature(logits, labels)
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Say where the model is over- or under-confident, and what a temperature changes."""
+        summary = tables["summary"]
+        rows = summary[summary["variant"] == AS_TRAINED].to_dict("records")
+        overall, groups = rows[0], rows[1:]
+        right = percent(overall["accuracy"], interval(overall["accuracy"], overall["images"]))
+        sentence = (
+            f"the model is {_verdict(overall)}: mean confidence {percent(overall['confidence'])}, "
+            f"accuracy {right} on {overall['images']:,} test images, ECE {percent(overall['ece'])}"
+        )
+        parts = [
+            f"{row['group']} {_gap(row)} points ({_verdict(row)}, ECE {percent(row['ece'])})"
+            for row in groups
+        ]
+        if len(parts) > 1:
+            sentence += f". Confidence minus accuracy by shot group: {', '.join(parts)}"
+        found = [f"{sentence}."]
+        for variant, scaled in summary[summary["variant"] != AS_TRAINED].groupby("variant"):
+            row = scaled.iloc[0]
+            found.append(
+                f"the {variant} ({number(row['temperature'])}) changes the ECE from "
+                f"{percent(overall['ece'])} to {percent(row['ece'])}."
+            )
+        return found
+
+    def compare(self, results: Mapping[str, Tables]) -> list[str]:
+        """Rank the models by their calibration errors."""
+        rows = {name: tables["summary"].iloc[0] for name, tables in results.items()}
+        ordered = sorted(rows, key=lambda name: float(rows[name]["ece"]))
+        parts = [f"{name} {percent(rows[name]['ece'])}" for name in ordered]
+        return [f"ECE over all test images, lowest first: {', '.join(parts)}."]
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Return the figures ``reliability`` and ``scores``."""
@@ -210,6 +257,20 @@ def bin_rows(metrics: Metrics) -> list[dict[str, float | int | None]]:
     return rows
 
 
+def _verdict(row: Mapping[Any, Any]) -> str:
+    """Return whether a row of the summary is over- or under-confident beyond the noise."""
+    gap = row["confidence"] - row["accuracy"]
+    if abs(gap) <= interval(row["accuracy"], row["images"]):
+        return "neither over- nor under-confident beyond the noise"
+    return f"{'over' if gap > 0 else 'under'}-confident"
+
+
+def _gap(row: Mapping[Any, Any]) -> str:
+    """Return confidence minus accuracy in points, with the 95 % interval of the accuracy."""
+    gap, error = row["confidence"] - row["accuracy"], interval(row["accuracy"], row["images"])
+    return f"{100 * gap:+.1f}".replace("-", MINUS) + f" ± {100 * error:.1f}"
+
+
 def _reliability(results: Mapping[str, Tables]) -> Figure:
     bins = {name: tables["bins"] for name, tables in results.items()}
     present = {group for table in bins.values() for group in table["group"]}
@@ -230,7 +291,7 @@ def _reliability(results: Mapping[str, Tables]) -> Figure:
                 above.plot(
                     100 * full["confidence"].astype(float), 100 * full["accuracy"].astype(float),
                     color=colour[name], linewidth=1.4, linestyle="-" if plain else "--",
-                    marker=marker[name], markersize=4, markerfacecolor=None if plain else "white",
+                    marker=marker[name], markersize=4, markerfacecolor=None if plain else paper(),
                     label=name if plain else f"{name}, {variant}",
                 )  # fmt: skip
                 below.stairs(
@@ -272,7 +333,7 @@ def _scores(results: Mapping[str, Tables]) -> Figure:
             plain = variant == AS_TRAINED
             bars = axes.bar(
                 np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width,
-                scale * values, width=0.94 * width, color=colour[name] if plain else "white",
+                scale * values, width=0.94 * width, color=colour[name] if plain else paper(),
                 edgecolor=colour[name], hatch=None if plain else "///",
                 label=name if plain else f"{name}, {variant}",
             )  # fmt: skip

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations, combinations_with_replacement
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -10,8 +10,9 @@ from pydantic import Field
 from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import collect, sample, thirds
+from ltbench.diagnose.sentences import number
 from ltbench.errors import UserError
-from ltbench.plotting import GREY, blank, colours, markers, tidy
+from ltbench.plotting import GREY, blank, colours, ink, markers, shared_legend, tidy
 from ltbench.seeding import derive
 
 if TYPE_CHECKING:
@@ -51,6 +52,17 @@ class Cca(Diagnostic):
         "with the number of directions kept, so it may exceed `head_head` if the tail varies in "
         "more directions; CKA does not have this bias."
     )
+
+    captions: ClassVar[dict[str, str]] = {
+        "head_tail": "Left: similarity of head and tail features, between its two references. "
+        "Right: each canonical correlation behind SVCCA.",
+        "models": "Similarity of the features of two models on the same images.",
+    }
+    headings: ClassVar[dict[str, str]] = {
+        "similarity": "Similarity of head and tail",
+        "correlations": "Canonical correlations",
+        "representation": "Principal scores of the features",
+    }
 
     class Options(schema.Config):
         """Options of CCA."""
@@ -135,6 +147,27 @@ class Cca(Diagnostic):
             "correlations": pd.DataFrame(correlations),
             "representation": table,
         }
+
+    def images(self, subject: Subject) -> int:
+        """Return the size of the three samples at most."""
+        return 3 * self.options.images
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Say where the similarity of head and tail lies between its two references."""
+        parts = []
+        for row in tables["similarity"].to_dict("records"):
+            references = (row["chance"], row["head_head"])
+            where = "between"
+            if row["head_tail"] > max(references):
+                where = "above"
+            elif row["head_tail"] < min(references):
+                where = "below"
+            parts.append(
+                f"{row['measure'].upper()} {number(row['head_tail'])}, {where} chance "
+                f"({number(row['chance'])}) and two samples of the head "
+                f"({number(row['head_head'])})"
+            )
+        return [f"similarity of head and tail features: {'; '.join(parts)}."]
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Return figure ``head_tail``, and ``models`` if several models have the same images."""
@@ -317,11 +350,11 @@ def _draw_head_tail(results: Mapping[str, Tables]) -> Figure:
             first = m == i == 0
             left.plot([low, high], [y, y], color=GREY, linewidth=1)
             left.plot(
-                row["chance"], y, "|", color="black", markersize=13, markeredgewidth=1.6,
+                row["chance"], y, "|", color=ink(), markersize=13, markeredgewidth=1.6,
                 label="by chance (tail rotated)" if first else None,
             )  # fmt: skip
             left.plot(
-                row["head_head"], y, "x", color="black", markersize=7,
+                row["head_head"], y, "x", color=ink(), markersize=7,
                 label="head and other head images" if first else None,
             )  # fmt: skip
             left.plot(
@@ -339,7 +372,6 @@ def _draw_head_tail(results: Mapping[str, Tables]) -> Figure:
     left.set_ylim(max(places) + 0.8, -0.9)
     left.set_xlim(-0.03, 1.03)
     left.set_xlabel("similarity of head and tail features")
-    left.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     tidy(left, grid="x")
     for name, tables in results.items():
         table, row = tables["correlations"], tables["similarity"].iloc[0]
@@ -351,8 +383,8 @@ def _draw_head_tail(results: Mapping[str, Tables]) -> Figure:
     right.set_ylim(-0.03, 1.03)
     right.set_xlabel("rank of the canonical correlation")
     right.set_ylabel("canonical correlation, head and tail")
-    right.legend(frameon=False, fontsize=8, loc="lower left")
     tidy(right)
+    shared_legend(figure)
     return figure
 
 

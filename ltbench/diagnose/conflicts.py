@@ -1,25 +1,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
-from ltbench import plotting as panels
 from ltbench.class_gradients.agreement import agreement, between_groups
 from ltbench.config import schema
-from ltbench.config.registry import natural
 from ltbench.data.shots import GROUPS, shot_groups
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import by_frequency
+from ltbench.diagnose.figures import conflicts as figures
+from ltbench.diagnose.progress import timed
+from ltbench.diagnose.sentences import change, differ, mean_percent, number
 from ltbench.diagnose.subject import State, states
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
+from ltbench.train import checkpoint
 from ltbench.train.feed import Feed
 from ltbench.train.stage import StageRun
 from ltbench.train.step_gradients import Mode, StepGradients, spread, step_gradients
@@ -27,11 +30,6 @@ from ltbench.updates.base import StepRun
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-STATES = 3  # columns of a figure at most
-NUMBERED = 12  # classes up to which a heat map shows its numbers
 
 
 class Conflicts(Diagnostic):
@@ -68,6 +66,23 @@ class Conflicts(Diagnostic):
         "when the loss is small, most are."
     )
 
+    captions: ClassVar[dict[str, str]] = {
+        "cosines": "Cosine of the gradients of each pair of classes, at the end of each stage. "
+        "Grey: no batch had both.",
+        "conflicts": "Share of conflicting pairs and of dominated conflicts at each checkpoint, "
+        "mean over batches; whiskers are ± one standard deviation over the batches.",
+        "by_class": "Each class at the end of each stage, mean over the batches that contain it.",
+        "parts": "As above, by part of the network, at the end of the first stage; whiskers are "
+        "± one standard deviation over the batches.",
+    }
+    headings: ClassVar[dict[str, str]] = {
+        "summary": "Conflicts by checkpoint",
+        "conflicts": "Conflicts by batch",
+        "classes": "Gradients by class",
+        "groups": "Cosines within and between shot groups",
+        "cosines": "Cosines of pairs of classes",
+    }
+
     class Options(schema.Config):
         """Options of the diagnostic."""
 
@@ -96,10 +111,10 @@ class Conflicts(Diagnostic):
             name: [] for name in ("summary", "conflicts", "classes", "groups", "cosines")
         }
         every = list(states(subject)) if self.options.checkpoints else [*states(subject)][-1:]
+        every = [state for state in every if state.method.trains]
+        step = self.stepper(len(every) * self.options.batches * len(self.options.parts))
         for state in every:
-            if not state.method.trains:
-                continue
-            for part, looks in self._looks(subject, state).items():
+            for part, looks in self._looks(subject, state, step).items():
                 where = {"state": state.label, "stage": state.index, "part": part}
                 for name, rows in self._rows(subject, looks).items():
                     found[name] += [{**where, **row} for row in rows]
@@ -110,7 +125,69 @@ class Conflicts(Diagnostic):
             )
         return {name: pd.DataFrame(rows) for name, rows in found.items()}
 
-    def _looks(self, subject: Subject, state: State) -> dict[str, list[StepGradients]]:
+    def estimate(self, subject: Subject, forward: float) -> float:
+        """Time one batch of the trained model, for all batches of all checkpoints."""
+        *_, state = states(replace(subject, folder=None))
+        if not state.method.trains:
+            return 0.0
+        one = type(self)(self.options.model_copy(update={"batches": 1}))
+        seconds = timed(lambda: one._looks(subject, state, lambda: None))
+        home = subject.folder if self.options.checkpoints else None
+        saved = 0 if home is None else len(checkpoint.folders(home / "checkpoints"))
+        return seconds * max(1, saved) * self.options.batches
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Say how conflicts changed in each stage, or how many there are at the end."""
+        table = figures.of_part(tables["conflicts"])
+        found = []
+        for _, stage in table.groupby("stage", sort=True):
+            ends = list(dict.fromkeys(stage["state"]))
+            (first, last) = (_shares(stage, label) for label in (ends[0], ends[-1]))
+            if len(ends) > 1:
+                found.append(
+                    f"from {ends[0]} to {ends[-1]} the share of conflicting pairs of classes "
+                    f"{change(first['conflicts'], last['conflicts'])}, that of dominated conflicts "
+                    f"{change(first['dominated'], last['dominated'])} (mean ± standard error over "
+                    f"{len(last['conflicts'])} batches)."
+                )
+            else:
+                found.append(
+                    f"at {ends[-1]}, {mean_percent(last['conflicts'])} of the pairs of classes "
+                    f"conflict, and {mean_percent(last['dominated'])} are dominated conflicts "
+                    f"(mean ± standard error over {len(last['conflicts'])} batches)."
+                )
+        end = figures.ends(tables)[0]
+        classes = figures.of_part(tables["classes"], end).sort_values("norm_ratio")
+        short, long = (
+            f"{row['name']} ({row['images']:,} training images, {number(row['norm_ratio'])})"
+            for row in (classes.iloc[0], classes.iloc[-1])
+        )
+        return [
+            *found,
+            f"at {end}, relative to the average gradient, the longest gradient is that of class "
+            f"{long}, the shortest that of class {short}.",
+        ]
+
+    def compare(self, results: Mapping[str, Tables]) -> list[str]:
+        """Say which of the models has fewer conflicts at the end of its first stage."""
+        shares = {}
+        for name, tables in results.items():
+            end = figures.ends(tables)[0]
+            shares[name] = _shares(figures.of_part(tables["conflicts"], end), end)
+        found = []
+        for key, what in (("conflicts", "conflicts"), ("dominated", "dominated conflicts")):
+            ordered = sorted(shares, key=lambda name: float(np.mean(shares[name][key])))
+            parts = [f"{name} {mean_percent(shares[name][key])}" for name in ordered]
+            low, high = (shares[name][key] for name in (ordered[0], ordered[-1]))
+            verdict = "" if differ(low, high) else "; they do not differ beyond the noise"
+            found.append(
+                f"{what} at the end of the first stage, fewest first: {', '.join(parts)}{verdict}."
+            )
+        return found
+
+    def _looks(
+        self, subject: Subject, state: State, step: Callable[[], None]
+    ) -> dict[str, list[StepGradients]]:
         method = copy.deepcopy(state.method)
         found: dict[str, list[StepGradients]] = {part: [] for part in self.options.parts}
         device = subject.device
@@ -121,6 +198,7 @@ class Conflicts(Diagnostic):
                     with only(method, name) as (run, part):
                         mode = self.options.gradients
                         found[name].append(step_gradients(run, micro, at, part, mode=mode))
+                        step()
         return found
 
     def _rows(
@@ -136,13 +214,13 @@ class Conflicts(Diagnostic):
         groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
         by_class: dict[int, list[tuple[float, ...]]] = {}
         counts: list[dict[str, Any]] = []
-        for number, one in enumerate(looks):
+        for place, one in enumerate(looks):
             agree = agreement(one.products, len(one.classes))
             here = one.classes[one.chosen].tolist()
             names = [group[k] for k in here]
             counts.append(
                 {
-                    "batch": number,
+                    "batch": place,
                     "gradients": one.mode,
                     "classes": len(one.classes),
                     "pairs": agree.pairs,
@@ -221,14 +299,14 @@ class Conflicts(Diagnostic):
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Draw the matrices, the counts and the classes."""
-        figures = {
-            "cosines": _matrices(results),
-            "conflicts": _counts(results),
-            "by_class": _by_class(results),
+        drawn = {
+            "cosines": figures.matrices(results),
+            "conflicts": figures.counts(results),
+            "by_class": figures.by_class(results),
         }
         if any(t["conflicts"]["part"].nunique() > 1 for t in results.values()):
-            figures["parts"] = _parts(results)
-        return figures
+            drawn["parts"] = figures.parts(results)
+        return drawn
 
 
 @contextmanager
@@ -255,6 +333,13 @@ def only(method: Method, name: str) -> Iterator[tuple[StepRun, list[nn.Parameter
             p.requires_grad_(flag)
 
 
+def _shares(table: pd.DataFrame, state: str) -> dict[str, np.ndarray]:
+    """Return the shares of conflicts and of dominated conflicts in each batch of a state."""
+    rows = table[table["state"] == state]
+    pairs = rows["pairs"].clip(lower=1)
+    return {key: (rows[key] / pairs).to_numpy() for key in ("conflicts", "dominated")}
+
+
 def _summed(gram: np.ndarray, groups: Sequence[str]) -> dict[tuple[str, str], float]:
     """Return cosines of the summed gradients of shot groups; NaN where one has none."""
     member = np.array([[name == g for name in groups] for g in GROUPS], dtype=float)
@@ -273,175 +358,3 @@ def _summed(gram: np.ndarray, groups: Sequence[str]) -> dict[tuple[str, str], fl
 def _mean(values: Sequence[float]) -> float:
     known = [v for v in values if not np.isnan(v)]
     return float(np.mean(known)) if known else float("nan")
-
-
-def _of(table: pd.DataFrame, state: str | None = None, part: str | None = None) -> pd.DataFrame:
-    """Return the rows of a state and a part; of the first part if none is given."""
-    table = table[table["part"] == (table["part"].iloc[0] if part is None else part)]
-    return table if state is None else table[table["state"] == state]
-
-
-def _ends(tables: Tables) -> list[str]:
-    """Return the labels of the last state of each stage, the last few of them."""
-    last = tables["conflicts"].groupby("stage", sort=True)["state"].last()
-    return [str(label) for label in last][-STATES:]
-
-
-def _matrices(results: Mapping[str, Tables]) -> Figure:
-    """Draw a row of matrices for each subject, the end of each stage in a column."""
-    columns = max(len(_ends(t)) for t in results.values())
-    figure = panels.blank(1.2 + 4.6 * columns, 4.4 * len(results))
-    axes = figure.subplots(len(results), columns, squeeze=False)
-    off = [_of(t["cosines"])["cosine"].abs().max() for t in results.values()]
-    reach = next((r for r in (0.1, 0.2, 0.3, 0.5) if np.nanmax([*off, 0.0]) <= r), 1.0)
-    image = None
-    for row, (name, tables) in zip(axes, results.items(), strict=True):
-        for place, axis in enumerate(row):
-            if place >= len(_ends(tables)):
-                axis.set_axis_off()
-                continue
-            state = _ends(tables)[place]
-            image = _matrix(axis, tables, state, reach)
-            axis.set_title(f"{name}\n{state}", fontsize="medium")
-    if image is not None:
-        bar = figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.8, pad=0.01)
-        bar.set_label("cosine of the gradients of two classes")
-    return figure
-
-
-def _matrix(axis: Axes, tables: Tables, state: str, reach: float) -> Any:
-    classes = _of(tables["classes"], state)
-    classes = classes[classes["in_matrix"]].sort_values("rank")
-    place = {k: i for i, k in enumerate(classes["class"])}
-    size = len(place)
-    values = np.full((size, size), np.nan)
-    for row in _of(tables["cosines"], state).itertuples():
-        i, j = place[cast(int, row.class_i)], place[cast(int, row.class_j)]
-        values[i, j] = values[j, i] = row.cosine
-    axis.set_facecolor("#dddddd")
-    image = axis.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach)
-    if size <= NUMBERED:
-        for i, j in np.argwhere(~np.isnan(values)):
-            dark = abs(values[i, j]) > 0.6 * reach
-            text = f"{round(values[i, j], 2) + 0.0:.2f}".replace("0.", ".", 1)
-            axis.text(
-                *(j, i, text),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if dark else "black",
-            )
-    labels = [f"{n} ({c:,})" for n, c in zip(classes["name"], classes["images"], strict=True)]
-    short = [label if len(label) <= 22 else label[:20] + "..." for label in labels]
-    axis.set_xticks(range(size), short, rotation=90, fontsize=7)
-    axis.set_yticks(range(size), short, fontsize=7)
-    axis.set_xlabel("class (training images)")
-    return image
-
-
-def _counts(results: Mapping[str, Tables]) -> Figure:
-    """Draw the share of conflicting and of dominated pairs at each state."""
-    import pandas as pd
-
-    every = pd.concat([_of(t["conflicts"]) for t in results.values()])
-    labels = _ordered(every)
-    figure = panels.blank(max(7.5, 3 + 1.2 * len(labels)), 3.8)
-    left, right = figure.subplots(1, 2)
-    _bars(left, results, "conflicts", labels, "state")
-    _bars(right, results, "dominated", labels, "state")
-    left.set_title("conflicts: negative cosine", fontsize="medium")
-    right.set_title("dominated conflicts", fontsize="medium")
-    right.legend(frameon=False, fontsize="small")
-    return figure
-
-
-def _parts(results: Mapping[str, Tables]) -> Figure:
-    """Draw conflicts and dominated conflicts by part, at the end of the first stage."""
-    first = {
-        name: {"conflicts": t["conflicts"][t["conflicts"]["state"] == _ends(t)[0]]}
-        for name, t in results.items()
-    }
-    labels = list(dict.fromkeys(p for t in first.values() for p in t["conflicts"]["part"]))
-    figure = panels.blank(max(7.5, 3 + 1.2 * len(labels)), 3.6)
-    left, right = figure.subplots(1, 2)
-    _bars(left, first, "conflicts", labels, "part")
-    _bars(right, first, "dominated", labels, "part")
-    states = ", ".join(dict.fromkeys(_ends(t)[0] for t in results.values()))
-    left.set_title(f"conflicts, {states}", fontsize="medium")
-    right.set_title("dominated conflicts", fontsize="medium")
-    right.legend(frameon=False, fontsize="small")
-    return figure
-
-
-def _bars(
-    axis: Axes, results: Mapping[str, Tables], what: str, labels: Sequence[str], key: str
-) -> None:
-    """Draw bars of a share of pairs by subject; whiskers are the standard deviation of batches."""
-    width, colour = 0.8 / len(results), panels.colours(results)
-    for i, (name, tables) in enumerate(results.items()):
-        table = tables["conflicts"] if key == "part" else _of(tables["conflicts"])
-        share = 100 * table[what] / table["pairs"].clip(lower=1)
-        grouped = share.groupby(table[key])
-        mean, deviation = grouped.mean(), grouped.std(ddof=0)
-        places = [n for n, label in enumerate(labels) if label in mean.index]
-        axis.bar(
-            [n + (i - (len(results) - 1) / 2) * width for n in places],
-            [mean[labels[n]] for n in places],
-            0.92 * width,
-            yerr=[deviation[labels[n]] for n in places],
-            color=colour[name],
-            error_kw={"elinewidth": 1, "ecolor": "#444444"},
-            label=name,
-        )
-    axis.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in labels])
-    axis.tick_params(axis="x", labelsize="small")
-    axis.set_ylabel("share of all pairs of classes, %")
-    axis.set_ylim(bottom=0)
-    panels.tidy(axis, grid="y")
-
-
-def _ordered(table: pd.DataFrame) -> list[str]:
-    """Return the labels of states in the order of training."""
-    labels = table.drop_duplicates("state")["state"]
-    return sorted(map(str, labels), key=natural)
-
-
-def _by_class(results: Mapping[str, Tables]) -> Figure:
-    """Draw norm ratio, cosine with the average, and share of the loss, class by class."""
-    columns = max(len(_ends(t)) for t in results.values())
-    figure = panels.blank(1.5 + 3.6 * columns, 7.5)
-    axes = figure.subplots(3, columns, squeeze=False, sharex="col", sharey="row")
-    colour, marker = panels.colours(results), panels.markers(results)
-    rows = (
-        ("norm_ratio", "length of gradient\nover that of g_0"),
-        ("cosine_mean", "cosine with g_0"),
-        ("loss_share", "share of the batch loss\nB_k l_k / B"),
-    )
-    for name, tables in results.items():
-        for column, state in enumerate(_ends(tables)):
-            classes = _of(tables["classes"], state).sort_values("rank")
-            few = len(classes) <= 50
-            for axis, (key, _) in zip(axes[:, column], rows, strict=True):
-                axis.plot(
-                    classes["rank"],
-                    classes[key],
-                    marker[name],
-                    color=colour[name],
-                    markersize=5 if few else 2.5,
-                    linestyle="-" if few else "none",
-                    linewidth=1,
-                    alpha=0.9 if few else 0.6,
-                    label=name,
-                )
-            title = axes[0, column].get_title()
-            axes[0, column].set_title(title if state in title else state, fontsize="medium")
-    for axis, (_, label) in zip(axes[:, 0], rows, strict=True):
-        axis.set_ylabel(label)
-    for axis in axes.ravel():
-        panels.tidy(axis)
-    for axis in axes[1]:
-        axis.axhline(0, color=panels.GREY, linewidth=0.8)
-    for axis in axes[2]:
-        axis.set_xlabel("class, from the most to the least frequent")
-    axes[0, 0].legend(frameon=False, fontsize="small")
-    return figure

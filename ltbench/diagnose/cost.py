@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from ltbench.config import schema
 from ltbench.config.recipe import Recipe, Stage
 from ltbench.data import SAMPLERS
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.sentences import number
 from ltbench.methods.base import Method
 from ltbench.methods.inner import evaluating
-from ltbench.plotting import blank, colours, legend_below
+from ltbench.plotting import blank, colours, legend_below, paper
 from ltbench.train.freezing import freeze
 
 if TYPE_CHECKING:
@@ -51,6 +53,12 @@ class Cost(Diagnostic):
         "and speed are 1, and only training costs more. Experts and additional branches also "
         "increase the cost of inference."
     )
+
+    captions: ClassVar[dict[str, str]] = {
+        "cost": "Quantities in which the models differ, with the ratio to the first model; the "
+        "table has all of them."
+    }
+    headings: ClassVar[dict[str, str]] = {"cost": "Cost", "conditions": "Conditions"}
 
     class Options(schema.Config):
         """Options of the cost."""
@@ -102,9 +110,60 @@ class Cost(Diagnostic):
             "conditions": pd.DataFrame(conditions.items(), columns=["condition", "value"]),
         }
 
+    def images(self, subject: Subject) -> int:
+        """Return the images of the counted passes; timed passes are in ``estimate``."""
+        return max(self.options.batch_sizes)
+
+    def estimate(self, subject: Subject, forward: float) -> float:
+        """Return the time of all repeats, each at least ``SECONDS`` long."""
+        timings = [max(SECONDS, forward * size) for size in self.options.batch_sizes]
+        return super().estimate(subject, forward) + (self.options.repeats + 2) * sum(timings)
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Say how large and how fast the model is, and what its training cost."""
+        cost = tables["cost"].set_index("quantity")["value"]
+        speeds = [q for q in cost.index if str(q).startswith("speed")]
+        device = tables["conditions"].set_index("condition")["value"].get("timed on", "")
+        found = [
+            f"{number(cost['parameters'] / 1e6)} million parameters, "
+            f"{number(cost['multiply-adds'])} million multiply-adds an image"
+            + "".join(f", {number(cost[q])} images/s at {str(q)[7:]}" for q in speeds)
+            + f" on {device}."
+        ]
+        if "training time" in cost:
+            found.append(
+                f"training took {number(cost['training time'])} minutes for "
+                f"{cost['images seen']:,.0f} images."
+            )
+        return found
+
+    def compare(self, results: Mapping[str, Tables]) -> list[str]:
+        """Say which quantities differ between models, as ratios to the first."""
+        tables = {name: t["cost"] for name, t in results.items()}
+        found, same = [], []
+        first = next(iter(tables))
+        for quantity in _quantities(tables):
+            values = dict(zip(tables, _values(tables, quantity), strict=True))
+            if len({*values.values()}) == 1:
+                same.append(quantity)
+                continue
+            if not values[first] > 0:
+                continue
+            ratios = [
+                f"{name} {number(value / values[first])} times"
+                for name, value in values.items()
+                if name != first and np.isfinite(value)
+            ]
+            if ratios:
+                found.append(f"{quantity} {', '.join(ratios)}")
+        sentences = [f"relative to {first}: {'; '.join(found)}."] if found else []
+        return [*sentences, f"the same for all: {', '.join(same)}."] if same else sentences
+
     def draw(self, results: Mapping[str, Tables]) -> Figures:
-        """Return the figure ``cost``."""
-        return {"cost": _picture({name: tables["cost"] for name, tables in results.items()})}
+        """Return the figure ``cost`` of the quantities in which several models differ."""
+        tables = {name: tables["cost"] for name, tables in results.items()}
+        differing = [q for q in _quantities(tables) if len({*_values(tables, q)}) > 1]
+        return {"cost": _picture(tables, differing)} if len(results) > 1 and differing else {}
 
 
 def parameter_rows(method: Method, stage: Stage) -> list[tuple[str, float, str]]:
@@ -223,23 +282,35 @@ def _images(subject: Subject, most: int) -> Tensor:
     return images[torch.arange(most, device=images.device) % len(images)].contiguous()
 
 
-def _picture(results: Mapping[str, pd.DataFrame]) -> Figure:
+def _quantities(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return the units of all quantities by name."""
     rows: dict[str, str] = {}
-    for table in results.values():
+    for table in tables.values():
         rows |= dict(zip(table["quantity"], table["unit"], strict=True))
-    columns = 4
+    return rows
+
+
+def _values(tables: Mapping[str, pd.DataFrame], quantity: str) -> list[float]:
+    """Return a quantity of each subject; NaN if it is not known."""
+    found = []
+    for table in tables.values():
+        own = table.loc[table["quantity"] == quantity, "value"]
+        found.append(float(own.iloc[0]) if len(own) else math.nan)
+    return found
+
+
+def _picture(results: Mapping[str, pd.DataFrame], quantities: Sequence[str]) -> Figure:
+    units = _quantities(results)
+    rows = {quantity: units[quantity] for quantity in quantities}
+    columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
-    figure = blank(11, lines * (0.9 + 0.27 * len(results)) + 0.6)
+    figure = blank(max(6, 2.75 * columns), lines * (0.9 + 0.27 * len(results)) + 0.6)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     colour = colours(results)
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
     for axes, (quantity, unit) in zip(panels, rows.items(), strict=False):
-        values = [
-            float(table.loc[table["quantity"] == quantity, "value"].sum())
-            if quantity in set(table["quantity"]) else float("nan")
-            for table in results.values()
-        ]  # fmt: skip
+        values = _values(results, quantity)
         y = np.arange(len(results))
         axes.barh(y, values, color=list(colour.values()), height=0.7)
         for at, value in zip(y, values, strict=True):
@@ -248,7 +319,7 @@ def _picture(results: Mapping[str, pd.DataFrame]) -> Figure:
                 text += f"  (x {value / values[0]:.2f})"
             axes.text(
                 0.02, at, text, va="center", fontsize="small", transform=axes.get_yaxis_transform(),
-                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none",
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": paper(), "edgecolor": "none",
                       "alpha": 0.85},
             )  # fmt: skip
         axes.set_title(f"{quantity}, {unit}" if unit else quantity, fontsize="medium", loc="left")

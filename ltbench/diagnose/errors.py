@@ -1,26 +1,21 @@
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from ltbench.config import schema
-from ltbench.data.shots import GROUPS
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.figures import errors as figures
 from ltbench.diagnose.predictions import groups_of, see
-from ltbench.plotting import GREY, SERIES, blank, colours, legend_below, markers, tidy
+from ltbench.diagnose.sentences import interval, listing, number, percent
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-MOST = 50  # largest number of classes, or bins of classes, along an axis
-WIDEST = 15  # largest width of panels side by side, in inches
 SIDE = 64  # largest side of an example image in pixels
 
 
@@ -48,6 +43,23 @@ class Errors(Diagnostic):
         "classes remain when this bias is removed."
     )
 
+    captions: ClassVar[dict[str, str]] = {
+        "groups": "Each row is a true shot group and sums to 100 %; `right` is the share with the "
+        "correct class.",
+        "classes": "Predictions per test image (the dotted line is 1) and recall of each class, "
+        "most training images first.",
+        "worst": "Recall of the worst classes and, on the right, the share of their images "
+        "taken for other classes.",
+        "examples": "Misclassified images of the worst classes, with the predicted class above "
+        "and its probability.",
+    }
+    headings: ClassVar[dict[str, str]] = {
+        "groups": "Predicted by true shot group",
+        "classes": "Classes",
+        "confusions": "Most frequent confusions of each class",
+        "examples": "Example images",
+    }
+
     class Options(schema.Config):
         """Options of the errors."""
 
@@ -63,7 +75,11 @@ class Errors(Diagnostic):
     options: Options
 
     def measure(self, subject: Subject) -> Tables:
-        """Return tables ``groups``, ``classes``, ``confusions`` and ``examples``."""
+        """Return tables ``groups``, ``classes``, ``confusions`` and ``examples``.
+
+        ``examples`` holds the images as PNG files, which the CSV leaves out: ``index`` is their
+        position in the test set.
+        """
         info = subject.data.info
         parts = []
         for seen in see(subject, subject.data.test):
@@ -115,23 +131,86 @@ class Errors(Diagnostic):
                     "predicted": int(predicted[i]),
                     "predicted_name": names[predicted[i]],
                     "confidence": float(sure[i]),
-                    "png": as_text(picture),
+                    "png": as_png(picture),
                 }
                 for place, (i, picture) in enumerate(zip(wrong, pictures, strict=True))
             ]
         columns = ["class", "name", "place", "index", "predicted", "predicted_name"]
         return pd.DataFrame(rows, columns=[*columns, "confidence", "png"])
 
+    def describe(self, tables: Tables) -> list[str]:
+        """Say which groups and classes lose most, to whom, and what is predicted too often."""
+        groups, classes = tables["groups"], tables["classes"]
+        images, right = int(classes["test_images"].sum()), int(classes["correct"].sum())
+        wrong = 1 - right / max(1, images)
+        found = [
+            f"{images - right:,} of {images:,} test images are misclassified "
+            f"({percent(wrong, interval(wrong, images))})" + _loss(groups) + "."
+        ]
+        worst = classes.dropna(subset=["recall"])
+        worst = worst[worst["recall"] < 1].sort_values(["recall", "train_images", "class"])
+        if len(worst):
+            parts = [_taken(row, tables["confusions"]) for row in worst.head(3).to_dict("records")]
+            found.append(f"lowest recall: {'; '.join(parts)}.")
+        total = groups.groupby("true", sort=False)["images"].sum()
+        taken = groups.groupby("predicted")["images"].sum()
+        if len(total) > 1:
+            parts = [f"{g}-shot {number(taken[g] / n)}" for g, n in total.items() if n]
+            found.append(f"predictions per test image: {', '.join(parts)} (1 is balanced).")
+        return found
+
+    def compare(self, results: Mapping[str, Tables]) -> list[str]:
+        """List the error rates of the models."""
+        parts = []
+        for name, tables in results.items():
+            classes = tables["classes"]
+            images = int(classes["test_images"].sum())
+            wrong = 1 - int(classes["correct"].sum()) / max(1, images)
+            parts.append(f"{name} {percent(wrong, interval(wrong, images))}")
+        return [f"misclassified test images, 95 % interval: {', '.join(parts)}."]
+
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Return figures ``groups``, ``classes``, ``worst``, and ``examples`` if any."""
-        figures = {
-            "groups": _groups_figure(results),
-            "classes": _classes_figure(results),
-            "worst": _worst_figure(results, self.options.worst),
+        drawn = {
+            "groups": figures.groups_figure(results),
+            "classes": figures.classes_figure(results),
+            "worst": figures.worst_figure(results, self.options.worst),
         }
         if any(len(tables["examples"]) for tables in results.values()):
-            figures["examples"] = _examples_figure(results)
-        return figures
+            drawn["examples"] = figures.examples_figure(results)
+        return drawn
+
+
+def _loss(groups: pd.DataFrame) -> str:
+    """Return which shot group loses most and to whom, or that the groups do not differ."""
+    sums = groups.groupby("true", sort=False)[["images", "correct"]].sum()
+    rows = zip(map(str, sums.index), sums["images"].tolist(), sums["correct"].tolist(), strict=True)
+    counts = {g: (images, correct) for g, images, correct in rows if images}
+    rates = {g: 1 - correct / images for g, (images, correct) in counts.items()}
+    if len(rates) < 2:
+        return ""
+    errors = {g: interval(rate, counts[g][0]) for g, rate in rates.items()}
+    said = {g: f"{percent(rates[g], errors[g])} of the {g}-shot images" for g in rates}
+    high, low = max(rates, key=rates.__getitem__), min(rates, key=rates.__getitem__)
+    if rates[high] - rates[low] <= float(np.hypot(errors[high], errors[low])):
+        return f"; shot groups do not differ beyond the noise: {listing([*said.values()])}"
+    own = groups[groups["true"] == high].set_index("predicted")
+    lost = (own["images"] - own["correct"]).sort_values(ascending=False, kind="stable")
+    lost = lost[lost > 0]
+    to = listing([f"{g}-shot ({n:,})" for g, n in lost.items()])
+    return (
+        f"; {high}-shot classes lose most: {said[high]} against {said[low]}. Their "
+        f"{lost.sum():,} errors go to {to} classes"
+    )
+
+
+def _taken(row: Mapping[Any, Any], confusions: pd.DataFrame) -> str:
+    """Return the recall of a class and its most frequent confusion."""
+    mine = confusions[confusions["class"] == row["class"]].iloc[0]
+    return (
+        f"{row['name']} {percent(row['recall'])} ({row['train_images']:,} training images; "
+        f"{mine['images']:,} of {row['test_images']:,} taken for {mine['predicted_name']})"
+    )
 
 
 def group_table(
@@ -258,183 +337,12 @@ def pixels_of(subject: Subject, index: np.ndarray) -> list[np.ndarray]:
     return list(bytes_.permute(0, 2, 3, 1).numpy())
 
 
-def as_text(pixels: np.ndarray) -> str:
-    """Return an image [H, W, 3] as base64-encoded PNG, with sides of at most 64 pixels."""
+def as_png(pixels: np.ndarray) -> bytes:
+    """Return an image [H, W, 3] as PNG, with sides of at most 64 pixels."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     image.save(file, format="png", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def as_pixels(text: str) -> np.ndarray:
-    """Return the pixels [H, W, 3] of a text made by ``as_text``."""
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text)), formats=("PNG",)))
-
-
-def _groups_figure(results: Mapping[str, Tables]) -> Figure:
-    figure = blank(3.4 * len(results) + 1.2, 3.9)
-    panels = figure.subplots(1, len(results), squeeze=False)[0]
-    for axes, (name, tables) in zip(panels, results.items(), strict=True):
-        table = tables["groups"]
-        groups = [g for g in GROUPS if g in set(table["true"])]
-        share = table.pivot(index="true", columns="predicted", values="share")
-        share = 100 * share.loc[groups, groups]
-        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-        for row in table.to_dict("records"):
-            y, x = groups.index(row["true"]), groups.index(row["predicted"])
-            text = f"{100 * row['share']:.1f} %"
-            if x == y and row["images"]:
-                text += f"\n{100 * row['share'] * row['correct'] / row['images']:.1f} % right"
-            shade = "white" if row["share"] > 0.6 else "black"
-            axes.text(x, y, text, ha="center", va="center", fontsize="small", color=shade)
-        axes.set(title=name, xticks=range(len(groups)), yticks=range(len(groups)))
-        axes.set(xticklabels=groups, yticklabels=groups, xlabel="predicted group")
-    panels[0].set_ylabel("true group")
-    figure.colorbar(image, ax=list(panels), label="test images of the true group, %", shrink=0.85)
-    return figure
-
-
-def _classes_figure(results: Mapping[str, Tables]) -> Figure:
-    figure = blank(8.5, 6)
-    above, below = figure.subplots(2, 1, sharex=True)
-    colour, marker = colours(results), markers(results)
-    ordered = {
-        name: tables["classes"].sort_values(
-            ["train_images", "class"], ascending=[False, True], kind="stable"
-        )
-        for name, tables in results.items()
-    }
-    first = next(iter(ordered.values()))
-    alike = all(table["class"].tolist() == first["class"].tolist() for table in ordered.values())
-    for name, table in ordered.items():
-        parts = np.array_split(np.arange(len(table)), min(len(table), MOST))
-        x = np.array([part.mean() for part in parts])
-        if not alike:  # different data sets: normalise the ranks
-            x = 100 * (x + 0.5) / len(table)
-        style = {"color": colour[name], "marker": marker[name], "markersize": 4, "label": name}
-        for axes, column, scale in ((above, "predicted_over_true", 1), (below, "recall", 100)):
-            values = table[column].to_numpy(dtype=float)
-            means = [_mean(values[part]) for part in parts]
-            axes.plot(x, scale * np.array(means), linewidth=1.4, **style)
-    above.axhline(1, color=GREY, linestyle=":", linewidth=1)
-    above.set_ylabel("predictions / test images")
-    below.set(ylabel="recall, %", ylim=(-3, 103))
-    binned = max(map(len, ordered.values())) > MOST
-    text = f"mean of {MOST} bins of classes" if binned else "class"
-    if not alike:
-        text = f"rank of the {text}, %" if not binned else f"{text}, rank in %"
-    below.set_xlabel(f"{text}, most training images first")
-    if alike and len(first) <= 20:
-        _name_classes(below, first)
-    for axes in (above, below):
-        tidy(axes)
-        if alike:
-            _shade(axes, first["group"].tolist())
-    above.legend(frameon=False)
-    figure.align_ylabels()
-    return figure
-
-
-def _name_classes(axes: Axes, table: pd.DataFrame) -> None:
-    names = [_short(n) for n in table["name"]]
-    labels = [f"{n}\n{c:,}" for n, c in zip(names, table["train_images"], strict=True)]
-    axes.set_xticks(range(len(table)), labels, fontsize="small")
-    if len(table) * max(map(len, names)) > 120:
-        axes.tick_params(axis="x", rotation=45)
-    axes.set_xlabel("class and its training images")
-
-
-def _mean(values: np.ndarray) -> float:
-    there = values[np.isfinite(values)]
-    return float(there.mean()) if len(there) else float("nan")
-
-
-def _shade(axes: Axes, groups: Sequence[str]) -> None:
-    """Shade the ranges of classes of each shot group in the background."""
-    for name in GROUPS:
-        at = [i for i, g in enumerate(groups) if g == name]
-        if at:
-            label, colour = SERIES[name]
-            axes.axvspan(at[0] - 0.5, at[-1] + 0.5, color=colour, alpha=0.07, linewidth=0)
-            axes.text(
-                (at[0] + at[-1]) / 2, 1, label, transform=axes.get_xaxis_transform(),
-                ha="center", va="bottom", fontsize="small", color=colour,
-            )  # fmt: skip
-
-
-def _worst_figure(results: Mapping[str, Tables], worst: int) -> Figure:
-    shown = {name: _worst(tables, worst) for name, tables in results.items()}
-    longest = max(len(text) for table in shown.values() for text in table["taken_for"])
-    end = 106 + 3.5 * longest  # end of the text right of the bars, in data units
-    width, height = 2 + end / 50, 0.36 * max(map(len, shown.values())) + 0.9
-    columns = len(shown) if len(shown) * width <= WIDEST else 1
-    lines = -(-len(shown) // columns)
-    figure = blank(columns * width, lines * height + 0.4)
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes, (name, table) in zip(panels, shown.items(), strict=True):
-        y = np.arange(len(table))
-        axes.barh(y, 100 * table["recall"], color=[SERIES[g][1] for g in table["group"]])
-        for at, text in zip(y, table["taken_for"], strict=True):
-            axes.text(104, at, text, va="center", fontsize="small")
-        pairs = zip(table["name"], table["train_images"], strict=True)
-        axes.set_yticks(y, [f"{_short(n)} ({c:,})" for n, c in pairs])
-        axes.set(title=name, xlabel="recall, %", xlim=(0, end), xticks=[0, 25, 50, 75, 100])
-        axes.set(ylabel="class (training images)", ylim=(len(table) - 0.4, -0.6))
-        axes.xaxis.set_label_coords(50 / end, -0.45 / height)
-        tidy(axes, grid="x")
-    from matplotlib.patches import Patch
-
-    present = {g for tables in results.values() for g in tables["classes"]["group"]}
-    patches = [Patch(color=SERIES[g][1], label=f"{g}-shot") for g in GROUPS if g in present]
-    legend_below(figure, patches, [str(p.get_label()) for p in patches])
-    return figure
-
-
-def _worst(tables: Tables, worst: int) -> pd.DataFrame:
-    """Return the classes with the lowest recall, with a description of their confusions."""
-    table = tables["classes"].dropna(subset=["recall"])
-    table = table.sort_values(["recall", "train_images", "class"], kind="stable").head(worst)
-    texts = []
-    for k in table["class"]:
-        others = tables["confusions"][tables["confusions"]["class"] == k]
-        pairs = zip(others["predicted_name"], others["share"], strict=True)
-        text = ", ".join(f"{_short(name)} {100 * share:.0f} %" for name, share in pairs)
-        texts.append(f"→ {text}" if text else "")
-    return table.assign(taken_for=texts)
-
-
-def _examples_figure(results: Mapping[str, Tables]) -> Figure:
-    shown = {name: t["examples"] for name, t in results.items() if len(t["examples"])}
-    lines = [table["class"].nunique() for table in shown.values()]
-    columns = max(int(table["place"].max()) + 1 for table in shown.values())
-    figure = blank(1.1 * columns + 1.4, 1.42 * sum(lines) + 0.35 * len(shown))
-    panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=lines)[:, 0]
-    for axes, (name, table) in zip(panels, shown.items(), strict=True):
-        axes.set_title(name, fontsize="medium")
-        _mosaic(axes, table, columns)
-    return figure
-
-
-def _mosaic(axes: Axes, table: pd.DataFrame, columns: int) -> None:
-    """Draw one row of images per class, each below its predicted class; a cell is 1 x 1.3."""
-    for line, k in enumerate(dict.fromkeys(table["class"])):
-        mine = table[table["class"] == k].to_dict("records")
-        low = 1.3 * line + 0.35
-        text = f"{_short(mine[0]['name'])} →"
-        axes.text(-0.06, low + 0.45, text, ha="right", va="center", fontsize="small")
-        for place, row in enumerate(mine):
-            extent = (place + 0.05, place + 0.95, low + 0.9, low)
-            axes.imshow(as_pixels(row["png"]), interpolation="nearest", extent=extent)
-            text = f"{_short(row['predicted_name'], 12)}\n{100 * row['confidence']:.0f} %"
-            axes.text(place + 0.5, low - 0.02, text, ha="center", va="bottom", fontsize="x-small")
-    axes.set(xlim=(0, columns), ylim=(1.3 * table["class"].nunique(), 0))
-    axes.set_axis_off()
-
-
-def _short(name: str, most: int = 16) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return file.getvalue()

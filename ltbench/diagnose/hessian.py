@@ -3,7 +3,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import parameters_of, read, sample, spread_classes
+from ltbench.diagnose.figures import hessian as figures
+from ltbench.diagnose.progress import timed
+from ltbench.diagnose.sentences import number, percent
 from ltbench.errors import UserError
 from ltbench.methods.inner import evaluating
-from ltbench.plotting import blank, colours, markers, tidy
 from ltbench.seeding import derive
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import pandas as pd
 
 Product = Callable[[Tensor], Tensor]
 
@@ -50,6 +53,18 @@ class Hessian(Diagnostic):
         "zero indicate a saddle point, where rare classes often end up. The paper finds flatter "
         "spectra of rare classes with PLOT. A perfectly fitted class has almost no curvature."
     )
+
+    captions: ClassVar[dict[str, str]] = {
+        "density": "Share of the eigenvalues at each value, on a scale that is linear around zero "
+        "and logarithmic beyond.",
+        "sharpness": "Extreme eigenvalues and trace of the loss of each class; whiskers of the "
+        "trace are ± one standard error of its estimate.",
+    }
+    headings: ClassVar[dict[str, str]] = {
+        "eigenvalues": "Largest eigenvalues",
+        "summary": "Curvature by class",
+        "nodes": "Nodes of the density",
+    }
 
     class Options(schema.Config):
         """Options of the Hessian spectrum."""
@@ -91,12 +106,8 @@ class Hessian(Diagnostic):
         import pandas as pd
 
         options, info = self.options, subject.data.info
-        classes = options.classes or tuple(dict.fromkeys(spread_classes(info.class_counts, 3)))
-        wrong = [k for k in classes if not 0 <= k < info.num_classes]
-        if wrong:
-            raise UserError(
-                f"hessian.classes: expected numbers in 0..{info.num_classes - 1}, found {wrong[0]}"
-            )
+        classes = self._classes(subject)
+        step = self.stepper(len(classes) * self._products)
         eigenvalues: list[dict[str, Any]] = []
         summary: list[dict[str, Any]] = []
         nodes: list[dict[str, Any]] = []
@@ -116,8 +127,14 @@ class Hessian(Diagnostic):
                         f"{subject.name}: the loss of class {k} is NaN or infinite; training has "
                         "diverged or the weights are damaged"
                     )
+
+                def counted(vector: Tensor, product: Product = product) -> Tensor:
+                    result = product(vector)
+                    step()
+                    return result
+
                 found = spectrum(
-                    product,
+                    counted,
                     size,
                     steps=options.steps,
                     starts=options.starts,
@@ -154,9 +171,80 @@ class Hessian(Diagnostic):
             "nodes": pd.DataFrame(nodes),
         }
 
+    @property
+    def _products(self) -> int:
+        """Number of Hessian-vector products for each class."""
+        return self.options.starts * self.options.steps + self.options.vectors
+
+    def _classes(self, subject: Subject) -> tuple[int, ...]:
+        """Return the classes to measure."""
+        info = subject.data.info
+        chosen = self.options.classes or spread_classes(info.class_counts, 3)
+        wrong = [k for k in chosen if not 0 <= k < info.num_classes]
+        if wrong:
+            raise UserError(
+                f"hessian.classes: expected numbers in 0..{info.num_classes - 1}, found {wrong[0]}"
+            )
+        return tuple(dict.fromkeys(chosen))
+
+    def estimate(self, subject: Subject, forward: float) -> float:
+        """Time one Hessian-vector product of each class."""
+        options, seconds = self.options, 0.0
+        parameters = list(parameters_of(subject, options.part).values())
+        with evaluating(subject.method):
+            module = subject.method.export().eval()
+            for k in self._classes(subject):
+                chosen = sample(subject.data.train.labels, [k], options.images, seed=options.seed)
+                images, labels = read(subject, subject.data.train, chosen)
+                product, size = hessian_product(
+                    module, parameters, images, labels, batch_size=options.batch_size
+                )
+                vector = torch.ones(size, device=subject.device)
+                seconds += timed(partial(lambda go, v: float(go(v).sum()), product, vector))
+        return seconds * self._products
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Compare the curvature of the rarest and the most frequent class."""
+        table = tables["summary"].sort_values("count", ascending=False, kind="stable")
+        first = tables["eigenvalues"].query("rank == 1").set_index("class")["residual"]
+        often, rare = table.iloc[0], table.iloc[-1]
+        if len(table) < 2:
+            return [f"the loss of {_curvature(often, first)}."]
+        error = float(np.hypot(often["trace_error"], rare["trace_error"]))
+        gap = rare["trace"] - often["trace"]
+        if abs(gap) <= 1.96 * error:
+            verdict = "the traces do not differ beyond the noise"
+        else:
+            verdict = f"the rare class is {'sharper' if gap > 0 else 'flatter'} by the trace"
+        dips = [
+            f"{row['name']} {number(row['smallest'])} ({percent(share)} of the largest)"
+            for row in (often, rare)
+            if np.isfinite(share := -row["smallest"] / max(row["largest"], 1e-12))
+        ]
+        return [
+            f"the loss of {_curvature(often, first)}, that of {_curvature(rare, first)}; "
+            f"{verdict}.",
+            f"most negative eigenvalue: {', '.join(dips)}.",
+        ]
+
+    def compare(self, results: Mapping[str, Tables]) -> list[str]:
+        """List the traces of the rarest class."""
+        rows = {n: t["summary"].sort_values("count").iloc[0] for n, t in results.items()}
+        parts = [
+            f"{n} {number(row['trace'])} ± {number(row['trace_error'])}"
+            for n, row in sorted(rows.items(), key=lambda one: float(one[1]["trace"]))
+        ]
+        return [
+            "trace of the Hessian of the rarest class, flattest first (± standard error): "
+            f"{', '.join(parts)}."
+        ]
+
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Return figures ``density`` and ``sharpness``."""
-        return {"density": _draw_density(results), "sharpness": _draw_sharpness(results)}
+        return {
+            "density": figures.draw_density(results),
+            "sharpness": figures.draw_sharpness(results),
+        }
 
 
 @dataclass(frozen=True)
@@ -188,6 +276,15 @@ class Spectrum:
         return float(min(ritz[-1] for ritz in self.ritz))
 
 
+def _curvature(row: pd.Series[Any], residuals: pd.Series[Any]) -> str:
+    """Return the largest eigenvalue and the trace of a class as text."""
+    return (
+        f"class {row['name']} ({row['count']:,} training images) has the largest eigenvalue "
+        f"{number(row['largest'])} ± {number(residuals[row['class']])} and the trace "
+        f"{number(row['trace'])} ± {number(row['trace_error'])}"
+    )
+
+
 def hessian_product(
     module: nn.Module,
     parameters: Sequence[nn.Parameter],
@@ -214,8 +311,7 @@ def hessian_product(
     Returns:
         Function from vectors [P] to products [P], and the number of parameters P.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of dependencies, at import
+    with warnings.catch_warnings(record=True):  # of dependencies, which set filters at import
         from curvlinops import HessianLinearOperator
 
         operator = HessianLinearOperator(
@@ -320,30 +416,6 @@ def lanczos(
     return values[order], vectors[0][order] ** 2, bounds[order]
 
 
-def density(
-    grid: np.ndarray, nodes: np.ndarray, weights: np.ndarray, *, linear: float, width: float = 0.08
-) -> np.ndarray:
-    """Return the spectral density per unit of ``squash(eigenvalue)``, with area 1.
-
-    Args:
-        grid: squashed eigenvalues at which to evaluate [G].
-        nodes: eigenvalues [m].
-        weights: quadrature weights with sum 1 [m].
-        linear: see ``squash``.
-        width: standard deviation of the Gaussians, in squashed units.
-    """
-    distance = (grid[:, None] - squash(nodes, linear)) / width
-    bumps = np.exp(-(distance**2) / 2) / (width * np.sqrt(2 * np.pi))
-    result: np.ndarray = bumps @ weights
-    return result
-
-
-def squash(values: np.ndarray, linear: float) -> np.ndarray:
-    """Map values to a scale that is linear below ``linear`` and logarithmic (base 10) above."""
-    result: np.ndarray = np.arcsinh(np.asarray(values) / linear) / np.log(10)
-    return result
-
-
 def _batches(images: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
 
@@ -355,96 +427,3 @@ def _loss(module: nn.Module, images: Tensor, labels: Tensor, batch_size: int) ->
     for x, y in _batches(images, labels, batch_size):
         total += float(nn.functional.cross_entropy(module(x), y, reduction="sum"))
     return total / len(labels)
-
-
-def _draw_density(results: Mapping[str, Tables]) -> Figure:
-    """Draw one panel per class and one line per subject, with a common scale."""
-    first = next(iter(results.values()))["summary"]
-    classes = list(first["class"])
-    nodes = {name: tables["nodes"] for name, tables in results.items()}
-    every = np.concatenate([table["node"].to_numpy() for table in nodes.values()])
-    reach = max(float(np.abs(every).max()), 1e-12)
-    linear = reach * 1e-3
-    low, high = squash(np.array([every.min(), every.max()]), linear)
-    grid = np.linspace(low - 0.4, high + 0.4, 800)
-    figure = blank(max(6.4, 3.4 * len(classes) + 0.6), 3.9)
-    panels = figure.subplots(1, len(classes), sharey=True, squeeze=False)[0]
-    colour = colours(results)
-    for axes, k in zip(panels, classes, strict=True):
-        for name, table in nodes.items():
-            own = table[table["class"] == k]
-            starts = max(1, own["start"].nunique())
-            line = density(
-                grid, own["node"].to_numpy(), own["weight"].to_numpy() / starts, linear=linear
-            )
-            axes.semilogy(grid, line.clip(1e-12), color=colour[name], label=name, linewidth=1.6)
-        axes.axvline(0, color="#888888", linewidth=0.8, linestyle=":")
-        axes.set_ylim(1e-8, 20)
-        row = first[first["class"] == k].iloc[0]
-        axes.set_title(
-            f"class {row['name']}, {row['count']:,} images, {row['images']} of them used",
-            fontsize=9,
-        )
-        _eigenvalue_ticks(axes, low, high, linear)
-        axes.set_xlabel("eigenvalue")
-        tidy(axes)
-    panels[0].set_ylabel("density of eigenvalues, per decade")
-    if len(results) > 1:
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside upper center",
-            ncols=len(results),
-            frameon=False,
-        )
-    return figure
-
-
-def _eigenvalue_ticks(axes: Any, low: float, high: float, linear: float) -> None:
-    """Label a squashed axis with eigenvalues: powers of ten on both sides of zero."""
-    powers = [10.0**e for e in np.arange(np.ceil(np.log10(linear)), 20)]
-    marks = [0.0]
-    for sign in (1, -1):
-        inside = [p for p in powers if low <= squash(np.array(sign * p), linear) <= high]
-        marks += [sign * p for p in inside[-1::-2]]
-    marks.sort()
-    axes.set_xticks([float(squash(np.array(mark), linear)) for mark in marks])
-    axes.set_xticklabels([f"{mark:g}" for mark in marks], fontsize=8)
-
-
-def _draw_sharpness(results: Mapping[str, Tables]) -> Figure:
-    """Draw largest eigenvalue, trace and most negative eigenvalue by class."""
-    first = next(iter(results.values()))["summary"]
-    figure = blank(9.6, 3.7)
-    panels = figure.subplots(1, 3)
-    what: tuple[tuple[Literal["largest", "trace", "smallest"], str], ...] = (
-        ("largest", "largest eigenvalue"),
-        ("trace", "trace, ± standard error"),
-        ("smallest", "most negative eigenvalue"),
-    )
-    colour, marker = colours(results), markers(results)
-    for axes, (column, title) in zip(panels, what, strict=True):
-        for i, (name, tables) in enumerate(results.items()):
-            table = tables["summary"]
-            x = np.arange(len(table)) + 0.16 * (i - (len(results) - 1) / 2)
-            error = table["trace_error"] if column == "trace" else None
-            axes.errorbar(
-                x, table[column], yerr=error, fmt=marker[name], color=colour[name], label=name,
-                capsize=3, markersize=6,
-            )  # fmt: skip
-        axes.axhline(0, color="#888888", linewidth=0.8)
-        axes.set_xticks(range(len(first)))
-        labels = [f"{n}\n{c:,}" for n, c in zip(first["name"], first["count"], strict=True)]
-        axes.set_xticklabels(labels, fontsize=8)
-        axes.set_xlim(-0.6, len(first) - 0.4)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("class, training images")
-        tidy(axes, grid="y")
-    panels[0].set_ylabel("of the Hessian of the class's loss")
-    if len(results) > 1:
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside upper center",
-            ncols=len(results),
-            frameon=False,
-        )
-    return figure

@@ -1,25 +1,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import parameters_of, read, sample, thirds
 from ltbench.diagnose.predictions import groups_of
+from ltbench.diagnose.progress import timed
+from ltbench.diagnose.sentences import number
 from ltbench.methods.inner import evaluating
 from ltbench.models.heads import CosineHead
-from ltbench.plotting import blank, colours, tidy
+from ltbench.plotting import blank, colours, shared_legend, tidy
 from ltbench.seeding import derive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ltbench.data.base import Split
 
 Direction = list[Tensor]
 STYLES = ("-", "--", ":")
@@ -52,6 +56,17 @@ class Landscape(Diagnostic):
         "or asymmetric valley of the tail means that small changes of the weights hurt rare "
         "classes most. This is a single random plane: other seeds give other figures."
     )
+
+    captions: ClassVar[dict[str, str]] = {
+        "plane": "Loss of each group on the plane, logarithmic colours; the cross is the trained "
+        "model.",
+        "line": "Loss of each group along the first direction; 0 is the trained model.",
+    }
+    headings: ClassVar[dict[str, str]] = {
+        "plane": "Loss on the plane",
+        "line": "Loss along the line",
+        "sample": "Sampled images",
+    }
 
     class Options(schema.Config):
         """Options of the landscape."""
@@ -92,42 +107,28 @@ class Landscape(Diagnostic):
         """
         import pandas as pd
 
-        options, method = self.options, subject.method
-        split = subject.data.train if options.split == "train" else subject.data.test
-        groups = self._groups(subject)
-        chosen = {
-            name: sample(split.labels, classes, total=options.images, seed=options.seed)
-            for name, classes in groups.items()
-        }
-        chosen = {name: index for name, index in chosen.items() if len(index)}
-        images, labels = read(subject, split, np.concatenate(list(chosen.values())))
-        sizes = [len(index) for index in chosen.values()]
-        weights = parameters_of(subject, options.part)
-        columns = {id(m.weight) for m in method.modules() if isinstance(m, CosineHead)}
+        options, chosen = self.options, self._chosen(subject)
+        split, weights = self._split(subject), parameters_of(subject, options.part)
+        columns = {id(m.weight) for m in subject.method.modules() if isinstance(m, CosineHead)}
         by_column = [id(p) in columns for p in weights.values()]
         values = [p.detach() for p in weights.values()]
         first, second = (
             filter_normalised(values, derive(options.seed, "direction", i), by_column)
             for i in range(2)
         )
-        with evaluating(method):
-            module = method.export().eval()
+        step = self.stepper(self._passes)
+        losses = self._losses(subject, weights)
 
-            def losses(moved: Direction) -> np.ndarray:
-                state = dict(zip(weights, moved, strict=True))
-                rows = []
-                batches = (torch.split(part, options.batch_size) for part in (images, labels))
-                for x, y in zip(*batches, strict=True):
-                    logits = torch.func.functional_call(module, state, (x,), tie_weights=False)
-                    rows.append(F.cross_entropy(logits.double(), y, reduction="none"))
-                means = [part.mean() for part in torch.split(torch.cat(rows), sizes)]
-                result: np.ndarray = torch.stack(means).cpu().numpy()
-                return result
+        def counted(moved: Direction) -> np.ndarray:
+            found = losses(moved)
+            step()
+            return found
 
+        with evaluating(subject.method):
             side = np.linspace(-options.reach, options.reach, options.points)
-            plane = surface(losses, values, [first, second], [side, side])
+            plane = surface(counted, values, [first, second], [side, side])
             far = np.linspace(-options.reach, options.reach, options.line)
-            line = surface(losses, values, [first], [far])
+            line = surface(counted, values, [first], [far])
         tables = {
             "plane": [
                 {"group": group, "x": x, "y": y, "loss": plane[i, j, g]}
@@ -153,6 +154,78 @@ class Landscape(Diagnostic):
         }
         return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
+    @property
+    def _passes(self) -> int:
+        """Number of points at which the losses are computed."""
+        return self.options.points**2 + self.options.line
+
+    def _split(self, subject: Subject) -> Split:
+        return subject.data.train if self.options.split == "train" else subject.data.test
+
+    def _chosen(self, subject: Subject) -> dict[str, np.ndarray]:
+        """Return the images of each group."""
+        options, labels = self.options, self._split(subject).labels
+        chosen = {
+            name: sample(labels, classes, total=options.images, seed=options.seed)
+            for name, classes in self._groups(subject).items()
+        }
+        return {name: index for name, index in chosen.items() if len(index)}
+
+    def _losses(
+        self, subject: Subject, weights: Mapping[str, nn.Parameter]
+    ) -> Callable[[Direction], np.ndarray]:
+        """Return the function from parameters to the mean loss of each group."""
+        chosen = self._chosen(subject)
+        images, labels = read(subject, self._split(subject), np.concatenate([*chosen.values()]))
+        sizes = [len(index) for index in chosen.values()]
+        module = subject.method.export()
+
+        def losses(moved: Direction) -> np.ndarray:
+            state = dict(zip(weights, moved, strict=True))
+            rows = []
+            batches = (torch.split(part, self.options.batch_size) for part in (images, labels))
+            for x, y in zip(*batches, strict=True):
+                logits = torch.func.functional_call(module.eval(), state, (x,), tie_weights=False)
+                rows.append(F.cross_entropy(logits.double(), y, reduction="none"))
+            means = [part.mean() for part in torch.split(torch.cat(rows), sizes)]
+            result: np.ndarray = torch.stack(means).cpu().numpy()
+            return result
+
+        return losses
+
+    @torch.no_grad()
+    def estimate(self, subject: Subject, forward: float) -> float:
+        """Time one pass of the sample."""
+        weights = parameters_of(subject, self.options.part)
+        losses = self._losses(subject, weights)
+        with evaluating(subject.method):
+            return self._passes * timed(lambda: losses([*weights.values()]))
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Say how much the loss of each group rises at both ends of the line."""
+        ends = _ends(tables)
+        parts = [f"{g} {number(start)} to {number(end)}" for g, (start, end) in ends.items()]
+        reach = number(float(tables["line"]["x"].max()))
+        steepest = max(ends, key=lambda g: ends[g][1] - ends[g][0])
+        most = f"; it rises most for {steepest}" if len(ends) > 1 else ""
+        return [
+            f"loss at the trained weights, and at a distance of {reach} lengths of the weights "
+            f"(mean of both sides of one random direction): {', '.join(parts)}{most}."
+        ]
+
+    def compare(self, results: Mapping[str, Tables]) -> list[str]:
+        """List the rise of the loss of the rarest group."""
+        group = list(_ends(next(iter(results.values()))))[-1]
+        rises = {}
+        for name, tables in results.items():
+            start, end = _ends(tables).get(group, (float("nan"), float("nan")))
+            rises[name] = end - start
+        parts = [f"{n} {number(r)}" for n, r in sorted(rises.items(), key=lambda one: one[1])]
+        return [
+            f"rise of the loss of {group} along one random direction, flattest first: "
+            f"{', '.join(parts)}."
+        ]
+
     def _groups(self, subject: Subject) -> dict[str, list[int]]:
         shots = groups_of(subject)
         if self.options.groups == "shot" or (self.options.groups == "auto" and len(shots) == 3):
@@ -163,6 +236,15 @@ class Landscape(Diagnostic):
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Return figures ``plane`` and ``line``."""
         return {"plane": _draw_plane(results), "line": _draw_line(results)}
+
+
+def _ends(tables: Tables) -> dict[str, tuple[float, float]]:
+    """Return the loss of each group at the model, and its mean over both ends of the line."""
+    found = {}
+    for group, line in tables["line"].groupby("group", sort=False):
+        losses = line.sort_values("x")["loss"].to_numpy()
+        found[str(group)] = float(losses[len(losses) // 2]), float((losses[0] + losses[-1]) / 2)
+    return found
 
 
 def filter_normalised(
@@ -280,7 +362,7 @@ def _draw_line(results: Mapping[str, Tables]) -> Figure:
         tidy(axes)
     panels[0].set_ylabel("mean cross-entropy, nats")
     if len(results) > 1:
-        panels[0].legend(frameon=False, fontsize=9)
+        shared_legend(figure)
     return figure
 
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,12 @@ from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import collect, sample, shot_of, spread_classes
 from ltbench.diagnose.predictions import groups_of
+from ltbench.diagnose.sentences import LEVEL, number
 from ltbench.methods.inner import evaluating
 from ltbench.models.heads import CosineHead
-from ltbench.plotting import blank, colours, markers, tidy
+from ltbench.plotting import blank, colours, markers, shared_legend, tidy
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLLAPSE = {
@@ -58,6 +58,15 @@ class Norms(Diagnostic):
         "between each other (minority collapse). Near-zero values on training images say nothing "
         "about test images."
     )
+
+    captions: ClassVar[dict[str, str]] = {
+        "classes": "Each point is a class, at its number of training images (logarithmic).",
+        "collapse": "Measures of neural collapse, for all classes and by shot group.",
+    }
+    headings: ClassVar[dict[str, str]] = {
+        "classes": "Norms and spread by class",
+        "collapse": "Neural collapse",
+    }
 
     class Options(schema.Config):
         """Options of the norms."""
@@ -119,6 +128,41 @@ class Norms(Diagnostic):
                     }
                 )
         return {"classes": table.reset_index(), "collapse": pd.DataFrame(rows)}
+
+    def images(self, subject: Subject) -> int:
+        """Return the size of the sample at most."""
+        split = subject.data.train if self.options.split == "train" else subject.data.test
+        return min(len(split), self.options.each * self.options.classes)
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Say whether classifier norms follow the training images, and which group collapsed."""
+        table = tables["classes"]
+        found = []
+        known = table.dropna(subset=["weight_norm"])
+        if len(known) > 2 and known["count"].nunique() > 1 and known["weight_norm"].nunique() > 1:
+            from scipy.stats import spearmanr
+
+            result = spearmanr(known["count"], known["weight_norm"])
+            rank, chance = float(result.statistic), float(result.pvalue)
+            if chance >= LEVEL:
+                verb = "does not depend on"
+            else:
+                verb = "grows with" if rank > 0 else "falls with"
+            noise = " beyond the noise" if chance >= LEVEL else ""
+            found.append(
+                f"the norm of the classifier weight {verb} the number of training images{noise} "
+                f"(rank correlation {number(rank)} over {len(known)} classes, p = "
+                f"{number(chance)})."
+            )
+        rows = tables["collapse"].dropna(subset=["nc1"])
+        parts = [f"{row['group']} classes {number(row['nc1'])}" for row in rows.to_dict("records")]
+        if parts:
+            split = rows["split"].iloc[0]
+            found.append(
+                f"within- over between-class variance of {split} features (NC1; 0 is full "
+                f"collapse): {', '.join(parts)}."
+            )
+        return found
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Return figures ``classes`` and ``collapse``."""
@@ -313,7 +357,8 @@ def _draw_classes(results: Mapping[str, Tables]) -> Figure:
         tidy(axes)
     for axes in panels[1]:
         axes.set_xlabel("training images of the class")
-    _legend(figure, panels[0, 0], results)
+    if len(results) > 1:
+        shared_legend(figure)
     return figure
 
 
@@ -337,15 +382,6 @@ def _draw_collapse(results: Mapping[str, Tables]) -> Figure:
         axes.set_xlabel("classes")
         tidy(axes, grid="y")
     panels[0].set_ylabel("0 is full collapse")
-    _legend(figure, panels[0], results)
-    return figure
-
-
-def _legend(figure: Figure, axes: Axes, results: Sequence[str] | Mapping[str, Any]) -> None:
     if len(results) > 1:
-        figure.legend(
-            *axes.get_legend_handles_labels(),
-            loc="outside upper center",
-            ncols=len(results),
-            frameon=False,
-        )
+        shared_legend(figure)
+    return figure

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,23 +14,19 @@ from ltbench.config import schema
 from ltbench.data.base import Source
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import sample
+from ltbench.diagnose.figures import openset as figures
+from ltbench.diagnose.figures.openset import SCORES
 from ltbench.diagnose.predictions import Seen, groups_of, see
 from ltbench.diagnose.scores import accepted, auroc, fpr_at
+from ltbench.diagnose.sentences import number
 from ltbench.diagnose.unknown import as_own, files_of, source_of
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import UNKNOWN, open_set_f
-from ltbench.plotting import GREY, SERIES, blank, colours, legend_below, markers, tidy
 from ltbench.seeding import derive, keyed_permutation
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
-SCORES = {
-    "softmax": "largest softmax probability",
-    "energy": "log-sum-exp of the logits",
-    "cosine": "cosine to the nearest prototype",
-}
 DEFINITIONS = {"oltr": True, "decoupling": False}  # whether a rejected known image counts as wrong
 STEPS = 101  # thresholds of a curve
 BINS = 40  # of a histogram
@@ -68,6 +64,20 @@ class Openset(Diagnostic):
         "classes often have scores like unknown ones: a threshold that rejects unknown images also "
         "rejects the tail."
     )
+
+    captions: ClassVar[dict[str, str]] = {
+        "scores": "Scores of known images by shot group and of unknown images (grey).",
+        "f_measure": "F-measure at each threshold by both definitions; the dotted line is the "
+        "published threshold.",
+        "roc": "Known against unknown images accepted; the marker is FPR95.",
+    }
+    headings: ClassVar[dict[str, str]] = {
+        "separation": "Separation of known and unknown images",
+        "f_measure": "F-measure",
+        "curve": "F-measure by threshold",
+        "roc": "ROC curve",
+        "histogram": "Histogram of scores",
+    }
 
     class Options(schema.Config):
         """Options of the open set."""
@@ -130,12 +140,40 @@ class Openset(Diagnostic):
             )
         return source_of(data.test)
 
+    def images(self, subject: Subject) -> int:
+        """Return the known images; unknown ones are counted only when they are read."""
+        if self.options.unknown is None and self.options.dataset is None:
+            return 0
+        each = self.options.prototype_images * subject.data.info.num_classes
+        return (
+            len(subject.data.test)
+            + min(len(subject.data.train), each)
+            + (self.options.images or len(subject.data.test))
+        )
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Say which score separates best, and for which shot group least."""
+        table = tables["separation"]
+        overall = table[table["group"] == "overall"].sort_values("auroc", ascending=False)
+        pairs = zip(overall["score"], overall["auroc"], strict=True)
+        parts = [f"{SCORES[s]} {number(a)}" for s, a in pairs]
+        best = overall.iloc[0]
+        groups = table[(table["score"] == best["score"]) & (table["group"] != "overall")]
+        by_group = ", ".join(
+            f"{g} {number(a)}" for g, a in zip(groups["group"], groups["auroc"], strict=True)
+        )
+        return [
+            f"separation of {best['known']:,} known from {best['unknown']:,} unknown images, AUROC "
+            f"(0.5 is chance): {', '.join(parts)}.",
+            f"AUROC of the best score by shot group of the known images: {by_group}.",
+        ]
+
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Return figures ``scores``, ``f_measure`` and ``roc``."""
         return {
-            "scores": _scores_figure(results),
-            "f_measure": _f_figure(results),
-            "roc": _roc_figure(results),
+            "scores": figures.scores_figure(results),
+            "f_measure": figures.f_figure(results),
+            "roc": figures.roc_figure(results),
         }
 
 
@@ -332,78 +370,3 @@ def _range(name: str, scores: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = float(scores.min()), float(scores.max())
     return low, high if high > low else low + 1.0
-
-
-def _scores_figure(results: Mapping[str, Tables]) -> Figure:
-    figure = blank(11, 2.5 * len(results) + 0.9)
-    grid = figure.subplots(len(results), len(SCORES), squeeze=False)
-    for line, (name, tables) in zip(grid, results.items(), strict=True):
-        table = tables["histogram"]
-        for axes, (kind, label) in zip(line, SCORES.items(), strict=True):
-            here = table[table["score"] == kind]
-            for of, rows in here.groupby("images_of", sort=False):
-                edges = np.append(rows["low"], rows["high"].iloc[-1])
-                style: dict[str, Any] = (
-                    {"fill": True, "color": GREY, "alpha": 0.45, "label": "unknown"}
-                    if of == "unknown"
-                    else {"color": SERIES[str(of)][1], "linewidth": 1.5}
-                    | {"label": f"known, {of}-shot"}
-                )
-                axes.stairs(100 * rows["share"], edges, **style)
-            axes.set_xlabel(label)
-            axes.set_ylim(bottom=0)
-            tidy(axes)
-        line[0].set_ylabel("share of the group's images, %")
-        line[0].set_title(name, loc="left", fontsize="medium")
-    found = dict(zip(*grid[0, 0].get_legend_handles_labels()[::-1], strict=True))
-    legend_below(figure, list(found.values()), list(found))
-    return figure
-
-
-def _f_figure(results: Mapping[str, Tables]) -> Figure:
-    figure = blank(11, 4)
-    panels = figure.subplots(1, len(SCORES), sharey=True)
-    colour = colours(results)
-    style = {"oltr": "-", "decoupling": "--"}
-    for axes, (kind, label) in zip(panels, SCORES.items(), strict=True):
-        for name, tables in results.items():
-            curve = tables["curve"][tables["curve"]["score"] == kind]
-            for definition, line in style.items():
-                axes.plot(
-                    curve["threshold"], curve[definition], line, color=colour[name],
-                    linewidth=1.5, label=f"{name}, {definition}",
-                )  # fmt: skip
-            points = tables["f_measure"]
-            points = points[(points["score"] == kind) & (points["kind"] == "as published")]
-            if len(points):
-                axes.axvline(points["threshold"].iloc[0], color=GREY, linestyle=":", linewidth=1)
-        axes.set(xlabel=f"threshold on the {label}")
-        tidy(axes)
-    panels[0].set_ylabel("F-measure")
-    panels[0].set_ylim(bottom=0)
-    handles, labels = panels[0].get_legend_handles_labels()
-    legend_below(figure, handles, labels)
-    return figure
-
-
-def _roc_figure(results: Mapping[str, Tables]) -> Figure:
-    figure = blank(11, 4.3)
-    panels = figure.subplots(1, len(SCORES), sharey=True)
-    colour, marker = colours(results), markers(results)
-    for axes, (kind, label) in zip(panels, SCORES.items(), strict=True):
-        axes.plot((0, 100), (0, 100), color=GREY, linestyle=":", linewidth=1)
-        for name, tables in results.items():
-            roc = tables["roc"][tables["roc"]["score"] == kind]
-            table = tables["separation"]
-            at = table[(table["score"] == kind) & (table["group"] == "overall")].iloc[0]
-            axes.plot(
-                100 * roc["unknown_accepted"], 100 * roc["known_accepted"], color=colour[name],
-                linewidth=1.5, label=f"{name}: AUROC {at['auroc']:.3f}",
-            )  # fmt: skip
-            axes.plot(100 * at["fpr95"], 95, color=colour[name], marker=marker[name], markersize=6)
-        axes.set(title=label, xlabel="unknown images accepted, %", xlim=(-2, 102), ylim=(-2, 102))
-        axes.set_aspect("equal")
-        axes.legend(frameon=False, loc="lower right", fontsize="small")
-        tidy(axes)
-    panels[0].set_ylabel("known images accepted, %")
-    return figure

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ltbench.diagnose.base import Diagnostic, Subject, Tables
+from ltbench.diagnose.tables import COLUMNS, ROWS, Shown, heading, shown, title_of
 from ltbench.records.titles import dataset_title
 from ltbench.version import __version__
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-ROWS, COLUMNS = 30, 12  # limits of tables shown in the report
 DPI = 144
+DARK = "#16181b"  # background of the page in a dark scheme
+FIRST = ("errors", "calibration", "shift")  # sections whose sentences begin the summary
+Kind = Literal["png", "svg+xml"]
 
 
 @dataclass(frozen=True)
@@ -33,30 +35,29 @@ class Picture:
         png: PNG file.
         svg: SVG file.
         width: width in CSS pixels.
+        dark: file for a dark scheme, of the same kind as ``source``; none if not given.
     """
 
     name: str
     png: bytes
     svg: bytes
     width: int
+    dark: bytes | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """Format of the smaller of the two files."""
+        return "png" if len(self.png) <= len(self.svg) else "svg+xml"
 
     @property
     def source(self) -> str:
         """Data URL of the smaller of the two files."""
-        kind, content = min(
-            ("png", self.png), ("svg+xml", self.svg), key=lambda found: len(found[1])
-        )
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        return _url(self.kind, self.png if self.kind == "png" else self.svg)
 
-
-@dataclass(frozen=True)
-class Shown:
-    """Table as text: name, columns, rows, and a mask of numeric columns."""
-
-    name: str
-    columns: list[str]
-    rows: list[list[str]]
-    numeric: list[bool]
+    @property
+    def dark_source(self) -> str | None:
+        """Data URL of the file for a dark scheme."""
+        return None if self.dark is None else _url(self.kind, self.dark)
 
 
 @dataclass
@@ -68,6 +69,8 @@ class Section:
         about: class of the diagnostic, for its texts.
         options: values of its options.
         pictures: its figures.
+        findings: sentences about the results by name of the subject, the main one first.
+        compared: sentences about differences between the subjects.
         results: tables by name of the subject.
         seconds: duration of the measurement by name of the subject.
         problems: one line for each failed measurement or figure.
@@ -77,20 +80,48 @@ class Section:
     about: type[Diagnostic]
     options: Mapping[str, Any]
     pictures: list[Picture] = field(default_factory=list)
+    findings: dict[str, list[str]] = field(default_factory=dict)
+    compared: list[str] = field(default_factory=list)
     results: dict[str, Tables] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
+    def sentences(self) -> list[str]:
+        """All sentences, those about one of several subjects with its name."""
+        return [*self.compared, *(s for name in self.findings for s in self._said(name))]
+
+    @property
+    def main(self) -> list[str]:
+        """Sentences for the summary: comparisons, else the main sentence of each subject."""
+        return self.compared or [s for name in self.findings for s in self._said(name)[:1]]
+
+    def _said(self, name: str) -> list[str]:
+        several = len(self.results) > 1
+        return [
+            f"{name}: {s}" if several else f"{s[:1].upper()}{s[1:]}" for s in self.findings[name]
+        ]
+
+    @property
     def small(self) -> list[Shown]:
         """Tables of all subjects that are small enough for the report."""
-        found = [_shown(name, self._together(name)) for name in self._names()]
-        return [t for t in found if len(t.rows) <= ROWS and len(t.columns) <= COLUMNS]
+        titles = self.about.headings
+        found = [shown(title_of(name, titles), self._together(name)) for name in self._names()]
+        return [t for t in found if 0 < len(t.rows) <= ROWS and len(t.columns) <= COLUMNS]
 
     @property
     def files(self) -> list[str]:
         """Name and number of rows of each table, as text."""
         return [f"{name} ({len(self._together(name)):,} rows)" for name in self._names()]
+
+    @property
+    def settings(self) -> list[str]:
+        """Options and their values, as words of the command line."""
+        return [f"{self.name}.{key}={_word(value)}" for key, value in self.options.items()]
+
+    def caption(self, picture: str) -> str:
+        """Return the caption of a figure."""
+        return self.about.captions.get(picture, f"{heading(picture)}.").strip()
 
     def _names(self) -> list[str]:
         return list(dict.fromkeys(name for tables in self.results.values() for name in tables))
@@ -101,14 +132,18 @@ class Section:
         own = {s: tables[name] for s, tables in self.results.items() if name in tables}
         if len(self.results) == 1:
             return next(iter(own.values()))
-        return pd.concat([t.assign(subject=s) for s, t in own.items()])[
-            ["subject", *next(iter(own.values())).columns]
+        return pd.concat([t.assign(model=s) for s, t in own.items()])[
+            ["model", *next(iter(own.values())).columns]
         ]
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Context manager with the style of figures; text is never parsed as math."""
+def drawing(dark: bool = False) -> Iterator[None]:
+    """Context manager with the style of figures; text is never parsed as math.
+
+    Args:
+        dark: light text on a dark background.
+    """
     import matplotlib as mpl
 
     style: dict[Any, Any] = {
@@ -119,21 +154,48 @@ def drawing() -> Iterator[None]:
         "axes.spines.right": False,
         "figure.facecolor": "white",
     }
+    if dark:
+        back = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+        lines = ("axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+        text = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+        style |= dict.fromkeys(back, DARK) | dict.fromkeys(lines, "#8f959c")
+        style |= dict.fromkeys(text, "#e8e8e8")
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
+def pictures(diagnostic: Diagnostic, results: Mapping[str, Tables]) -> list[Picture]:
+    """Draw the figures of a diagnostic for a light and for a dark scheme."""
+    with drawing():
+        light = [picture(name, figure) for name, figure in diagnostic.draw(results).items()]
+    with drawing(dark=True):
+        dark = diagnostic.draw(results) if light else {}
+        return [_with_dark(one, dark[one.name]) for one in light]
+
+
 def picture(name: str, figure: Figure) -> Picture:
     """Render a figure as PNG and SVG, deterministically."""
+    width = round(figure.get_figwidth() * 96)
+    return Picture(name, _rendered(figure, "png"), _rendered(figure, "svg+xml"), width)
+
+
+def _with_dark(light: Picture, figure: Figure) -> Picture:
+    dark = _rendered(figure, light.kind)
+    return Picture(light.name, light.png, light.svg, light.width, dark)
+
+
+def _rendered(figure: Figure, kind: Kind) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
     _plain_ticks(figure)
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI)
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    return Picture(name, png.getvalue(), svg.getvalue(), round(figure.get_figwidth() * 96))
+    file = io.BytesIO()
+    if kind == "png":
+        figure.savefig(file, format="png", dpi=DPI)
+    else:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def _plain_ticks(figure: Figure) -> None:
@@ -148,13 +210,16 @@ def _plain_ticks(figure: Figure) -> None:
                 axis.set_minor_formatter(NullFormatter())
 
 
-def render(title: str, subjects: Sequence[Subject], sections: Sequence[Section]) -> str:
+def render(
+    title: str, subjects: Sequence[Subject], sections: Sequence[Section], left: Sequence[str] = ()
+) -> str:
     """Return the HTML report.
 
     Args:
         title: title of the report.
         subjects: the diagnosed models.
         sections: results of the diagnostics, in order.
+        left: names of diagnostics that have not run yet.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -165,16 +230,36 @@ def render(title: str, subjects: Sequence[Subject], sections: Sequence[Section])
     return page.render(
         title=title,
         version=__version__,
+        dark=DARK,
         facts=[_facts(s) for s in subjects],
         sections=sections,
+        summary=sorted(sections, key=lambda s: s.name not in FIRST),
+        left=left,
         paragraphs=_paragraphs,
+        tight=_tight,
         seconds=duration,
     )
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in seconds or minutes as text."""
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+    """Return a duration in seconds, minutes or hours as text."""
+    if seconds < 0.1:
+        return "less than 0.1 s"
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _url(kind: Kind, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _facts(subject: Subject) -> dict[str, str]:
@@ -195,26 +280,17 @@ def _facts(subject: Subject) -> dict[str, str]:
         "backbone": recipe.backbone.name,
         "seed": str(recipe.seed),
         "accuracy, %": ", ".join(
-            f"{name} {100 * value:.1f}" for name, value in groups.items() if value is not None
+            f"{'overall' if name == 'top1' else name} {100 * value:.1f}"
+            for name, value in groups.items()
+            if value is not None
         ),
     }
 
 
-def _shown(name: str, table: pd.DataFrame) -> Shown:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    numeric = [is_numeric_dtype(d) and not is_bool_dtype(d) for d in table.dtypes]
-    rows = [[_text(v) for v in row] for row in table.head(ROWS + 1).itertuples(index=False)]
-    return Shown(name, [str(c) for c in table.columns], rows, numeric)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    text = "" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+def _tight(text: str) -> str:
+    """Return a sentence in which numbers are not parted from their units and errors."""
+    space = "\N{NO-BREAK SPACE}"
+    return text.replace(" %", f"{space}%").replace(" ± ", f"{space}±{space}")
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -13,12 +13,14 @@ from ltbench.config.validation import find_mistakes
 from ltbench.config.values import split_values
 from ltbench.diagnose import DIAGNOSTICS
 from ltbench.diagnose.base import Diagnostic, Subject, Tables
-from ltbench.diagnose.report import Section, drawing, duration, picture, render
+from ltbench.diagnose.report import Section, duration, pictures, render
+from ltbench.diagnose.tables import without_files
 from ltbench.errors import UserError
 from ltbench.files import write_atomic
 
 PAGE = "report.html"
 Say = Callable[[str], None]
+Count = Callable[[str, int, int], None]
 
 
 def choose(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Diagnostic]:
@@ -58,6 +60,7 @@ def run(
     subjects: Sequence[Subject],
     out: Path,
     say: Say = lambda line: None,
+    count: Count = lambda name, done, total: None,
 ) -> list[Section]:
     """Measure and draw, and write everything to a folder.
 
@@ -68,44 +71,72 @@ def run(
         diagnostics: by name, in order.
         subjects: models, of different names.
         out: folder; made if it does not exist.
-        say: called with one line of progress at a time.
+        say: called with one line at a time.
+        count: called with a name, the steps done and their total during long measurements.
 
     Raises:
         UserError: the folder cannot be written, or nothing at all could be measured.
     """
     title = f"Diagnosis of {' and '.join(s.name for s in subjects)}"
     sections: list[Section] = []
+    left = list(diagnostics)
     slugs = dict(zip((s.name for s in subjects), _slugs([s.name for s in subjects]), strict=True))
+
+    def write() -> None:
+        write_atomic(out / PAGE, render(title, subjects, sections, left).encode())
+
     _make(out)
-    for name, diagnostic in diagnostics.items():
-        section = Section(name, type(diagnostic), diagnostic.options.model_dump())
-        sections.append(section)
-        for subject in subjects:
-            began = time.monotonic()
-            try:
-                tables = diagnostic.measure(subject)
-            except UserError as error:
-                section.problems.append(f"{subject.name}: {error}")
-                say(f"{name}: {subject.name}: not measured: {error}")
-                continue
-            section.seconds[subject.name] = time.monotonic() - began
-            section.results[subject.name] = tables
-            _write_tables(out / name / slugs[subject.name], tables)
-            say(f"{name}: {subject.name}: {duration(section.seconds[subject.name])}")
-        if section.results:
-            _draw(section, diagnostic, out / name, say)
-        page = render(title, subjects, sections)
-        write_atomic(out / PAGE, page.encode())
+    try:
+        for name, diagnostic in diagnostics.items():
+            section = Section(name, type(diagnostic), diagnostic.options.model_dump())
+            for subject in subjects:
+                _measure(section, diagnostic, subject, say, count)
+                if subject.name in section.results:
+                    _write_tables(out / name / slugs[subject.name], section.results[subject.name])
+            if section.results:
+                _present(section, diagnostic, out / name, say)
+            sections.append(section)
+            left.remove(name)
+            write()
+    except KeyboardInterrupt:
+        done = ", ".join(section.name for section in sections) or "nothing"
+        if sections:
+            write()
+        say(f"interrupted; finished: {done}; left out: what={','.join(left)}")
+        if sections:
+            say(str(out / PAGE))
+        raise
     if not any(section.results for section in sections):
         raise UserError(f"nothing could be measured; {out / PAGE} has the reasons")
     return sections
 
 
-def _draw(section: Section, diagnostic: Diagnostic, folder: Path, say: Say) -> None:
+def _measure(
+    section: Section, diagnostic: Diagnostic, subject: Subject, say: Say, count: Count
+) -> None:
+    """Measure one subject, and note the results or the reason why there are none."""
+    where = f"{section.name}: {subject.name}"
+    diagnostic.report = lambda done, total: count(where, done, total)
+    began = time.monotonic()
     try:
-        with drawing():
-            figures = diagnostic.draw(section.results)
-            section.pictures = [picture(name, figure) for name, figure in figures.items()]
+        tables = diagnostic.measure(subject)
+    except UserError as error:
+        section.problems.append(f"{subject.name}: {error}")
+        say(f"{where}: not measured: {error}")
+        return
+    section.seconds[subject.name] = time.monotonic() - began
+    section.results[subject.name] = tables
+    say(f"{where}: {duration(section.seconds[subject.name])}")
+
+
+def _present(section: Section, diagnostic: Diagnostic, folder: Path, say: Say) -> None:
+    """Describe and draw the results of a diagnostic."""
+    results = section.results
+    section.findings = {name: list(diagnostic.describe(t)) for name, t in results.items()}
+    if len(results) > 1:
+        section.compared = list(diagnostic.compare(results))
+    try:
+        section.pictures = pictures(diagnostic, results)
     except UserError as error:
         section.problems.append(f"not drawn: {error}")
         say(f"{section.name}: not drawn: {error}")
@@ -122,7 +153,7 @@ def _write_tables(folder: Path, tables: Tables) -> None:
         parquet = io.BytesIO()
         table.to_parquet(parquet, index=False)
         write_atomic(folder / f"{name}.parquet", parquet.getvalue())
-        write_atomic(folder / f"{name}.csv", table.to_csv(index=False).encode())
+        write_atomic(folder / f"{name}.csv", without_files(table).to_csv(index=False).encode())
 
 
 def _make(folder: Path) -> None:

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
+from ltbench.diagnose.sentences import number, percent
 from ltbench.evaluation.metrics import Metrics
-from ltbench.plotting import GREY, blank, colours, markers, tidy
+from ltbench.plotting import GREY, blank, colours, markers, shared_legend, tidy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,13 @@ class Shift(Diagnostic):
         "line means that recall does not depend on the frequency of a class."
     )
 
+    captions: ClassVar[dict[str, str]] = {
+        "shift": "Expected accuracy by the class prior of the test set: as in training on the "
+        "left, uniform at the dotted line, reversed on the right. The band is ± one standard "
+        "deviation over randomly drawn subsets.",
+    }
+    headings: ClassVar[dict[str, str]] = {"shift": "Accuracy by test prior"}
+
     class Options(schema.Config):
         """Options of the shifted priors."""
 
@@ -73,6 +81,27 @@ class Shift(Diagnostic):
                 workers=subject.recipe.run.workers,
             )
         return {"shift": shift_table(metrics, self.options.ratios)}
+
+    def images(self, subject: Subject) -> int:
+        """Return 0 with a record, whose counts are enough."""
+        return 0 if subject.record is not None else super().images(subject)
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Say how accuracy changes from the prior of training to its reverse."""
+        table = tables["shift"]
+        first, last = table.iloc[0], table.iloc[-1]
+        noise = 1.96 * float(np.hypot(first["drawn_sd"], last["drawn_sd"]))
+        ends = [percent(row["accuracy"], row["drawn_sd"]) for row in (first, last)]
+        gap = last["accuracy"] - first["accuracy"]
+        if abs(gap) <= noise:
+            verb = "does not change beyond the noise"
+        else:
+            verb = "falls" if gap < 0 else "rises"
+        return [
+            f"accuracy {verb} from test sets as long-tailed as training to reversed ones (ratio "
+            f"{number(first['ratio'])}): {ends[0]}, then {ends[1]} (± standard deviation of "
+            "drawn subsets)."
+        ]
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Return the figure ``shift``."""
@@ -195,5 +224,5 @@ def _picture(results: Mapping[str, pd.DataFrame]) -> Figure:
     axes.set(xticks=x, xticklabels=names, ylabel="expected accuracy, %")
     axes.set_xlabel("forward  ←  ratio of the test set's largest to smallest class  →  backward")
     tidy(axes)
-    axes.legend(frameon=False, title="band: ± 1 sd of a drawn subset", title_fontsize="small")
+    shared_legend(figure)
     return figure

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -11,6 +11,7 @@ from ltbench.config import schema
 from ltbench.data.shots import GROUPS
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import by_frequency
+from ltbench.diagnose.sentences import change
 from ltbench.errors import UserError
 from ltbench.plotting import SERIES
 from ltbench.train.step_gradients import SMALL, spread
@@ -49,6 +50,16 @@ class Trajectory(Diagnostic):
         "is present in few batches and has few measurements."
     )
 
+    captions: ClassVar[dict[str, str]] = {
+        "cosines": "Cosine of the gradients of single classes with the average g_0 and with the "
+        "direction d of the step.",
+        "norms": "Length of the gradients of single classes relative to g_0.",
+        "conflicts": "Share of conflicting pairs and of dominated conflicts at each measured step.",
+        "groups": "Loss and accuracy on the training batches by shot group.",
+        "weights": "Weights of the solver for single classes.",
+    }
+    headings: ClassVar[dict[str, str]] = {"steps": "Measured steps", "classes": "Classes by step"}
+
     class Options(schema.Config):
         """Options of the diagnostic."""
 
@@ -65,10 +76,14 @@ class Trajectory(Diagnostic):
         Raises:
             UserError: the subject has no log.
         """
-        from ltbench.train.watch import read_log
+        from ltbench.train.watch import FOLDER, read_log
 
-        if subject.folder is None:
-            raise UserError("the log lies in the folder of a run; give run=FOLDER")
+        if subject.folder is None or not (subject.folder / FOLDER).is_dir():
+            raise UserError(
+                "needs the log of class gradients that a run writes with diagnose.every=N, e.g. "
+                f"`ltbench run recipe={subject.recipe.name} seed={subject.recipe.seed} "
+                "diagnose.every=10 out=NEW`; the weights are the same with and without it"
+            )
         steps, classes = (read_log(subject.folder, name) for name in ("steps", "classes"))
         info = subject.data.info
         order = by_frequency(info.class_counts)
@@ -83,6 +98,26 @@ class Trajectory(Diagnostic):
             drawn=classes["class"].isin(drawn),
         )
         return {"steps": steps, "classes": classes}
+
+    def images(self, subject: Subject) -> int:
+        """Return 0: only the log of the run is read."""
+        return 0
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Say how conflicts changed from the first to the last fifth of each stage."""
+        found = []
+        for stage, steps in tables["steps"].groupby("stage", sort=True):
+            fifth = max(1, len(steps) // 5)
+            ends = []
+            for key in ("conflicts", "dominated"):
+                share = (steps[key] / steps["pairs"].clip(lower=1)).to_numpy()
+                ends.append(change(share[:fifth], share[-fifth:]))
+            found.append(
+                f"stage {int(str(stage)) + 1}, from the first to the last fifth of {len(steps):,} "
+                f"measured steps: the share of conflicting pairs of classes {ends[0]}, that of "
+                f"dominated conflicts {ends[1]} (mean ± standard error over steps)."
+            )
+        return found
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Return figures of cosines, norms, conflicts, shot groups and solver weights, if any."""
@@ -144,7 +179,7 @@ class Trajectory(Diagnostic):
             axis.set_ylabel("share of all pairs of classes, %")
             axis.set_ylim(bottom=0)
             panels.tidy(axis)
-        axes[1].legend(frameon=False, fontsize="small")
+        panels.shared_legend(figure)
         return figure
 
     def _groups(self, results: Mapping[str, Tables]) -> Figure:
@@ -193,7 +228,7 @@ def _grid(
         axis.set_title(name, fontsize="medium")
     for axis in axes[-1]:
         axis.set_xlabel("optimizer step")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+    panels.shared_legend(figure)
     return figure
 
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -10,8 +14,9 @@ from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import collect, sample, shot_of
 from ltbench.diagnose.predictions import groups_of
+from ltbench.diagnose.sentences import interval, number, percent
 from ltbench.errors import UserError
-from ltbench.plotting import blank
+from ltbench.plotting import blank, paper
 from ltbench.seeding import derive
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEW_CLASSES = 20  # largest number of classes with one colour per class
+PROBE = 150  # points of the embedding that is timed
 SHOT_COLOURS = {"many": "#0072B2", "medium": "#E69F00", "few": "#D55E00"}
 MARKS = ("o", "s", "^", "D")
 
@@ -46,6 +52,12 @@ class Tsne(Diagnostic):
         "Sizes of clusters and distances between them have no meaning in t-SNE: compare models by "
         "the two numbers, not visually."
     )
+
+    captions: ClassVar[dict[str, str]] = {
+        "points": "Each point is a test image; colour is its true class or shot group. Axes have "
+        "no unit.",
+    }
+    headings: ClassVar[dict[str, str]] = {"quality": "Quality of the embedding", "points": "Points"}
 
     class Options(schema.Config):
         """Options of t-SNE."""
@@ -91,6 +103,7 @@ class Tsne(Diagnostic):
             components=options.components,
             iterations=options.iterations,
             seed=derive(options.seed, "tsne") % 2**32,
+            report=self.report,
         )
         shot = np.array(shot_of(info.class_counts, groups_of(subject)))
         table = pd.DataFrame(
@@ -114,6 +127,34 @@ class Tsne(Diagnostic):
         }
         return {"points": table, "quality": pd.DataFrame([quality])}
 
+    def images(self, subject: Subject) -> int:
+        """Return the size of the sample at most."""
+        train = self.options.split == "train"
+        return min(self.options.images, len(subject.data.train if train else subject.data.test))
+
+    def estimate(self, subject: Subject, forward: float) -> float:
+        """Time a short embedding of noise, which takes about n log n per iteration."""
+        count = self.images(subject)
+        probe = min(count, PROBE)
+        if probe < 10:
+            return 0.0
+        noise = np.random.default_rng(0).normal(size=(probe, min(50, probe)))
+        began = time.perf_counter()
+        embed(noise, components=probe, iterations=250)
+        seconds = time.perf_counter() - began
+        scale = count * np.log(count) / (probe * np.log(probe)) * self.options.iterations / 250
+        return forward * count + seconds * float(scale)
+
+    def describe(self, tables: Tables) -> list[str]:
+        """Say how well neighbours in feature space share a class."""
+        row = tables["quality"].iloc[0]
+        share = row["neighbour_accuracy"]
+        return [
+            f"{percent(share, interval(share, row['images']))} of {row['images']:,} {row['split']} "
+            "images have the class of their 5 nearest neighbours in feature space; "
+            f"trustworthiness of the figure {number(row['trustworthiness'])}."
+        ]
+
     def draw(self, results: Mapping[str, Tables]) -> Figures:
         """Return figure ``points``."""
         return {"points": _draw(results)}
@@ -126,6 +167,7 @@ def embed(
     components: int = 50,
     iterations: int = 1000,
     seed: int = 0,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Return a two-dimensional t-SNE embedding and measures of its quality.
 
@@ -138,6 +180,7 @@ def embed(
         components: number of PCA components.
         iterations: iterations of the optimisation.
         seed: random seed of the optimisation.
+        report: called with the iterations done and their total.
 
     Returns:
         Points [N, 2], and the ``perplexity`` used, the final ``divergence`` and the
@@ -157,8 +200,12 @@ def embed(
     with threadpool_limits(limits=1):
         kept = min(components, *features.shape)
         reduced = PCA(kept, svd_solver="full").fit_transform(features)
-        model = TSNE(perplexity=used, init="pca", random_state=seed, max_iter=iterations, n_jobs=1)
-        points = model.fit_transform(reduced)
+        model = TSNE(
+            perplexity=used, init="pca", random_state=seed, max_iter=iterations, n_jobs=1, verbose=2
+        )
+        with contextlib.redirect_stdout(_Iterations(iterations, report)):
+            points = model.fit_transform(reduced)
+        report(iterations, iterations)
         neighbours = min(12, (count - 1) // 2)
         trust = trustworthiness(features, points, n_neighbors=neighbours)
     quality = {
@@ -167,6 +214,37 @@ def embed(
         "trustworthiness": float(trust),
     }
     return np.asarray(points, dtype=np.float64), quality
+
+
+class _Iterations:
+    """Standard output that turns scikit-learn's lines about iterations into progress.
+
+    Other text is passed on: a progress bar writes there meanwhile.
+
+    Args:
+        total: number of iterations.
+        report: called with the iterations done and their total.
+    """
+
+    def __init__(self, total: int, report: Callable[[int, int], None]) -> None:
+        self._total, self._report, self._before = total, report, sys.stdout
+        self._inside = False
+        report(0, total)
+
+    def write(self, text: str) -> int:
+        if text.startswith("[t-SNE]"):
+            found = re.match(r"\[t-SNE\] Iteration (\d+)", text)
+            if found:
+                self._report(min(int(found[1]), self._total), self._total)
+            self._inside = not text.endswith("\n")
+        elif self._inside:
+            self._inside = not text.endswith("\n")
+        else:
+            self._before.write(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._before, name)
 
 
 def neighbour_accuracy(features: np.ndarray, labels: np.ndarray, neighbours: int = 5) -> float:
@@ -218,11 +296,13 @@ def _draw(results: Mapping[str, Tables]) -> Figure:
 
 def _by_class(axes: Axes, points: Any) -> None:
     from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
     from matplotlib.patheffects import withStroke
 
     order = points.drop_duplicates("class").sort_values(["count", "class"], ascending=[False, True])
-    shades = colormaps["viridis"](np.linspace(0, 0.95, len(order)))
-    halo = [withStroke(linewidth=2.5, foreground="white")]
+    dark = sum(to_rgb(paper())) < 1.5
+    shades = colormaps["viridis"](np.linspace(0.3 if dark else 0, 1 if dark else 0.95, len(order)))
+    halo = [withStroke(linewidth=2.5, foreground=paper())]
     middles = []
     for i, (shade, row) in enumerate(zip(shades, order.itertuples(), strict=True)):
         own = points[points["class"] == row[order.columns.get_loc("class") + 1]]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from ltbench.data.shots import ShotRule, shot_groups
-from ltbench.errors import UserError
+from ltbench.errors import DivergenceError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -274,7 +274,7 @@ class Accumulator:
         classes = self.num_classes
         total = sums[classes : 2 * classes]
         if sums[-1]:
-            raise UserError(
+            raise DivergenceError(
                 f"the model returns NaN or infinite logits for {sums[-1]} of {sum(total)} images; "
                 "training has diverged or the weights are damaged"
             )

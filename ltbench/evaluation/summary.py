@@ -35,11 +35,16 @@ def percentages(metrics: Metrics) -> list[str]:
     return ["-" if value is None else f"{100 * value:.2f}" for value in values]
 
 
-def text_table(metrics: Metrics) -> str:
-    """Return the results as a table of two lines, and a line that defines the shot groups."""
+def text_table(metrics: Metrics, split: str = "test") -> str:
+    """Return the results as a table of two lines, and a line that defines the shot groups.
+
+    Args:
+        metrics: of the evaluation.
+        split: name of the images, of at most four letters.
+    """
     head = "".join(f"{name:>9}" for name in COLUMNS.values())
     row = "".join(f"{value:>9}" for value in percentages(metrics))
-    return f"         {head}\ntest, %  {row}\n{shot_line(metrics)}"
+    return f"         {head}\n{f'{split}, %':<9}{row}\n{shot_line(metrics)}"
 
 
 def shot_line(metrics: Metrics) -> str:

@@ -12,7 +12,7 @@ from ltbench.config import plugins
 from ltbench.data import DATASETS
 from ltbench.digest import file_sha256
 from ltbench.errors import UserError
-from ltbench.files import new_folder
+from ltbench.files import new_folder, replaced
 from ltbench.hub.folder import CARD, CONFIG, RECIPE, RESULTS, files_in, published_recipe
 from ltbench.methods.weights import read_weights
 from ltbench.records.record import RECORD, WEIGHTS, Record
@@ -213,7 +213,8 @@ def _halved(name: str, tensor: Tensor) -> Tensor:
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    with replaced(path) as partial:  # with the modes of the umask
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
 
 
 def _measured(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,6 +65,7 @@ def predict(
     workers: int = 2,
     unreadable: Literal["raise", "skip"] = "raise",
     root: str | Path = ".",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """Classify images with a trained model, with the transform of its evaluation.
 
@@ -82,6 +84,7 @@ def predict(
         workers: processes that decode images.
         unreadable: ``raise`` an error for an image that cannot be read, or ``skip`` and list it.
         root: folder to which the paths in a text file are relative.
+        progress: called after each batch with the number of images done and that of all.
 
     Raises:
         UserError: the model or the images cannot be read, the model's data set has no known
@@ -121,6 +124,8 @@ def predict(
             best = logits.softmax(dim=1).topk(min(topk, logits.shape[1]), dim=1)
             rows.append((best.indices.cpu(), best.values.float().cpu()))
             kept.append(batch.index)
+        if progress is not None:
+            progress(sum(map(len, kept)) + len(bad), len(found.names))
     if not kept:
         raise UserError("\n".join(["no image could be read", *(reason for _, reason in bad)]))
     labels = torch.cat([indices for indices, _ in rows]).numpy()

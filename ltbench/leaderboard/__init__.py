@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ltbench.leaderboard.tables import render, table, to_markdown
+from ltbench.leaderboard.tables import table
+from ltbench.leaderboard.text import render, to_markdown
 from ltbench.records.literature import (
     INAT_RATIOS,
     footnotes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,20 +14,41 @@ from ltbench.errors import UserError, did_you_mean, visible
 from ltbench.leaderboard.recipe_check import OtherVersion, check_recipe, remark
 from ltbench.records.aggregate import VALUES, Row, average_seeds, seeds_of_rows
 from ltbench.records.claims import initial_weights
-from ltbench.records.literature import footnotes, marks, published, same_ratio, short_source
+from ltbench.records.literature import (
+    FACTS,
+    UNKNOWN,
+    longest_stage,
+    marks,
+    published,
+    same_ratio,
+)
 from ltbench.records.record import Record, Status
 from ltbench.records.store import records
-from ltbench.records.titles import dataset_names, matches
+from ltbench.records.titles import dataset_names, matches, usual_title
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
 COLUMNS = (
     *("dataset", "imbalance_ratio", "track", "method", "plot", "backbone"),
     *(column for value in VALUES for column in (value, f"{value}_std")),
-    *("tie", "n", "epochs", "origin", "status", "source", "note", "footnotes"),
+    *("tie", "n", "epochs", "epochs_from", "augmentation", "augmentation_from"),
+    *("selection", "selection_from", "origin", "status", "source", "note", "footnotes"),
 )
+AUGMENTATIONS = {  # of recipes, in the words of published.csv
+    "none": "none",
+    "standard": "crop, flip",
+    "crop": "crop, flip",
+    "inat": "crop, flip",
+    "rotate": "crop, flip, rotation",
+    "imagenet": "crop, flip, jitter",
+    "inat_jitter": "crop, flip, jitter",
+    "strong": "AutoAugment, Cutout",
+    "rand": "RandAugment",
+    "inat_rand": "RandAugment",
+    **dict.fromkeys(("sim", "sim_hue"), "SimCLR"),
+    "sim_rand": "RandAugment, SimCLR",
+}
 ORIGINS = ("published", "reproduced")
 AS_PUBLISHED = "as published"  # the track of published rows, whose budgets differ
 UNRESOLVED = 0.5  # points that one run, or a number without a spread, cannot resolve
@@ -42,6 +64,7 @@ def table(
     status: str = "",
     origin: str = "",
     plot: str | bool = "",
+    max_epochs: str | int = "",
     sort: str = "",
     folder: Path | None = None,
     checked: bool = False,
@@ -64,6 +87,7 @@ def table(
         status: ``paper``, ``claimed``, ``reproduced`` or ``verified``.
         origin: ``published`` or ``reproduced``.
         plot: ``true`` for rows trained with PLOT, ``false`` for the others.
+        max_epochs: rows whose longest stage is known to have at most this many epochs.
         sort: column to sort by within each data set, ratio and track; by default ``overall``.
         folder: folder of the records, by default the committed ones.
         checked: see ``board_rows``.
@@ -73,6 +97,41 @@ def table(
     """
     import pandas as pd
 
+    rows = select_rows(
+        dataset=dataset,
+        ratio=ratio,
+        backbone=backbone,
+        method=method,
+        track=track,
+        status=status,
+        origin=origin,
+        plot=plot,
+        max_epochs=max_epochs,
+        sort=sort,
+        folder=folder,
+        checked=checked,
+    )
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    numbers = ["imbalance_ratio", *(c for c in COLUMNS if c.removesuffix("_std") in VALUES)]
+    return frame.astype({**dict.fromkeys(numbers, "float64"), "n": "Int64"})
+
+
+def select_rows(
+    *,
+    dataset: str = "",
+    ratio: str | float = "",
+    backbone: str = "",
+    method: str = "",
+    track: str = "",
+    status: str = "",
+    origin: str = "",
+    plot: str | bool = "",
+    max_epochs: str | int = "",
+    sort: str = "",
+    folder: Path | None = None,
+    checked: bool = False,
+) -> list[Row]:
+    """Return the rows of ``table``, which see, as plain data; ours with their records."""
     if sort and sort not in COLUMNS:
         raise UserError(
             f"unknown column `{sort}`{did_you_mean(sort, COLUMNS)}; sort by one of "
@@ -81,23 +140,28 @@ def table(
     statuses = [s for s in get_args(Status) if s != "withdrawn"]
     wanted, with_plot = _number(ratio), _choice("plot", str(plot).lower(), ("true", "false"))
     status, origin = _choice("status", status, statuses), _choice("origin", origin, ORIGINS)
+    most = _number(max_epochs, "max_epochs")
+    fits = functools.cache(_fits)
     rows = [
         row
         for row in board_rows(folder, checked=checked)
-        if (not dataset or matches(dataset, *dataset_names(row["dataset"])))
+        if (not dataset or fits(dataset, *dataset_names(row["dataset"])))
         and (wanted is None or same_ratio(row["dataset"], row["imbalance_ratio"], wanted))
-        and (not backbone or matches(backbone, row["backbone"], row.get("registered", "")))
-        and (not method or matches(method, row["method"], row.get("recipe", "")))
-        and (not track or matches(track, row["track"]))
+        and (not backbone or fits(backbone, row["backbone"], row.get("registered", "")))
+        and (not method or fits(method, row["method"], row.get("recipe", row.get("printed", ""))))
+        and (not track or fits(track, row["track"]))
         and (not with_plot or row["plot"] == (with_plot == "true"))
         and status in ("", row["status"])
         and origin in ("", row["origin"])
+        and (most is None or (longest_stage(row["epochs"]) or math.inf) <= most)
     ]
     column = sort or "overall"
     rows.sort(key=lambda row: _order(row, column))
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    numbers = ["imbalance_ratio", *(c for c in COLUMNS if c.removesuffix("_std") in VALUES)]
-    return frame.astype({**dict.fromkeys(numbers, "float64"), "n": "Int64"})
+    return rows
+
+
+def _fits(pattern: str, *names: str) -> bool:
+    return matches(pattern, *names)
 
 
 def board_rows(folder: Path | None = None, *, checked: bool = False) -> list[Row]:
@@ -124,6 +188,12 @@ def board_rows(folder: Path | None = None, *, checked: bool = False) -> list[Row
         row["track"] = AS_PUBLISHED if cited else track_of(seeds[0])
         row["plot"] = uses_plot(seeds[0])
         row["footnotes"] = ""
+        data = seeds[0].recipe.resolved.get("data", {})
+        views = [data.get("augment"), *(data.get("augment_views") or ())]
+        names = [AUGMENTATIONS.get(str(view), str(view)) for view in views if view]
+        row["augmentation"] = visible(", ".join(dict.fromkeys(names)) or UNKNOWN, None)
+        row["selection"] = seeds[0].selection
+        row.update({f"{fact}_from": UNKNOWN if cited else "record" for fact in FACTS})
         ours.append(row if cited else {**row, "records": seeds})
     rows = [*ours, *map(_cited, published())]
     _mark_ties(rows)
@@ -196,74 +266,6 @@ def is_tie(best: Mapping[Any, Any], row: Mapping[Any, Any]) -> bool:
     return bool(behind < UNRESOLVED or behind <= sum(spreads))
 
 
-def render(frame: pd.DataFrame) -> Table:
-    """Return ``table``'s rows for the terminal, in sections by data set, ratio and track.
-
-    A row that ties with the best one of its section has the sign ``≈``; a number in brackets
-    refers to a footnote, printed below.
-    """
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    values = [v for v in VALUES if v == "overall" or frame[v].notna().any()]
-    rows = frame.to_dict("records")
-    places = list(dict.fromkeys(map(_place, rows)))
-    tracks = list(dict.fromkeys(row["track"] for row in rows))
-    networks = list(dict.fromkeys(row["backbone"] for row in rows))
-    shared = [name for names in (places, networks) if len(names) == 1 for name in names]
-    show = Table(
-        title=escape(", ".join(shared)) or None,
-        title_justify="left",
-        caption="\n".join(_legend(rows)) or None,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    show.add_column("method", overflow="fold")
-    if len(networks) > 1:
-        show.add_column("backbone", overflow="fold", max_width=13)
-    for value in values:
-        show.add_column("ECE" if value == "ece" else value, justify="right", no_wrap=True)
-    show.add_column("origin", overflow="fold")
-    before = None
-    for row in rows:
-        section = [_place(row)] * (len(places) > 1) + [row["track"]] * (len(tracks) > 1)
-        if section and section != before:
-            before = section
-            show.add_section()
-            show.add_row(escape(", ".join(section)), style="bold cyan")
-        cited = row["origin"] == "published"
-        seeds = f"ours, {row['status']}, n={row['n']}, {row['epochs']} epochs"
-        origin = short_source(row["source"]) if cited else seeds
-        numbers = [_plus_minus(row[v], row[f"{v}_std"]) for v in values]
-        numbers[0] = f"{'≈' if row['tie'] else ''}{numbers[0]}"
-        notes = f" [{row['footnotes']}]" if row["footnotes"] else ""
-        texts = [row["method"] + notes, *([row["backbone"]] if len(networks) > 1 else [])]
-        texts += [*numbers, f"{origin}; {row['note']}" if row["note"] else origin]
-        show.add_row(*map(escape, texts), style=None if cited else "bold")
-    return show
-
-
-def to_markdown(frame: pd.DataFrame) -> str:
-    """Return ``table``'s rows as a Markdown table, with its footnotes below."""
-    heads = ("dataset", "ratio", "track", "method", "backbone", *VALUES, "n", "status", "source")
-    lines = [heads, ["---"] * 5 + ["---:"] * (len(VALUES) + 1) + ["---"] * 2]
-    for row in frame.to_dict("records"):
-        numbers = [_plus_minus(row[v], row[f"{v}_std"]) for v in VALUES]
-        numbers[0] = f"{'≈ ' if row['tie'] else ''}{numbers[0]}"
-        notes = f" [{row['footnotes']}]" if row["footnotes"] else ""
-        place = [row["dataset"], f"{row['imbalance_ratio']:g}", row["track"]]
-        seeds = "" if row["origin"] == "published" else str(row["n"])
-        texts = [*place, row["method"] + notes, row["backbone"], *numbers, seeds, row["status"]]
-        source = f"{row['source']}; {row['note']}" if row["note"] else row["source"]
-        lines.append([plain_markdown(text) for text in (*texts, source)])
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    legend = [plain_markdown(line) for line in _legend(frame.to_dict("records"), escaped=False)]
-    return "\n\n".join([rows, *legend]) + "\n"
-
-
 def plain_markdown(text: str) -> str:
     """Return a text that Markdown shows as it stands, in a cell of a table too."""
     for sign in "\\`*_[]<>|~":
@@ -275,7 +277,7 @@ def _mark_ties(rows: Sequence[Row]) -> None:
     """Set ``tie`` for the best row of a track and those that tie with it, if there are any."""
     sections: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        sections.setdefault((_place(row), row["track"]), []).append(row)
+        sections.setdefault((place(row), row["track"]), []).append(row)
     for section in sections.values():
         best = max(section, key=lambda row: row["overall"])
         ties = [is_tie(best, row) for row in section]
@@ -286,29 +288,25 @@ def _mark_ties(rows: Sequence[Row]) -> None:
 
 def _cited(row: Row) -> Row:
     """Return a published row with the columns of the table."""
+    base, plot = row["method"].removesuffix(" + PLOT"), row["method"].endswith(" + PLOT")
+    title = usual_title(base)
     return {
-        **{c: row[c] for c in ("dataset", "method", "backbone", "source")},
+        **{c: row[c] for c in ("dataset", "backbone", "source")},
+        **{c: row[c] for fact in FACTS for c in (fact, f"{fact}_from")},
+        "method": f"{title} + PLOT" if plot else title,
+        "printed": row["method"],
         "imbalance_ratio": float(row["imbalance_ratio"]),
         **{v: float(row[v]) if row.get(v) else None for v in VALUES},
         **{f"{v}_std": None for v in VALUES},
         "track": AS_PUBLISHED,
-        "plot": row["method"].endswith(" + PLOT"),
+        "plot": plot,
+        "n": None,
         "origin": "published",
         "status": "paper",
-        "epochs": "",
-        "note": "",
+        "note": "" if title == base else f"printed as {base}",
         "footnotes": ",".join(marks(row)),
+        "table_marks": ",".join(marks(row, "table")),
     }
-
-
-def _legend(rows: Sequence[Mapping[Any, Any]], *, escaped: bool = True) -> list[str]:
-    """Return the legend of the signs in some rows, one line each."""
-    from rich.markup import escape
-
-    lines = ["≈ ties with the best of its track"] if any(r["tie"] for r in rows) else []
-    shown = {mark for row in rows for mark in str(row["footnotes"]).split(",")}
-    lines += [f"[{note.mark}] {note.text}" for note in footnotes() if note.mark in shown]
-    return [escape(line) for line in lines] if escaped else lines
 
 
 def _choice(name: str, value: str, known: Sequence[str]) -> str:
@@ -319,11 +317,11 @@ def _choice(name: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def _number(ratio: str | float) -> float | None:
+def _number(value: str | float, name: str = "ratio") -> float | None:
     try:
-        return float(ratio) if ratio != "" else None
+        return float(value) if value != "" else None
     except ValueError as error:
-        raise UserError(f"`ratio`: expected a number such as 100, found `{ratio}`") from error
+        raise UserError(f"`{name}`: expected a number such as 100, found `{value}`") from error
 
 
 def _order(row: Row, column: str) -> tuple[Any, ...]:
@@ -332,10 +330,10 @@ def _order(row: Row, column: str) -> tuple[Any, ...]:
 
 
 def section_order(row: Row) -> tuple[Any, ...]:
-    """Return a section's sort key: data set, ratio, ours in full, published, ours shortened."""
-    place = (tuple(natural(row["dataset"].lower())), row["imbalance_ratio"])
+    """Return a section's sort key: data set, ratio, ours in full, ours shortened, published."""
+    where = (tuple(natural(row["dataset"].lower())), row["imbalance_ratio"])
     track = row["track"]
-    return (*place, ", shortened" in track, track == AS_PUBLISHED, tuple(natural(track)))
+    return (*where, track == AS_PUBLISHED, ", shortened" in track, tuple(natural(track)))
 
 
 def _worth(row: Row, column: str) -> tuple[Any, ...]:
@@ -353,11 +351,6 @@ def _abbreviated(start: str) -> str:
     return start[:8] if len(start) >= 32 and ":" not in start else start
 
 
-def _place(row: Mapping[Any, Any]) -> str:
+def place(row: Mapping[Any, Any]) -> str:
+    """Return the data set and ratio of a row as a heading."""
     return f"{row['dataset']}, ratio {row['imbalance_ratio']:g}"
-
-
-def _plus_minus(mean: float, spread: float) -> str:
-    if math.isnan(mean):
-        return ""
-    return f"{mean:.2f}" if math.isnan(spread) else f"{mean:.1f}±{spread:.1f}"

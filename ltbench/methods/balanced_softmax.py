@@ -6,7 +6,7 @@ from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
 class BalancedSoftmax(Method):
-    """Softmax weighted by class counts in training, plain in testing.
+    """Cross-entropy with the log class counts added to the logits, in training only.
 
     Reference: Ren et al., Balanced Meta-Softmax for Long-Tailed Visual Recognition,
         NeurIPS 2020, arXiv:2007.10740, Eqn 3-4.

@@ -15,7 +15,7 @@ from ltbench.models.heads import LinearHead
 
 
 class BBN(Method):
-    """Two branches, for images as they come and for images of rare classes, mixed by a schedule.
+    """Two branches, one for uniform and one for reversed sampling, mixed on a schedule.
 
     Reference: Zhou et al., BBN: Bilateral-Branch Network with Cumulative Learning for Long-Tailed
         Visual Recognition, CVPR 2020, arXiv:1912.02413, Eqns 1-5.

@@ -17,7 +17,7 @@ from ltbench.models.heads import CosineHead
 
 
 class BCL(Method):
-    """Logit adjustment on a cosine classifier, with class-balanced contrast of two more views.
+    """Logit-adjusted cosine classifier plus a class-balanced contrastive loss on two more views.
 
     The first view is classified; the second and third are contrasted with each other and with
     class prototypes, which are projections of the classifier's weights.

@@ -13,7 +13,7 @@ from ltbench.models.heads import LinearHead
 
 
 class CCSAM(Mixup):
-    """Stage 1 of CC-SAM: mixup under a classifier that is perturbed against each class in turn.
+    """Stage 1 of CC-SAM: Mixup with a classifier that is perturbed against each class in turn.
 
     Stage 2 is the method `plot_stage2`.
 

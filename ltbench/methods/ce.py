@@ -6,7 +6,7 @@ from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
 class CE(Method):
-    """Ordinary cross-entropy (empirical risk minimisation).
+    """Plain cross-entropy (empirical risk minimisation).
 
     Reference: the common baseline; schedules follow Cao et al., NeurIPS 2019, arXiv:1906.07413
         (CIFAR) and Kang et al., ICLR 2020, arXiv:1910.09217 (large data sets).

@@ -9,7 +9,7 @@ from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
 class ClassBalanced(Method):
-    """Cross-entropy or focal loss, weighted by the inverse effective number of each class.
+    """Cross-entropy or focal loss, weighted by the inverse effective number of images of a class.
 
     With a later `reweight_from` and `divide: weight` this is cross-entropy with deferred
     re-weighting (CE-DRW).

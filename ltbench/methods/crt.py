@@ -12,7 +12,7 @@ from ltbench.models.heads import LinearHead
 
 
 class CRT(CE):
-    """A new linear classifier trained with cross-entropy on the frozen features of stage 1.
+    """A new linear classifier, trained with cross-entropy on the frozen features of stage 1.
 
     Meant for the class-aware sampler. After a `mixup` stage this is cRT+Mixup.
 

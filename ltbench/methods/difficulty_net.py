@@ -23,7 +23,7 @@ unpack_dual: Any = forward_ad.unpack_dual
 
 
 class DifficultyNet(Method):
-    """Cross-entropy with class weights predicted by a small network from class accuracies.
+    """Cross-entropy with class weights that a small meta-trained network predicts from accuracies.
 
     Before each step the network is trained on a balanced meta batch: the weights should lower the
     meta loss after a step and stay near the difficulties given by the accuracies (driver loss).

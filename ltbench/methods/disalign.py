@@ -46,7 +46,7 @@ class CalibratedHead(nn.Module):
 
 
 class DisAlign(Method):
-    """A trained model's logits calibrated by class and confidence, under a re-weighted loss.
+    """Calibration of a trained model's logits by class and confidence, with a re-weighted loss.
 
     Only scale, bias and confidence unit are trained.
 

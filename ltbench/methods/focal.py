@@ -6,7 +6,7 @@ from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
 class Focal(Method):
-    """Cross-entropy down-weighted for images whose label is already probable.
+    """Cross-entropy that gives less weight to images already classified with confidence.
 
     Reference: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, arXiv:1708.02002,
         Eqn 4.

@@ -19,7 +19,7 @@ SPREAD = 1 / 3  # standard deviation of the noise, which is clipped at 1
 
 
 class GCL(Mixup):
-    """Cosine classifier with one-sided Gaussian noise on its logits, largest for rare classes.
+    """Cosine classifier with one-sided Gaussian noise on the logits, largest for rare classes.
 
     Reference: Li et al., Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment,
         CVPR 2022, arXiv:2305.11733.

@@ -10,7 +10,7 @@ from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
 class LADE(Method):
-    """Prior-adjusted cross-entropy, with logits regularised towards log density ratios.
+    """Prior-adjusted cross-entropy with a regulariser that pulls logits towards log density ratios.
 
     Reference: Hong et al., Disentangling Label Distribution for Long-Tailed Visual Recognition,
         CVPR 2021, arXiv:2012.00321.

@@ -9,7 +9,7 @@ from ltbench.methods.previous import continued_cosine
 
 
 class LDAMDRW(Method):
-    """Larger margins for rarer classes on a cosine classifier, with deferred re-weighting.
+    """Cosine classifier with larger margins for rarer classes, and class weights late in training.
 
     Reference: Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin
         Loss, NeurIPS 2019, arXiv:1906.07413, Algorithm 1.

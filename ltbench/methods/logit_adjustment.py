@@ -13,7 +13,7 @@ from ltbench.models.heads import ShiftedHead
 
 
 class LogitAdjustment(Method):
-    """Cross-entropy with the log of the training prior added to the logits (loss form).
+    """Cross-entropy with the log of the training prior added to the logits, in training only.
 
     Reference: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021,
         arXiv:2007.07314, Eqn 10.
@@ -35,7 +35,7 @@ class LogitAdjustment(Method):
 
 
 class LogitAdjustmentPosthoc(Method):
-    """The log of the training prior subtracted from a trained model's logits.
+    """Subtraction of the log training prior from a trained model's logits.
 
     Reference: Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021,
         arXiv:2007.07314, Eqn 9.

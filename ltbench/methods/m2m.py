@@ -18,7 +18,7 @@ from ltbench.models.heads import LinearHead
 
 
 class M2m(Method):
-    """Images of frequent classes, changed until a trained helper sees a rarer class in them.
+    """Images of frequent classes, translated into rare ones with the gradients of a trained helper.
 
     Needs a stage with ``start: fresh``; the trained method of the previous stage is the helper.
     Meant for the sampler `deferred`, with its ``start`` equal to ``generate_from``.

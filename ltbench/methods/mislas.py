@@ -12,7 +12,7 @@ from ltbench.models.heads import ScaledHead
 
 
 class MiSLAS(Method):
-    """Stage 2 of MiSLAS: classifier trained further with learnable scales and label smoothing.
+    """Stage 2 of MiSLAS: classifier trained further, with learnable scales and label smoothing.
 
     Meant for the class-aware sampler after a `mixup` stage, without mixup of its own.
 

@@ -19,7 +19,7 @@ from ltbench.models.batchnorm import SyncBatchNorm2d
 
 
 class PaCo(Method):
-    """Supervised contrast with a queue of momentum features, and the classes' centres among them.
+    """Supervised contrastive loss with a momentum queue and learnable class centres.
 
     The centres are the linear classifier on pooled features, with the log of the training prior;
     predictions have no prior. The first view gives the anchors, the second the keys. The momentum

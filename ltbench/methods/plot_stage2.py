@@ -13,7 +13,7 @@ from ltbench.methods.previous import require_previous
 
 
 class PlotStage2(Method):
-    """Stage 2 of the released PLOT: features pushed against their class, weighted for the tail.
+    """Stage 2 of the released PLOT: classifier trained on adversarially shifted features.
 
     The classifier of stage 1 is trained further on frozen features. Over the epochs of the stage,
     the loss moves from cross-entropy to class-weighted cross-entropy on features shifted in the

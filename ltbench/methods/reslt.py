@@ -14,7 +14,7 @@ from ltbench.models.residual import ResLTHead, ResLTNetwork, branch_features
 
 
 class ResLT(Method):
-    """Residual branches for all, for medium and tail, and for tail classes; their logits add up.
+    """Three branches, for all, for medium and tail, and for tail classes, whose logits are added.
 
     A branch without classes is omitted, as in the authors' code for iNaturalist.
 

@@ -46,7 +46,7 @@ class Experts(Method):
 
 
 class RIDE(Experts):
-    """Experts trained on their own with LDAM and pushed apart, most for rare classes.
+    """Several experts, each trained with LDAM and pushed apart, most on rare classes.
 
     Reference: Wang et al., Long-Tailed Recognition by Routing Diverse Distribution-Aware Experts,
         ICLR 2021, arXiv:2010.01809, Eqns 2-4.

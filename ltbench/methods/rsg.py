@@ -26,7 +26,7 @@ PROBE = 32  # side of the image that probes the input channels of the last stage
 
 
 class RSG(LDAMDRW):
-    """LDAM-DRW with generated tail samples: feature maps of the tail plus variation of the head.
+    """LDAM-DRW with generated tail samples: tail feature maps plus variation of head classes.
 
     The maps are the input of the backbone's last stage. A generated sample is one row with the
     class of its tail image.

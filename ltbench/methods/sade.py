@@ -9,7 +9,7 @@ from ltbench.methods.ride import Experts
 
 
 class SADE(Experts):
-    """Three experts, trained for long-tailed, uniform and inversely long-tailed test priors.
+    """Three experts, trained for a long-tailed, a uniform and an inversely long-tailed test prior.
 
     Reference: Zhang et al., Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
         Long-Tailed Recognition, NeurIPS 2022, arXiv:2107.09249, Eqns 2-4.

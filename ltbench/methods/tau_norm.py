@@ -12,7 +12,7 @@ from ltbench.models.heads import NormalizedHead
 
 
 class TauNorm(Method):
-    """Each class's weight vector divided by its norm to the power tau, without training.
+    """Division of each class's weight vector by its norm to the power tau, without training.
 
     Reference: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition,
         ICLR 2020, arXiv:1910.09217, section 4.

@@ -8,7 +8,7 @@ from ltbench.methods.base import Batch, Method, Progress, Rows
 
 
 class VS(Method):
-    """Vector-scaling loss: cross-entropy with logits both scaled and shifted by class.
+    """Vector-scaling loss: cross-entropy on logits that are scaled and shifted by class.
 
     Reference: Kini et al., Label-Imbalanced and Group-Sensitive Classification under
         Overparameterization, NeurIPS 2021, arXiv:2103.01550.

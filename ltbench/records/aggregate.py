@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ltbench.config import plugins
+from ltbench.data.shots import shot_groups
 from ltbench.records.record import Record
 from ltbench.records.titles import dataset_title, method_title, network_title
 
@@ -17,12 +20,19 @@ Row = dict[str, Any]
 
 def percentages(record: Record) -> dict[str, float | None]:
     """Return overall, many, medium, few (strict rule) and ECE of a record in percent."""
-    m = record.metrics.with_rule("strict")
-    values = (m.top1, m.many, m.medium, m.few, m.ece)
-    return {
-        name: None if value is None else 100 * value
-        for name, value in zip(VALUES, values, strict=True)
-    }
+    m = record.metrics
+    recalls = [c / n if n else None for c, n in zip(m.correct, m.total, strict=True)]
+    found: dict[str, float | None] = {"overall": 100 * m.top1}
+    for group, classes in _groups(m.class_counts):
+        known = [r for r in map(recalls.__getitem__, classes) if r is not None]
+        found[group] = 100 * (sum(known) / len(known)) if known else None
+    return {**found, "ece": 100 * m.ece}
+
+
+@functools.lru_cache(maxsize=64)
+def _groups(counts: tuple[int, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the classes of each shot group by the strict rule."""
+    return tuple((group, tuple(classes)) for group, classes in shot_groups(counts).items())
 
 
 def seed_group(record: Record) -> tuple[Any, ...]:
@@ -92,9 +102,17 @@ def _row(seeds: Sequence[Record]) -> Row:
     results = [percentages(record) for record in seeds]
     for name in VALUES:
         values = [v for v in (result[name] for result in results) if v is not None]
-        row[name] = statistics.fmean(values) if values else None
-        row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        mean = statistics.fmean(values) if values else None
+        row[name] = mean
+        row[f"{name}_std"] = _deviation(values, mean) if mean is not None else None
     return row
+
+
+def _deviation(values: Sequence[float], mean: float) -> float | None:
+    """Return the standard deviation with n - 1 in the denominator; ``None`` for one value."""
+    if len(values) < 2:
+        return None
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _budget(record: Record) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltbench.config.resources import leaderboard_dir
+from ltbench.digest import read_regular
+from ltbench.errors import UserError, visible
 from ltbench.records.aggregate import Row
 from ltbench.records.titles import backbone_title, dataset_title, key, method_title
 
@@ -17,6 +21,38 @@ if TYPE_CHECKING:
     from ltbench.config.recipe import Recipe
 
 INAT_RATIOS = {500.0, 512.0}  # by counts; as papers print it
+METRICS = ("top1", "open_set_f", "open_set_f_percent", "gpu_hours")
+UNKNOWN = "unknown"  # what no source says
+_ORIGIN = r"printed|code|unknown"  # of a fact: the source itself, its authors' code
+_NUMBER, _TEXT = r"\d{1,6}(\.\d{1,6})?", r"[^\x00-\x1f\x7f-\x9f]{1,200}"
+FIELDS = {
+    "dataset": rf"({_TEXT})?",
+    "imbalance_ratio": rf"({_NUMBER})?",
+    "method": _TEXT,
+    "backbone": rf"({_TEXT})?",
+    "metric": "|".join(METRICS),
+    **dict.fromkeys(("many", "medium", "few"), rf"({_NUMBER})?"),
+    "overall": _NUMBER,
+    "epochs": r"\d{1,6}(\+(\d{1,6}|\?))*|unknown",
+    "epochs_from": _ORIGIN,
+    "augmentation": _TEXT,
+    "augmentation_from": _ORIGIN,
+    "selection": "last|best on test|best on validation|unknown",
+    "selection_from": _ORIGIN,
+    "source": _TEXT,
+}
+"""Columns of ``published.csv``, each with the form of its values."""
+FACTS = ("epochs", "augmentation", "selection")
+LARGEST = 16 * 2**20  # bytes of published.csv
+# Repositories whose names say less, or more, than their readers need.
+_SHORT = {
+    "BalancedMetaSoftmax-Classification": "BALMS",
+    "Parametric-Contrastive-Learning": "PaCo",
+    "Balanced-Contrastive-Learning": "BCL",
+    "RIDE-LongTailRecognition": "RIDE",
+    "Imbalanced_SAM": "ImbSAM",
+    "Saddle-LongTail": "Saddle",
+}
 
 
 @dataclass(frozen=True)
@@ -47,9 +83,66 @@ def published(metric: str | None = "top1") -> list[Row]:
         metric: ``top1``, ``open_set_f``, ``open_set_f_percent``, ``gpu_hours``, or ``None`` for
             all. Rows of different metrics must not be compared.
     """
-    with (leaderboard_dir() / "published.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    path = leaderboard_dir() / "published.csv"
+    try:
+        facts = path.stat()
+        rows = _read(path, facts.st_mtime_ns, facts.st_size)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; restore it") from error
     return [dict(row) for row in rows if metric in (None, row["metric"])]
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, *_version: int) -> list[Row]:
+    """Return the rows of a file of published results, checked."""
+    raw = read_regular(path, LARGEST)
+    if len(raw) > LARGEST:
+        raise UserError(f"{path}: expected at most {LARGEST:,} bytes, found more")
+    try:
+        reader = csv.DictReader(io.StringIO(raw.decode(), newline=""), strict=True)
+        if tuple(reader.fieldnames or ()) != tuple(FIELDS):
+            found = visible(", ".join(map(str, reader.fieldnames or ())))
+            raise UserError(
+                f"{path}, line 1: expected the columns {', '.join(FIELDS)}, found {found}"
+            )
+        forms = {name: re.compile(form) for name, form in FIELDS.items()}
+        rows = []
+        for row in reader:
+            for name, form in forms.items():
+                value = row[name]
+                if value is None or None in row or not form.fullmatch(value):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: `{name}`: expected {form.pattern}, found "
+                        f"{visible(str(value))!r} in {len(row)} columns"
+                    )
+            for name in FACTS:
+                if (row[name] == UNKNOWN) != (row[f"{name}_from"] == UNKNOWN):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: `{name}_from`: expected {UNKNOWN} exactly "
+                        f"where `{name}` is {UNKNOWN}, found {row[f'{name}_from']!r}"
+                    )
+            if row["metric"] == "top1" and not (row["dataset"] and row["imbalance_ratio"]):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: a top1 result without data set or ratio"
+                )
+            rows.append(dict(row))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV file in UTF-8 ({error}); restore it") from error
+    return rows
+
+
+def second_hand(source: str) -> bool:
+    """Return whether a number was not read in its paper, nor in its authors' repository."""
+    return source.startswith("AGGREGATOR") or " issue" in source
+
+
+def longest_stage(epochs: str) -> int | None:
+    """Return the epochs of the longest stage in a text such as ``200+30``, ``200+?``.
+
+    The steps of a run that was cut short do not count: ``7 steps of 200`` has 200.
+    """
+    found = re.findall(r"\d+", epochs.rpartition(" of ")[2])
+    return max(map(int, found), default=None)
 
 
 @functools.cache
@@ -132,8 +225,11 @@ def target_row(recipe: Recipe) -> str | None:
 
 def short_source(source: str) -> str:
     """Return a source without a repository's owner and file and without remarks in brackets."""
-    name = re.sub(r"^[\w-]+/|\s*\(.*\)$| README| MODEL_ZOO", "", source)
-    return name.replace(" main Table", " Table").replace(" appendix Table", " app. Table")
+    if source.startswith("AGGREGATOR "):
+        return f"{source.split()[1]} (second-hand)"
+    name = re.sub(r"^[\w-]+/|;.*$|\s*\([^()]*\)| README.*$| MODEL_ZOO", "", source)
+    name = name.replace(" main Table", " Table").replace(" appendix Table", " app. Table")
+    return _SHORT.get(name, name)
 
 
 def same_ratio(dataset: str, one: float, other: float) -> bool:

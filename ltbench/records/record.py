@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ltbench.config import plugins
-from ltbench.digest import canonical, digest_of, parse_json, read_regular
+from ltbench.digest import canonical, parse_json, read_regular
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
 from ltbench.files import write_atomic
@@ -27,7 +27,14 @@ from ltbench.records.parts import (
     RecipeFacts,
     VerificationFacts,
 )
-from ltbench.records.sealing import checksums_of, run_id_of
+from ltbench.records.sealing import (
+    checksums_of,
+    joined,
+    recipe_digest,
+    run_id_of,
+    texts_of,
+)
+from ltbench.records.validation import SelectionFacts
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -69,6 +76,9 @@ class Record(Part):
     epoch: int | None = Field(ge=0)
     """The epoch reported, counted over all stages; null if `run.max_steps` cut the run."""
     selection: Literal["last"] = "last"
+    selected: SelectionFacts | None = None
+    """How the recipe's values were chosen among others on validation images; null if they were
+    not."""
     complete: bool = True
     shortened: tuple[str, ...] = ()
     """Options that made the run shorter than its recipe; empty for a complete one."""
@@ -121,12 +131,16 @@ class Record(Part):
         Raises:
             UserError: it is missing, truncated, foreign or edited.
         """
-        content = load_content(path)
-        problems = validate_record(content)
+        content, texts = _opened(path)
+        found = _validated(content, texts)
+        if isinstance(found, cls):
+            problems = seal_problems(content, texts)
+        else:
+            problems = [line for _, line in found]
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(f"record {path}: {problems[0]}{more}")
-        return cls.model_validate(content)
+        return found
 
 
 def load_content(path: Path) -> Any:
@@ -138,8 +152,13 @@ def load_content(path: Path) -> Any:
     Raises:
         UserError: the file is missing, truncated or no JSON.
     """
+    return _opened(path)[0]
+
+
+def _opened(path: Path) -> tuple[Any, dict[str, str]]:
+    """Return the parsed JSON of a record's file and the canonical text of each of its fields."""
     try:
-        return read_content(read_regular(path, LARGEST))
+        return _parsed(read_regular(path, LARGEST))
     except OSError as error:
         raise UserError(f"cannot read the record {path}: {error.strerror}") from error
     except ValueError as error:
@@ -156,9 +175,15 @@ def read_content(text: bytes) -> Any:
         ValueError: it is not JSON, too long or too deep, has a key twice, or a number is not
             finite.
     """
+    return _parsed(text)[0]
+
+
+def _parsed(text: bytes) -> tuple[Any, dict[str, str]]:
     content = parse_json(text, strict=True)
-    canonical(content).encode()  # refuses what has no text: 1e999, half of a character
-    return content
+    fields = content if isinstance(content, dict) else {"": content}
+    texts = texts_of(fields)  # refuses what has no text: 1e999
+    joined(texts).encode()  # ... and half of a character
+    return content, texts
 
 
 def record_text(content: Mapping[str, Any]) -> bytes:
@@ -182,6 +207,14 @@ def schema_problems(content: Any) -> list[tuple[str, str]]:
     Args:
         content: parsed JSON.
     """
+    found = _validated(content)
+    return [] if isinstance(found, Record) else found
+
+
+def _validated(
+    content: Any, texts: dict[str, str] | None = None
+) -> Record | list[tuple[str, str]]:
+    """Return the record that a content is, or the violations of the schema."""
     if not isinstance(content, dict) or not {"schema_version", "run_id"} <= set(content):
         return [("", "is not a record of ltbench: expected schema_version and run_id at the top")]
     if content["schema_version"] != SCHEMA_VERSION:
@@ -191,20 +224,22 @@ def schema_problems(content: Any) -> list[tuple[str, str]]:
         )
         return [("", text)]
     try:
-        text = canonical(content)
+        text = joined(texts or texts_of(content))
     except ValueError as error:  # NaN, infinity
         return [("", f"is not JSON: {error}")]
-    found = _CONTROL.search(text)
+    plain = text.isascii() and not any(c in text for c in "\\\x7f")  # the usual case is quick
+    found = None if plain else _CONTROL.search(text)
     if found:
         return [("", f"holds a control character, {found[1]!a}, which no record needs")]
     try:
-        Record.model_validate_json(text, strict=True)  # 9.0, "9", true: no counts
+        return Record.model_validate_json(text, strict=True)  # 9.0, "9", true: no counts
     except ValidationError as error:
         return [(str(e["loc"][0]) if e["loc"] else "", _explain(e)) for e in error.errors()]
-    return []
 
 
-def seal_problems(content: Mapping[str, Any]) -> list[str]:
+def seal_problems(
+    content: Mapping[str, Any], texts: Mapping[str, str] | None = None
+) -> list[str]:
     """Return which hashes of a record do not fit its content, one line each.
 
     They are computed from the file as it stands: fields that it lacks and that have a default
@@ -212,15 +247,17 @@ def seal_problems(content: Mapping[str, Any]) -> list[str]:
 
     Args:
         content: parsed JSON; recipe and checksums fit the schema.
+        texts: of ``texts_of``, if they are at hand.
     """
-    now, then = checksums_of(content), content.get("checksums", {})
+    texts = texts or texts_of(content)
+    now, then = checksums_of(content, texts), content.get("checksums", {})
     edited = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
     problems = []
     if edited:
         problems.append(f"was edited after it was written: do not trust `{'`, `'.join(edited)}`")
-    elif content.get("run_id") != run_id_of(content):
+    elif content.get("run_id") != run_id_of(content, texts):
         problems.append("was edited after it was written: run_id or checksums do not fit the rest")
-    stated, found = content["recipe"]["digest"], digest_of(content["recipe"]["resolved"])
+    stated, found = content["recipe"]["digest"], recipe_digest(content, texts)
     if stated != found:
         problems.append(f"recipe.digest is {stated}, but recipe.resolved gives {found}")
     return problems
@@ -238,6 +275,7 @@ def make_record(
     seconds: float,
     weights: Path,
     weights_sha256: str,
+    selected: SelectionFacts | None = None,
 ) -> Record:
     """Return the sealed record of a run that has just ended in this process.
 
@@ -252,24 +290,18 @@ def make_record(
         seconds: wall time spent on the run.
         weights: the file of its final weights.
         weights_sha256: hash of that file.
+        selected: how the recipe was chosen among others, if it was.
     """
     from ltbench.data.overlap import same_content
     from ltbench.models.loading import describe_weights
 
-    around = environment()
-    resolved = recipe.tree(digest_only=True)
+    around, facts = environment(), recipe_facts(recipe)
     start = f"timm:{recipe.backbone.name}" if recipe.backbone.pretrained else None
     if recipe.backbone.weights is not None:
         start = describe_weights(recipe.backbone.weights)  # a path says nothing elsewhere
-    overrides, shortened = changes(recipe)
+    _, shortened = changes(recipe)
     return Record(
-        recipe=RecipeFacts(
-            name=recipe.name,
-            digest=recipe.digest,
-            resolved=json.loads(json.dumps(resolved)),
-            target=recipe.target.model_dump() if recipe.target else None,
-            overrides=tuple(overrides),
-        ),
+        recipe=facts,
         dataset=DatasetFacts(
             name=data.info.name,
             train_sha256=data.train.fingerprint(),
@@ -278,6 +310,7 @@ def make_record(
         ),
         code=CodeFacts(**around["code"]),
         seed=recipe.seed,
+        selected=selected,
         epoch=None if recipe.run.max_steps else sum(s.epochs or 0 for s in recipe.stages),
         complete=not shortened,
         shortened=tuple(shortened),
@@ -293,7 +326,7 @@ def make_record(
             ),
             precision=recipe.run.precision,
             deterministic=recipe.run.deterministic,
-            libraries={**around["libraries"], **plugins.versions(resolved)},
+            libraries={**around["libraries"], **plugins.versions(facts.resolved)},
             wall_seconds=round(seconds, 2),
             peak_memory_bytes=peak_memory(device),
         ),
@@ -304,6 +337,17 @@ def make_record(
         backbone_weights=start,
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     ).sealed()
+
+
+def recipe_facts(recipe: Recipe) -> RecipeFacts:
+    """Return name, digest and resolved values of a recipe."""
+    return RecipeFacts(
+        name=recipe.name,
+        digest=recipe.digest,
+        resolved=json.loads(json.dumps(recipe.tree(digest_only=True))),
+        target=recipe.target.model_dump() if recipe.target else None,
+        overrides=tuple(changes(recipe)[0]),
+    )
 
 
 def changes(recipe: Recipe) -> tuple[list[str], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,13 +157,22 @@ def record_files(folder: Path | None = None) -> list[Path]:
 
     Hidden files, such as what an interrupted write leaves behind, are none.
     """
-    folder = folder or records_dir()
-    return sorted(
-        path
-        for path in folder.rglob("*.json")
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    found: list[tuple[tuple[str, ...], Path]] = []
+    level: list[tuple[tuple[str, ...], str]] = [((), str(folder or records_dir()))]
+    for parts, place in level:  # grows while it is read
+        try:
+            entries = list(os.scandir(place))
+        except OSError:
+            continue
+        for entry in entries:
+            here = (*parts, entry.name)
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                level.append((here, entry.path))
+            elif entry.name.endswith(".json") and entry.is_file():
+                found.append((here, Path(entry.path)))
+    return [path for _, path in sorted(found)]
 
 
 def records_dir() -> Path:

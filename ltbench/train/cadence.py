@@ -8,6 +8,17 @@ from typing import Literal
 from ltbench.config.recipe import RunOptions
 
 
+def shown(epoch: int, epochs: int, every: int) -> bool:
+    """Return whether the curves show results after an epoch.
+
+    Args:
+        epoch: 1-based, within the stage.
+        epochs: of the stage.
+        every: ``run.eval_every``; 0 is a tenth of the stage.
+    """
+    return epoch % (every or max(1, epochs // 10)) == 0 or epoch == epochs
+
+
 class Cadence:
     """Decides after each step whether a checkpoint is due.
 

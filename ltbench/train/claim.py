@@ -18,15 +18,15 @@ from ltbench.errors import UserError
 from ltbench.files import write_atomic, write_json
 from ltbench.machine import checkout
 from ltbench.methods.weights import read_description
-from ltbench.records.record import LOCK, RECIPE, RECORD, WEIGHTS, Record
-from ltbench.train.folder import run_folder
+from ltbench.records.record import LOCK, RECIPE, WEIGHTS, Record
+from ltbench.records.validation import VALIDATION, Validation
+from ltbench.train.folder import results_file, run_folder
 from ltbench.train.identity import Images, check_images, images_of
 from ltbench.version import __version__
 
 T = TypeVar("T")
 DELETING, PAUSE = 20, 0.1  # times and seconds to wait for the end of a deletion
 PATIENCE = 20.0  # seconds that a rank waits for the lock of its run's folder
-RESTORE = "restore it, or delete record.json to finish the run again from its last checkpoint"
 
 
 class RunFolder:
@@ -37,7 +37,7 @@ class RunFolder:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.path = recipe, run_folder(recipe)
+        self.recipe, self.path, self.results = recipe, run_folder(recipe), results_file(recipe)
         self._lock = self._new_lock()
         self._mark = {"digest": recipe.digest, "seed": recipe.seed}
         self._inode: tuple[int, int] | None = None  # of recipe.json as this process wrote it
@@ -75,7 +75,7 @@ class RunFolder:
                 f"{self.path} already holds this run and `resume=never` was given; pass another "
                 "`out=`, or leave `resume` out to go on"
             )
-        done = RECORD in content
+        done = self.results in content
         if not done:
             try:
                 self._write_recipe()
@@ -83,8 +83,8 @@ class RunFolder:
                 raise self._unusable(error) from error
         return done
 
-    def finished(self, seen: dict[str, Images]) -> Record:
-        """Return the record of the finished run, compared with recipe, seed, weights and images.
+    def finished(self, seen: dict[str, Images]) -> Record | Validation:
+        """Return the results of the finished run, compared with recipe, seed, weights and images.
 
         Args:
             seen: images of data sets read before, by their options; is added to.
@@ -92,20 +92,22 @@ class RunFolder:
         Raises:
             UserError: it is of another run, other weights or other images, or a file is damaged.
         """
-        record = Record.load(self.path / RECORD)
-        self._check_same(RECORD, record.recipe.name, record.recipe.digest, record.seed)
+        file, validates = self.path / self.results, self.results == VALIDATION
+        record = Validation.load(file) if validates else Record.load(file)
+        self._check_same(self.results, record.recipe.name, record.recipe.digest, record.seed)
         facts = read_description(self.path / WEIGHTS)
         described = self.path / Path(WEIGHTS).with_suffix(".json").name
         name = str(_mapping(facts.get("recipe")).get("name"))
         self._check_same(described.name, name, facts.get("digest"), facts.get("seed"))
         if record.checkpoint is None or record.checkpoint.sha256 != facts["sha256"]:
             raise UserError(
-                f"{self.path / WEIGHTS} are not the weights of {RECORD} beside it: the SHA-256 "
-                f"differ; {RESTORE}"
+                f"{self.path / WEIGHTS} are not the weights of {self.results} beside it: the "
+                f"SHA-256 differ; {self._remedy}"
             )
         if list(record.metrics.class_counts) != facts.get("class_counts"):
             raise UserError(
-                f"{described} has other numbers of training images than {RECORD}; {RESTORE}"
+                f"{described} has other numbers of training images than {self.results}; "
+                f"{self._remedy}"
             )
         given, own = self.recipe.tree()["data"], self._own_data()
         try:
@@ -222,7 +224,13 @@ class RunFolder:
         """Return the options of the data set that the finished run was given."""
         return _mapping(_read_mark(self.path / RECIPE).get("tree")).get("data")
 
-    def _note_code(self, record: Record) -> None:
+    @property
+    def _remedy(self) -> str:
+        return (
+            f"restore it, or delete {self.results} to finish the run again from its last checkpoint"
+        )
+
+    def _note_code(self, record: Record | Validation) -> None:
         """Warn if the run was done with another version of the code."""
         before = _version(record.code.version, record.code.commit)
         now = _version(__version__, checkout()[0])

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ltbench.files import write_atomic
 from ltbench.plotting import GREY, SERIES, tidy
@@ -17,44 +17,51 @@ if TYPE_CHECKING:
 
     from ltbench.config.recipe import Recipe
 
-COLUMNS = (
-    *("stage", "epoch", "lr", "loss", "train_many", "train_medium", "train_few"),
-    *("eval_top1", "eval_many", "eval_medium", "eval_few", "images_per_second"),
-)
+MEASURED = ("top1", "many", "medium", "few")  # accuracies, with the split's name in front
+TRAINING = ("stage", "epoch", "lr", "loss", *(f"train_{name}" for name in MEASURED))
+TITLES = {"val": "validation", "test": "test"}
 History = Sequence[Mapping[str, Any]]
+Shown = Literal["val", "test", ""]  # split that the curves show, besides training batches
 
 
 def write_curves(
-    folder: Path, history: History, recipe: Recipe | None = None, on: str = "test"
+    folder: Path, history: History, recipe: Recipe | None = None, on: Shown = ""
 ) -> None:
     """Write ``curves.csv`` and ``curves.png`` to the folder of a run.
 
     Args:
         folder: of the run.
         history: one mapping per epoch: stage, epoch (1-based within the stage), lr, loss, training
-            recall of the shot groups, results where they were evaluated; missing or ``None`` where
-            there is no value. Accuracies are in [0, 1].
+            accuracy and recall of the shot groups, and ``val_top1`` or ``test_top1`` and so on
+            where they were evaluated; missing or ``None`` where there is no value. Accuracies are
+            in [0, 1].
         recipe: of the run, for the title and the names of its stages.
-        on: split of the evaluations, ``"test"`` or ``"val"``.
+        on: split of the evaluations; empty for none.
 
     Raises:
         UserError: they could not be written.
     """
-    write_atomic(folder / "curves.csv", _table(history).encode())
+    write_atomic(folder / "curves.csv", _table(history, on).encode())
     write_atomic(folder / "curves.png", _picture(history, recipe, on))
 
 
-def _table(history: History) -> str:
-    known = dict.fromkeys(COLUMNS)
+def columns(on: Shown) -> tuple[str, ...]:
+    """Return the columns of ``curves.csv``."""
+    measured = (f"{on}_{name}" for name in MEASURED) if on else ()
+    return (*TRAINING, *measured, "images_per_second")
+
+
+def _table(history: History, on: Shown) -> str:
+    known = dict.fromkeys(columns(on))
     more = dict.fromkeys(key for row in history for key in row if key not in known)
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, *more], restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, [*known, *more], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
 
 
-def _picture(history: History, recipe: Recipe | None, on: str) -> bytes:
+def _picture(history: History, recipe: Recipe | None, on: Shown) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -62,7 +69,8 @@ def _picture(history: History, recipe: Recipe | None, on: str) -> bytes:
     figure = Figure(figsize=(8.5, 8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     if recipe is not None:
-        title = f"{recipe.name} on {recipe.data.name}, seed {recipe.seed}; evaluated on {on} images"
+        shown = f"accuracy on {TITLES[on]} images" if on else "training batches only"
+        title = f"{recipe.name} on {recipe.data.name}, seed {recipe.seed}: {shown}"
         figure.suptitle(title, fontsize="medium")
     loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 1))
     _line(loss, history, "loss", color="#000000")
@@ -86,14 +94,14 @@ def _picture(history: History, recipe: Recipe | None, on: str) -> bytes:
     return image.getvalue()
 
 
-def _accuracies(axes: Axes, history: History, on: str) -> None:
+def _accuracies(axes: Axes, history: History, on: Shown) -> None:
     """Draw evaluated accuracies as marked lines and training recalls as thin dashed ones."""
     from matplotlib.lines import Line2D
 
     shown = {}
     for name, (label, color) in SERIES.items():
         before = len(axes.lines)
-        _line(axes, history, f"eval_{name}", scale=100, color=color, marker="o")
+        _line(axes, history, f"{on}_{name}", scale=100, color=color, marker="o")
         faint: dict[str, Any] = {"color": color, "linestyle": "--", "linewidth": 1, "alpha": 0.7}
         _line(axes, history, f"train_{name}", scale=100, **faint)
         if len(axes.lines) > before:
@@ -101,8 +109,9 @@ def _accuracies(axes: Axes, history: History, on: str) -> None:
     axes.set_ylabel("accuracy by shot group, %")
     axes.set_ylim(-2, 102)
     if shown:
-        shown[f"{on} images"] = Line2D([], [], color=GREY, marker="o", markersize=3.5)
-        # Lower than on test images where a method mixes images or draws rare classes more often.
+        if on:
+            shown[f"{TITLES[on]} images"] = Line2D([], [], color=GREY, marker="o", markersize=3.5)
+        # Lower than on other images where a method mixes images or draws rare classes more often.
         training = "training batches\n(augmented, mixed)"
         shown[training] = Line2D([], [], color=GREY, linestyle="--", linewidth=1)
         axes.legend(

@@ -39,12 +39,16 @@ class EpochStats:
             self.table.copy_(tensors["table"])
 
     def summary(self, class_counts: tuple[int, ...], rule: str) -> dict[str, float | None]:
-        """Return the mean loss and the training recall of each shot group, and reset the sums."""
+        """Return the mean loss, the training accuracy and the training recall of each shot group.
+
+        The sums are reset.
+        """
         table = self.table.tolist()
         loss = float(self.loss[0] / self.loss[1].clamp(min=1))
         self.table.zero_()
         self.loss.zero_()
-        row: dict[str, float | None] = {"loss": loss}
+        right, seen = (sum(column) for column in zip(*table, strict=True))
+        row: dict[str, float | None] = {"loss": loss, "train_top1": right / seen if seen else None}
         for name, classes in shot_groups(class_counts, rule).items():
             recalls = [table[k][0] / table[k][1] for k in classes if table[k][1]]
             row[f"train_{name}"] = sum(recalls) / len(recalls) if recalls else None

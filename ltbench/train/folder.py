@@ -6,6 +6,8 @@ from pathlib import Path
 
 from ltbench.config.paths import expanded
 from ltbench.config.recipe import Recipe
+from ltbench.records.record import RECORD
+from ltbench.records.validation import VALIDATION
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -15,11 +17,16 @@ def run_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{recipe.name}-{recipe.digest[:8]}" / f"seed{recipe.seed}"
 
 
+def results_file(recipe: Recipe) -> str:
+    """Return the name of the file that a run writes last."""
+    return VALIDATION if recipe.run.evaluate == "val" else RECORD
+
+
 def check_data(recipe: Recipe) -> None:
     """Check quickly that a run is finished or has data to load.
 
     Raises:
         UserError: the data set's root is missing or empty.
     """
-    if not (run_folder(recipe) / "record.json").is_file():
+    if not (run_folder(recipe) / results_file(recipe)).is_file():
         recipe.data.config.ready()  # type: ignore[attr-defined]

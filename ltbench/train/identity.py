@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ltbench.config.recipe import Recipe
-from ltbench.data.base import Data
+from ltbench.data.base import Data, Split
 from ltbench.errors import UserError
 from ltbench.records.record import Record
+from ltbench.records.validation import Validation, ValidationData
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Images:
 
     Args:
         train_sha256: fingerprint of the training split.
-        test_sha256: fingerprint of the test split.
+        test_sha256: fingerprint of the test split; of the validation split for a run that is
+            evaluated on that.
         class_names: name of each class [C].
         class_counts: training images of each class [C].
     """
@@ -43,16 +45,32 @@ def images_of(recipe: Recipe, seen: dict[str, Images]) -> Images:
     Raises:
         UserError: they cannot be read.
     """
-    key = repr(recipe.data)
+    key = f"{recipe.run.evaluate} {recipe.data!r}"
     if key not in seen:
         data: Data = recipe.data.config.load()  # type: ignore[attr-defined]
-        prints = data.train.fingerprint(), data.test.fingerprint()
+        prints = data.train.fingerprint(), evaluated(recipe, data).fingerprint()
         seen[key] = Images(*prints, data.info.class_names, data.info.class_counts)
     return seen[key]
 
 
+def evaluated(recipe: Recipe, data: Data) -> Split:
+    """Return the images on which the trained model of a recipe is evaluated.
+
+    Raises:
+        UserError: these are validation images, and the data set has none.
+    """
+    if recipe.run.evaluate == "test":
+        return data.test
+    if data.val is None:
+        raise UserError(
+            f"`run.evaluate=val`: {data.info.name} has no validation images here; hold some of its "
+            "training images out with data.val_fraction=0.1"
+        )
+    return data.val
+
+
 def check_images(
-    record: Record, class_names: Sequence[str] | None, images: Images, origin: str
+    record: Record | Validation, class_names: Sequence[str] | None, images: Images, origin: str
 ) -> None:
     """Check that a finished run is of the given images and classes.
 
@@ -65,9 +83,15 @@ def check_images(
     Raises:
         UserError: they differ; names the first difference.
     """
+    facts = record.dataset
+    name, sha256 = (
+        ("validation", facts.val_sha256)
+        if isinstance(facts, ValidationData)
+        else ("test", facts.test_sha256)
+    )
     compared = {
-        "training images": (record.dataset.train_sha256, images.train_sha256),
-        "test images": (record.dataset.test_sha256, images.test_sha256),
+        "training images": (facts.train_sha256, images.train_sha256),
+        f"{name} images": (sha256, images.test_sha256),
         "class names": (tuple(class_names or ()), images.class_names),
         "class counts": (record.metrics.class_counts, images.class_counts),
     }

@@ -94,6 +94,8 @@ class GridProgress:
             text += f": {cell.problem}"
         elif cell.record is not None:
             text += f", {100 * cell.record.metrics.top1:.2f} % overall"
+        elif cell.validation is not None:
+            text += f", {100 * cell.validation.metrics.mean_recall:.2f} % val, balanced"
         if cell.outcome == "done":
             text += f", {time.monotonic() - self._since[number]:.0f} s"
         if number in self._tasks:
@@ -107,7 +109,7 @@ class GridProgress:
 
 def title(cell: Cell) -> str:
     """Return the title of a cell in printed lines."""
-    return f"{cell.recipe.name}, seed {cell.recipe.seed}"
+    return f"{cell.label}, seed {cell.recipe.seed}"
 
 
 def run_jobs(cells: Sequence[Cell], jobs: int, board: GridProgress) -> list[Cell]:
@@ -127,7 +129,7 @@ def run_jobs(cells: Sequence[Cell], jobs: int, board: GridProgress) -> list[Cell
         if cell.outcome is not None:
             board.end(number, cell)
     jobs = min(jobs, len(waiting))
-    _download([done[number] for number in waiting])
+    download_data([done[number] for number in waiting])
     workers: dict[Any, _Worker] = {}
     others = set(multiprocessing.active_children())
     try:
@@ -168,7 +170,7 @@ class _Worker:
         self.process: SpawnProcess = context.Process(
             target=_work, args=(theirs, warnings.formatwarning)
         )
-        with _limited_threads(jobs):
+        with limited_threads(jobs):
             self.process.start()
         theirs.close()  # otherwise the pipe would stay open after the process ends
 
@@ -199,7 +201,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _limited_threads(jobs: int) -> Iterator[None]:
+def limited_threads(jobs: int) -> Iterator[None]:
     """Limit processes started inside to their share of the threads."""
     if THREADS in os.environ:
         yield
@@ -213,7 +215,7 @@ def _limited_threads(jobs: int) -> Iterator[None]:
         del os.environ[THREADS]
 
 
-def _download(cells: Sequence[Cell]) -> None:
+def download_data(cells: Sequence[Cell]) -> None:
     """Download each data set once, before several processes do it at the same time."""
     configs = [c.recipe.data.config for c in cells]
     for number, config in enumerate(configs):
@@ -256,7 +258,7 @@ def _work(connection: Connection, formatwarning: Callable[..., str]) -> None:
 
         def run(recipe: Any) -> Any:
             result = runner.run(recipe, reporter=_PipeProgress(send), seen=seen)
-            return result.record, result.fresh
+            return result.found, result.fresh
 
         while (cell := connection.recv()) is not None:
             send(run_cell(cell, run))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from ltbench.config.recipe import Recipe, Stage
-from ltbench.data.base import Data
+from ltbench.data.base import Data, Split
 from ltbench.data.shots import shot_groups
 from ltbench.distributed import ranks
 from ltbench.distributed.device import pick_device
@@ -41,11 +42,6 @@ class Plan:
     per_epoch: tuple[int, ...]
     steps: tuple[int, ...]
     done: int = 0
-
-    @property
-    def judged_on(self) -> str:
-        """Name of the split on which accuracy is measured during training."""
-        return "test" if self.data.val is None else "val"
 
     def lines(self) -> list[str]:
         """Return the five lines printed before the first step."""
@@ -84,8 +80,11 @@ class Plan:
         text = ", ".join(filter(None, (part, drawn)))
         if drawn.startswith("balanced"):
             text += " (data.test_images=all: all)"
-        if self.data.val is not None:
-            text += f"; curves on {len(self.data.val):,} validation images"
+        shown, split = curve_split(self.recipe, self.data)
+        if shown == "val" and split is not None:
+            text += f"; curves on {len(split):,} validation images"
+        elif shown == "test":
+            text += "; curves on them too (run.curves=test)"
         return visible(text, None)
 
     def _length(self) -> str:
@@ -101,6 +100,13 @@ class Plan:
         where = gpu_name(self.device) or f"{threads} thread{'s' * (threads != 1)}"
         count = f"{world} x " if world > 1 else ""
         return f"{text}; {count}{self.device.type} ({where}), {self.recipe.run.precision}"
+
+
+def curve_split(recipe: Recipe, data: Data) -> tuple[Literal["val", "test", ""], Split | None]:
+    """Return name and images of the split on which accuracy is measured during training, if any."""
+    if recipe.run.curves == "test":
+        return "test", data.test
+    return ("", None) if data.val is None else ("val", data.val)
 
 
 def make_plan(feed: Feed, folder: Path, at: tuple[int, int, int] = (0, 0, 0)) -> Plan:

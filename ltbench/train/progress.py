@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ltbench.config.recipe import Stage
+from ltbench.train.cadence import shown
 from ltbench.train.plan import Plan, stage_title
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+    from ltbench.evaluation.metrics import Metrics
 
 REFRESH = 0.5  # seconds between reads of the loss; each one synchronises the device
 QUIET_LINE = 10.0  # seconds between lines of a count without a terminal
@@ -35,12 +38,15 @@ class NoProgress:
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is finished; ``row`` is its line of the curves."""
 
+    def result(self, metrics: Metrics, split: str) -> None:
+        """The trained model is evaluated on ``split``, val or test."""
+
     def close(self) -> None:
         """The run has ended, with or without an error; may be called more than once."""
 
 
 class ProgressBar(NoProgress):
-    """Header, a line for each evaluated epoch and, on a terminal, a bar over the whole run.
+    """Header, lines for the epochs that the curves show, and on a terminal a bar over the run.
 
     Without a terminal a line is also printed after a minute without one.
 
@@ -118,16 +124,20 @@ class ProgressBar(NoProgress):
             self._print(f"  {step}, loss {self.loss}, {self.speed}, {self._left()}")
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Print the line of an epoch that was evaluated or ends a silence."""
+        """Print the line of an epoch that the curves show or that ends a silence."""
         silent = not self.live and time.monotonic() - self.printed > SILENCE
-        if row.get("eval_top1") is None and not silent and self.done < self.steps:
+        every = 0 if self.plan is None else self.plan.recipe.run.eval_every
+        due = shown(row["epoch"], self.epochs, every)
+        if not due and not silent and self.done < self.steps:
             return
         of = f" of {self.epochs}" if self.epochs else ""
         epoch = f"{row['epoch']:>{len(str(self.epochs))}}"
         parts = [f"  epoch {epoch}{of}", f"loss {row['loss']:.3f}"]
-        if row.get("eval_top1") is not None:
-            name = "test" if self.plan is None else self.plan.judged_on
-            parts.append(f"{name} {100 * row['eval_top1']:5.2f} %")
+        parts += [
+            f"{name} {100 * row[f'{name}_top1']:5.2f} %"
+            for name in ("train", "val", "test")
+            if row.get(f"{name}_top1") is not None
+        ]
         self._print("  ".join([*parts, self._left()]))
 
     def close(self) -> None:
@@ -169,7 +179,7 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a progress callback ``(name, done, total)`` with one bar per name."""
+    """Yield a progress callback ``(name, done, total)``: one bar per name, or lines in a log."""
     tasks: dict[str, Any] = {}
     printed: dict[str, float] = {}
     progress = Progress(
@@ -186,10 +196,9 @@ def counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
             tasks[name] = progress.add_task(name, total=total)
         progress.update(tasks[name], completed=done, total=total)
         now = time.monotonic()
-        if not console.is_terminal and (now - printed.get(name, now) > QUIET_LINE or done == total):
+        if not console.is_terminal and now - printed.setdefault(name, now) > QUIET_LINE:
             console.print(f"{name}  {done:,}/{total:,}")
             printed[name] = now
-        printed.setdefault(name, now)
 
     with progress:
         yield update

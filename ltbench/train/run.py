@@ -6,6 +6,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -13,6 +14,7 @@ from ltbench.config.recipe import Recipe
 from ltbench.data.base import Data
 from ltbench.distributed import ranks
 from ltbench.distributed.device import pick_device
+from ltbench.errors import UserError
 from ltbench.evaluation.evaluate import evaluate_split
 from ltbench.evaluation.metrics import Metrics
 from ltbench.evaluation.summary import metrics_json, text_table
@@ -20,11 +22,20 @@ from ltbench.files import write_atomic
 from ltbench.machine import emulates_bfloat16
 from ltbench.methods.build import describe_model
 from ltbench.methods.weights import write_weights
-from ltbench.records.record import RECORD, WEIGHTS, Record, make_record
+from ltbench.records.record import RECORD, WEIGHTS, Record, make_record, recipe_facts
+from ltbench.records.validation import (
+    VALIDATION,
+    Validation,
+    make_validation,
+    read_selection,
+)
 from ltbench.seeding import derive
 from ltbench.train.claim import RunFolder
 from ltbench.train.curves import write_curves
-from ltbench.train.identity import Images
+from ltbench.train.identity import Images, evaluated
+from ltbench.train.logs.reporter import Logs
+from ltbench.train.logs.sinks import check_installed
+from ltbench.train.plan import curve_split
 from ltbench.train.progress import NoProgress, default_progress
 from ltbench.train.trainer import Trainer
 
@@ -37,24 +48,43 @@ class Result:
 
     Args:
         folder: output folder of the run.
-        record: conditions and results of the run.
+        found: conditions and results of the run, on validation images with ``run.evaluate=val``.
         fresh: False when the run had been finished before and was only read.
     """
 
     folder: Path
-    record: Record
+    found: Record | Validation
     fresh: bool = True
 
     @property
+    def record(self) -> Record:
+        """Record of the run.
+
+        Raises:
+            UserError: it was evaluated on validation images, so it has none.
+        """
+        if isinstance(self.found, Record):
+            return self.found
+        raise UserError(
+            f"{self.folder} holds a run that was evaluated on validation images only, so it has no "
+            "record; the same recipe with run.evaluate=test makes one"
+        )
+
+    @property
+    def split(self) -> Literal["test", "val"]:
+        """Images that ``metrics`` are of."""
+        return "test" if isinstance(self.found, Record) else "val"
+
+    @property
     def metrics(self) -> Metrics:
-        """Results on the test set."""
-        return self.record.metrics
+        """Results on the test images, or on the validation images with ``run.evaluate=val``."""
+        return self.found.metrics
 
     def __repr__(self) -> str:
         """Return a short table of the results."""
-        record = self.record
-        title = f"{record.recipe.name}, seed {record.seed}: {self.folder}"
-        return f"{title}\n{text_table(record.metrics)}"
+        found = self.found
+        title = f"{found.recipe.name}, seed {found.seed}: {self.folder}"
+        return f"{title}\n{text_table(found.metrics, self.split)}"
 
 
 def run(
@@ -80,6 +110,7 @@ def run(
     Raises:
         UserError: data, folder or options are not usable.
     """
+    check_installed(recipe.log)
     device = pick_device(recipe.run.device)
     set_up_torch(recipe)
     ranks.init(device, recipe.run.timeout_minutes)
@@ -91,6 +122,8 @@ def run(
         )
     folder = RunFolder(recipe)
     show = reporter or (default_progress() if ranks.is_main() and not quiet else NoProgress())
+    if recipe.log and ranks.is_main():
+        show = Logs(recipe, show)
     try:
         with ranks.fail_together():
             finished = ranks.on_main(
@@ -104,24 +137,34 @@ def run(
         folder.release()
 
 
-def _run(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: NoProgress) -> Record:
+def _run(
+    recipe: Recipe, folder: RunFolder, device: torch.device, reporter: NoProgress
+) -> Record | Validation:
     """Train, evaluate and write the files of a finished run."""
     data: Data = ranks.on_all_ranks(recipe.data.config.load)  # type: ignore[attr-defined]
+    split = evaluated(recipe, data)
     trainer = Trainer(recipe, data, folder, device, reporter)
     method, history = trainer.fit(), trainer.history
     metrics = evaluate_split(
         method,
-        data.test,
+        split,
         data.info.class_counts,
         device=device,
         rule=recipe.shot_rule,
         workers=recipe.run.workers,
     )
+    reporter.result(metrics, recipe.run.evaluate)
 
-    def finish() -> Record:
+    def finish() -> Record | Validation:
         weights = folder.path / WEIGHTS
-        write_curves(folder.path, history.epochs, recipe, on="test" if data.val is None else "val")
+        write_curves(folder.path, history.epochs, recipe, curve_split(recipe, data)[0])
         digest = write_weights(weights, method.state_dict(), describe_model(recipe, data))
+        if recipe.run.evaluate == "val":
+            facts, seconds = recipe_facts(recipe), history.seconds
+            make_validation(recipe, facts, data, metrics, weights, digest, seconds).save(
+                folder.path / VALIDATION
+            )
+            return Validation.load(folder.path / VALIDATION)
         record = make_record(
             recipe,
             data,
@@ -133,6 +176,7 @@ def _run(recipe: Recipe, folder: RunFolder, device: torch.device, reporter: NoPr
             seconds=history.seconds,
             weights=weights,
             weights_sha256=digest,
+            selected=read_selection(folder.path),
         )
         about = {"recipe": recipe.name, "digest": recipe.digest, "seed": recipe.seed}
         write_atomic(folder.path / METRICS, metrics_json(metrics, about))

@@ -13,19 +13,25 @@ from torch import Tensor
 from ltbench.config.recipe import Recipe
 from ltbench.data.base import Data
 from ltbench.distributed import ranks
+from ltbench.errors import DivergenceError
 from ltbench.evaluation.evaluate import evaluate_split
 from ltbench.methods.base import Method
 from ltbench.methods.weights import load_strict
-from ltbench.train.cadence import Cadence
+from ltbench.train.cadence import Cadence, shown
 from ltbench.train.checkpoint import Position, Snapshot, with_prefix, without_prefix
 from ltbench.train.claim import RunFolder
+from ltbench.train.curves import MEASURED
 from ltbench.train.feed import Feed
 from ltbench.train.history import RunHistory
-from ltbench.train.plan import make_plan
+from ltbench.train.plan import curve_split, make_plan
 from ltbench.train.progress import NoProgress
 from ltbench.train.saving import Saver
 from ltbench.train.stage import StageRun, initial_method
 from ltbench.train.watch import Watch
+
+
+class LossError(DivergenceError, ranks.CollectiveError):
+    """The loss of a run, the same on all ranks, has become infinite or no number."""
 
 
 class Trainer:
@@ -149,21 +155,21 @@ class Trainer:
         row |= stage.summary()
         row["images_per_second"] = round(speed, 1)
         if not row["loss"] < float("inf"):
-            raise ranks.CollectiveError(
+            raise LossError(
                 f"the loss became {row['loss']} in epoch {epoch} of stage {stage.index + 1}; lower "
                 f"`stages.{stage.index}.optim.lr` (now {lr:g}) and start again with another `out=`"
             )
-        every = self.recipe.run.eval_every or max(1, epochs // 10)
-        if epoch % every == 0 or epoch == epochs:
+        name, split = curve_split(self.recipe, self.data)
+        if split is not None and shown(epoch, epochs, self.recipe.run.eval_every):
             metrics = evaluate_split(
                 stage.method,
-                self.data.test if self.data.val is None else self.data.val,
+                split,
                 self.data.info.class_counts,
                 device=self.device,
                 rule=self.recipe.shot_rule,
                 workers=self.recipe.run.workers,
             )
-            row |= {f"eval_{k}": getattr(metrics, k) for k in ("top1", "many", "medium", "few")}
+            row |= {f"{name}_{k}": getattr(metrics, k) for k in MEASURED}
         self.history.epochs.append(row)
         self.reporter.epoch(row)
 

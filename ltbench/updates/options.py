@@ -66,6 +66,7 @@ class Plot(Config):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     mode: Literal["paper", "official"] = "paper"
+    """Defaults of the other options: the paper's algorithm, or that of the released code."""
     epochs: int | None = Field(None, ge=1, json_schema_extra=EPOCHS)
     """E: PLOT is active in the first ``epochs`` epochs of the stage; null is all of them."""
     part: str | tuple[str, ...] = "last"
@@ -101,9 +102,11 @@ class Plot(Config):
     preference: Literal["equal", "class_weights"]
     """Linear term of the solver: equal, or log(n_max/n_k + 0.01)/div over those present."""
     preference_div: float = Field(2.0, gt=0)
+    """Divisor `div` of preference `class_weights`."""
     max_classes: int | None = Field(None, ge=1)
     """Maximum number of objectives, drawn anew each step; other classes add their gradient."""
     solver: Annotated[Choice, Tagged("SOLVERS")]
+    """Solver that combines the class gradients."""
     after: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
     """Update in the epochs after ``epochs``, e.g. sam."""
 

@@ -8,7 +8,7 @@ from ltbench.updates.base import Log, StepRun, Update
 
 
 class Plain(Update):
-    """One backward pass, one optimizer step.
+    """One backward pass and one optimizer step.
 
     Reference: ordinary stochastic gradient descent.
     Departures: none known.

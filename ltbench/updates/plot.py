@@ -29,7 +29,7 @@ FIXED = 128  # number of classes up to which `fast` keeps absent ones, for const
 
 
 class Plot(Update):
-    """PLOT: classes as objectives, resolved by a conflict-averse solver while features form.
+    """PLOT: each class is an objective, and a conflict-averse solver combines them in early epochs.
 
     In the first ``epochs`` epochs a step (1) computes the gradient of the method's loss, (2) moves
     ``part`` by ``rho`` along it (anticipated worst case), (3) computes there the loss plus the
@@ -39,7 +39,8 @@ class Plot(Update):
     parameters follow the ordinary gradient of (3). Afterwards training is plain.
 
     Reference: Zhou et al., Pareto Deep Long-Tailed Recognition: A Conflict-Averse Solution,
-        ICLR 2024, Eqns 2-6, and the authors' released code for ``mode: official``.
+        ICLR 2024, https://openreview.net/forum?id=b66P1u0k15, Eqns 2-6, and the authors'
+        released code for ``mode: official``.
     Departures: the paper gives the variability-collapse term no weight, the released settings
         0.01 or 0.02; 0.01 is the default here, because with 1 the term outweighs the loss of rare
         classes and training starts by making all outputs equal. Where the paper is silent: a

@@ -17,7 +17,7 @@ EPS = 1e-12  # avoids division by zero for a zero gradient; as in the authors' c
 
 
 class SAM(Update):
-    """Sharpness-aware minimisation: the gradient is taken where the loss is locally worst.
+    """Sharpness-aware minimisation: the gradient is taken at the worst point within a small radius.
 
     Reference: Foret et al., Sharpness-Aware Minimization for Efficiently Improving
         Generalization, ICLR 2021, arXiv:2010.01412, Eqn 2-3; for long tails: Rangwani et al.,

@@ -452,6 +452,60 @@ def test_a_recipe_travels_to_a_new_process(mine):
     assert done.stdout.decode().split() == [recipe.digest, "TailMargin"]
 
 
+@pytest.mark.slow
+def test_several_processes_train_with_a_plugin(mine, tmp_path):
+    """A grid with two jobs, and two ranks of one run, end with the same recipe and plugin."""
+    recipe = f"recipe={mine / 'tail.yaml'}"
+    ltbench_ = [sys.executable, "-m", "ltbench", "run", recipe, "quiet=true"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for command in (
+        [*ltbench_, "seed=0,1", "jobs=2", f"out={tmp_path / 'grid'}"],
+        [*torchrun, *ltbench_[1:], f"out={tmp_path / 'ranks'}", "run.device=cpu"],
+    ):
+        subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("record.json")]
+    assert sorted(record["seed"] for record in records) == [0, 0, 1]
+    assert len({record["recipe"]["digest"] for record in records}) == 1
+    copies = {path.read_text() for path in tmp_path.rglob("plugins/tail.py")}
+    assert copies == {CODE}
+
+
+@pytest.mark.slow
+def test_a_wheel_announces_its_plugin(tmp_path):
+    """An installed package is found by its entry point, in a process that names no plugin."""
+    pytest.importorskip("hatchling", reason="the build back end is needed to build a wheel")
+    from hatchling.builders.wheel import WheelBuilder
+
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "lab_tail.py").write_text(CODE)
+    (source / "pyproject.toml").write_text(
+        """
+[project]
+name = "lab-tail"
+version = "1.0"
+[project.entry-points."ltbench.plugins"]
+tail = "lab_tail"
+[tool.hatch.build.targets.wheel]
+include = ["lab_tail.py"]
+"""
+    )
+    (wheel,) = WheelBuilder(str(source)).build(directory=str(tmp_path), versions=["standard"])
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(site), wheel], check=True)
+    words = ["run", "recipe=quickstart", "stages.0.method=tail_margin", "dry_run=true"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ltbench", *words],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dry run: nothing was trained" in done.stdout
+
+
 # The leaderboard -----------------------------------------------------------------------------
 
 

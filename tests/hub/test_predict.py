@@ -158,6 +158,16 @@ def test_a_folder_is_read_at_any_depth_in_sorted_order(model, folder, digits):
         found.labels = None
 
 
+def test_progress_counts_all_images(model, damaged):
+    told: list[tuple[int, int]] = []
+    found = quiet(
+        model, damaged, batch_size=2, unreadable="skip", progress=lambda *now: told.append(now)
+    )
+    total = len(found) + len(found.unreadable)
+    assert found.unreadable
+    assert told == [(min(done, total), total) for done in range(2, total + 2, 2)]
+
+
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 2), (100, 2)])
 def test_batches_and_processes_change_nothing(model, folder, batch_size, workers):
     one = quiet(model, folder, workers=0)

@@ -103,6 +103,8 @@ def test_half_precision_is_measured_anew_and_says_so(run, published, tmp_path):
     assert new.run_id != old.run_id
     assert "float16" in new.notes
     assert "float16" in (half / "README.md").read_text()
+    (mode,) = {p.stat().st_mode & 0o777 for p in half.rglob("*") if p.is_file()}
+    assert mode == (run / "record.json").stat().st_mode & 0o777
 
 
 def test_half_precision_refuses_what_it_cannot_hold():

@@ -9,7 +9,7 @@ import pytest
 
 from ltbench import get_recipe
 from ltbench.errors import UserError
-from ltbench.train.curves import COLUMNS, write_curves
+from ltbench.train.curves import columns, write_curves
 
 
 def history(stages=(6, 3)):
@@ -20,7 +20,7 @@ def history(stages=(6, 3)):
             row |= {"loss": 2.0 / e, "train_many": 0.5, "train_medium": 0.2, "train_few": None}
             row["images_per_second"] = 812.5
             if e % 3 == 0:
-                row |= {"eval_top1": 0.4, "eval_many": 0.6, "eval_medium": 0.3, "eval_few": None}
+                row |= {"test_top1": 0.4, "test_many": 0.6, "test_medium": 0.3, "test_few": None}
             rows.append(row)
     return rows
 
@@ -32,15 +32,24 @@ def size(path):
 
 
 def test_the_table_opens_with_pandas_and_says_what_was_given(tmp_path):
-    write_curves(tmp_path, history())
+    write_curves(tmp_path, history(), on="test")
     frame = pd.read_csv(tmp_path / "curves.csv")
-    assert tuple(frame.columns) == COLUMNS
+    assert tuple(frame.columns) == columns("test")
     assert frame["stage"].tolist() == [0] * 6 + [1] * 3
     assert frame["epoch"].tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 3]
     assert frame["loss"].tolist() == [row["loss"] for row in history()]  # no digit lost
-    assert frame["eval_top1"].notna().tolist() == [e % 3 == 0 for e in frame["epoch"]]
-    assert frame["eval_few"].isna().all()
+    assert frame["test_top1"].notna().tolist() == [e % 3 == 0 for e in frame["epoch"]]
+    assert frame["test_few"].isna().all()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.csv", "curves.png"]
+
+
+def test_columns_name_the_split_that_they_are_of():
+    training, val, test = (set(columns(on)) for on in ("", "val", "test"))
+    measured = ("top1", "many", "medium", "few")
+    assert val - training == {f"val_{name}" for name in measured}
+    assert test - training == {f"test_{name}" for name in measured}
+    assert "train_top1" in training
+    assert not [c for c in columns("") if c.startswith(("val", "test", "eval"))]
 
 
 def test_unknown_columns_are_kept(tmp_path):
@@ -58,7 +67,7 @@ def test_the_picture_is_drawn_for_any_length(tmp_path, stages):
 
 def test_the_picture_shows_the_groups_that_exist(tmp_path):
     def colours(rows) -> set[str]:
-        write_curves(tmp_path, rows)
+        write_curves(tmp_path, rows, on="test")
         pixels = (matplotlib.image.imread(tmp_path / "curves.png")[..., :3] * 255).round()
         found = np.unique(pixels.reshape(-1, 3).astype(int) @ (65536, 256, 1))
         return {f"#{colour:06X}" for colour in found.tolist()}
@@ -66,7 +75,7 @@ def test_the_picture_shows_the_groups_that_exist(tmp_path):
     without = colours(history())
     assert {"#0072B2", "#E69F00"} <= without
     assert "#D55E00" not in without
-    few = [row | ({"eval_few": 0.1} if "eval_top1" in row else {}) for row in history()]
+    few = [row | ({"test_few": 0.1} if "test_top1" in row else {}) for row in history()]
     assert "#D55E00" in colours(few)
 
 

@@ -168,11 +168,11 @@ def test_processes_divide_the_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS")
     for count, share in ((3, "2"), (20, "1")):
-        with jobs._limited_threads(count):
+        with jobs.limited_threads(count):
             assert os.environ["OMP_NUM_THREADS"] == share
         assert "OMP_NUM_THREADS" not in os.environ
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    with jobs._limited_threads(4):
+    with jobs.limited_threads(4):
         assert os.environ["OMP_NUM_THREADS"] == "5"
 
 
@@ -226,5 +226,5 @@ def test_data_are_fetched_once_before_the_runs():
         data = SimpleNamespace(config=Config(root, download))
         return SimpleNamespace(recipe=SimpleNamespace(data=data))
 
-    jobs._download([cell("a", True), cell("b", False), cell("a", True), cell("c", True)])
+    jobs.download_data([cell("a", True), cell("b", False), cell("a", True), cell("c", True)])
     assert fetched == ["a", "c"]

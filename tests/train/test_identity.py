@@ -22,6 +22,7 @@ from ltbench.hub.export import export
 from ltbench.leaderboard.steps import Case, check_evaluation
 from ltbench.records import store
 from ltbench.records.record import Record
+from ltbench.records.results_table import table_rows
 from ltbench.train import grid
 from ltbench.train.stage import StageRun
 
@@ -358,9 +359,9 @@ def test_no_two_rows_of_a_grid_have_one_name(cell, trained):
         grid.Cell(cell.recipe, "done", record),
         grid.Cell(cell.recipe.model_copy(update={"seed": 1}), "committed", renamed),
     ]
-    assert [(row["recipe"], row["n"]) for row in grid.rows(cells)] == [("ce", 2)]
+    assert [(row["recipe"], row["n"]) for row in table_rows(grid.entries(cells))] == [("ce", 2)]
     cells.append(grid.Cell(cell.recipe.model_copy(update={"seed": 2}), "done", moved))
-    names = [row["recipe"] for row in grid.rows(cells)]
+    names = [row["recipe"] for row in table_rows(grid.entries(cells))]
     assert sorted(names) == ["ce (1)", "ce (2)"]
 
 

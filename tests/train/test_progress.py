@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 RECIPE = get_recipe(
     "crt_mixup_plot",
     *("data=digits_lt", "stages.0.epochs=4", "stages.1.epochs=4", "stages.0.update.epochs=2"),
-    *("stages.0.schedule.warmup=1", "out=runs/here"),
+    *("stages.0.schedule.warmup=1", "run.eval_every=2", "out=runs/here"),
 )
 DATA = RECIPE.data.config.load()  # type: ignore[attr-defined]
 
@@ -38,7 +38,7 @@ class Clock:
         return self.now
 
 
-def shown(monkeypatch, *, live: bool, seconds: float = 1.0, evaluated=(2, 4)) -> str:
+def shown(monkeypatch, *, live: bool, seconds: float = 1.0, split: str = "test") -> str:
     clock, out = Clock(), io.StringIO()
     monkeypatch.setattr(progress.time, "monotonic", clock)
     console = Console(file=out, force_terminal=live, width=80, color_system=None)
@@ -52,8 +52,8 @@ def shown(monkeypatch, *, live: bool, seconds: float = 1.0, evaluated=(2, 4)) ->
                 for _ in range(what.per_epoch[index]):
                     clock.now += seconds
                     bar.step(lambda: 1.5, 64)
-                row = {"epoch": epoch, "loss": 1.5}
-                row |= {"eval_top1": 0.5} if epoch in evaluated else {}
+                row = {"epoch": epoch, "loss": 1.5, "train_top1": 0.25}
+                row |= {f"{split}_top1": 0.5} if split and epoch % 2 == 0 else {}
                 bar.epoch(row)
     finally:
         bar.close()
@@ -80,6 +80,14 @@ def test_a_resumed_run_says_what_is_done():
     assert plan((2, 0, 0)).done == sum(plan().steps)
 
 
+def test_a_line_names_the_split_or_shows_training_alone(monkeypatch):
+    for split, text in (("val", "train 25.00 %  val 50.00 %  about"), ("", "train 25.00 %  about")):
+        lines = shown(monkeypatch, live=False, seconds=0.1, split=split).splitlines()
+        epochs = [line for line in lines if line.startswith("  epoch")]
+        assert [line.split()[1] for line in epochs] == ["2", "4", "2", "4"]
+        assert f"of 4  loss 1.500  {text}" in epochs[0]
+
+
 def test_a_log_file_has_a_line_for_each_evaluated_epoch(monkeypatch):
     text = shown(monkeypatch, live=False, seconds=0.1)
     assert text.replace("\n", "").isprintable()
@@ -89,7 +97,7 @@ def test_a_log_file_has_a_line_for_each_evaluated_epoch(monkeypatch):
     assert "stage 2 of 2 (crt)" in lines
     epochs = [line for line in lines if line.startswith("  epoch")]
     assert [line.split()[1] for line in epochs] == ["2", "4", "2", "4"]
-    assert all("of 4  loss 1.500  test 50.00 %" in line for line in epochs)
+    assert all("of 4  loss 1.500  train 25.00 %  test 50.00 %" in line for line in epochs)
     left = plan().steps[0] / 2 + plan().steps[1]
     assert epochs[0].endswith(f"about {progress.clock(0.1 * left)} left")
     assert "left" not in epochs[-1]
@@ -97,7 +105,7 @@ def test_a_log_file_has_a_line_for_each_evaluated_epoch(monkeypatch):
 
 
 def test_a_log_file_is_never_silent_for_long(monkeypatch):
-    text = shown(monkeypatch, live=False, seconds=35.0, evaluated=())
+    text = shown(monkeypatch, live=False, seconds=35.0, split="")
     steps = [line for line in text.splitlines() if line.startswith("  step")]
     assert len(steps) > sum(plan().steps) / 4
     assert "loss 1.500, 2 img/s, about" in steps[0]
@@ -109,7 +117,7 @@ def test_a_terminal_has_one_bar_over_all_stages(monkeypatch):
     assert bars
     assert max(map(len, bars)) <= 80
     assert any(line.startswith("stage 2/2 epoch 4/4") and "100%" in line for line in bars)
-    assert "epoch 4 of 4  loss 1.500  test 50.00 %" in text
+    assert "epoch 4 of 4  loss 1.500  train 25.00 %  test 50.00 %" in text
 
 
 def test_nothing_is_shown_without_a_terminal_by_default(capsys):

@@ -16,11 +16,12 @@ from ltbench.data.shards.bounds import SPLITS
 from ltbench.data.shards.format import INFO, MANIFEST, Manifest
 from ltbench.data.shards.layout import PLAN
 from ltbench.data.shards.reader import ShardSource
+from ltbench.data.val_split import ValFraction
 from ltbench.errors import UserError
 from ltbench.remote.address import without_credentials
 
 
-class Shards(ImageOptions, LongTail):
+class Shards(ImageOptions, LongTail, ValFraction):
     """Any data set that was packed into shards: a folder, `http(s)://` or `hf://datasets/...`."""
 
     def ready(self) -> None:
@@ -42,7 +43,7 @@ class Shards(ImageOptions, LongTail):
         assert parts is not None
         name = parts["train"].manifest.dataset
         data = assemble(self, name, parts, self.thin(parts["train"].labels))
-        return replace(data, manifest={**self.thinned(), **data.manifest})
+        return self.hold_out(replace(data, manifest={**self.thinned(), **data.manifest}))
 
 
 def is_packed(root: str | None) -> bool:

@@ -1,0 +1,1 @@
+"""Figures of the larger diagnostics, from their tables."""

@@ -1,0 +1,35 @@
+"""Pages that are made from the code are as `python tools/docs.py` writes them."""
+
+from __future__ import annotations
+
+import docs
+import pytest
+from marked_section import replaced
+
+
+@pytest.fixture(scope="module")
+def stale():
+    return docs.stale()
+
+
+@pytest.mark.parametrize("page", docs.PAGES, ids=lambda p: p.relative_to(docs.ROOT).as_posix())
+def test_it_is_up_to_date(page, stale):
+    assert page not in stale, "run `python tools/docs.py`"
+
+
+def test_one_that_is_not_is_named_and_written(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "README.md"
+    page.write_text("# Page\n\n<!-- a -->old<!-- b -->\n")
+    made = "# Page\n\n<!-- a -->\n\nnew\n\n<!-- b -->\n"
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    pages = {page: lambda text: replaced(text, "<!-- a -->", "<!-- b -->", "new")}
+    monkeypatch.setattr(docs, "PAGES", pages)
+    assert docs.main(["--check"]) == 1
+    assert capsys.readouterr().out == "README.md is out of date: run `python tools/docs.py`\n"
+    assert docs.main([]) == 0
+    assert page.read_text() == made
+    assert docs.main(["--check"]) == 0
+    assert docs.main(["all"]) == 2
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        docs.main(["--check"])
