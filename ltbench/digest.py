@@ -80,8 +80,11 @@ def read_regular(path: Path, limit: int) -> bytes:
     Raises:
         OSError: it cannot be read, or is no regular file.
     """
-    with open(open_regular(path), "rb") as file:
-        return file.read(limit + 1)
+    with open(open_regular(path), "rb", buffering=0) as file:
+        text = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+        while len(text) <= limit and (more := file.read(min(2**20, limit + 1 - len(text)))):
+            text += more
+    return text
 
 
 def open_regular(path: str | Path) -> int:

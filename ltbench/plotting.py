@@ -64,12 +64,12 @@ def tidy(axes: Axes, *, grid: str = "both") -> None:
 
 
 def shared_legend(figure: Figure) -> None:
-    """Draw one legend below all panels, with each of their labels once."""
+    """Draw one legend below all panels, with each of their labels once; none for one label."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    if found:
+    if len(found) > 1:
         legend_below(figure, list(found.values()), list(found))
 
 

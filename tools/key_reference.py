@@ -14,7 +14,7 @@ from ltbench.methods import METHODS
 
 PAGE = Path(__file__).parent.parent / "recipes" / "KEYS.md"
 BEGIN, END = "<!-- keys: tools/key_reference.py -->", "<!-- end of keys -->"
-HEADS = ("key", "values", "default", "meaning")
+HEADS = ("key", "values", "meaning")
 PARTS = {  # prefix of the keys of a kind of part: registry, heading
     "data": ("DATASETS", "Data sets"),
     "stages.N.method": ("METHODS", "Methods"),
@@ -29,6 +29,10 @@ PLAIN = {  # first part of a key that belongs to no part: heading
     "stages.N.optim": "`stages.N.optim`: the optimizer",
     "stages.N.schedule": "`stages.N.schedule`: the learning rate",
     "run": "`run`: execution",
+    "diagnose": "`diagnose`: logs of class gradients",
+    "target": "`target`: the published row",
+    "select": "`select`: a choice on validation images",
+    "launcher": "`launcher`: a cluster",
 }
 
 
@@ -50,12 +54,12 @@ def reference() -> str:
 
 
 def _parts(keys: list[Explanation], prefix: str, name: str) -> str:
-    """Return a table for each part of a kind; keys that several data sets share are one table."""
+    """Return a table for each part of a kind, after one of the keys that several data sets have."""
     texts = []
     if name == "DATASETS":
         shared = [one for one in merged(keys) if len(one.parts) > 1]
         keys = [one for one in merged(keys) if len(one.parts) == 1]
-        texts.append(_shared(shared, prefix))
+        texts.append(_table(shared, prefix))
     without = []
     for part in registry(name).names():
         own = [one for one in keys if one.parts[0].endswith(f"={part}")]
@@ -74,31 +78,27 @@ def _parts(keys: list[Explanation], prefix: str, name: str) -> str:
 
 def _table(keys: list[Explanation], prefix: str) -> str:
     """Return the table of some keys, each without the prefix that they share."""
-    rows = [
-        (f"`{one.key.removeprefix(f'{prefix}.')}`", *_facts(one), cell(one.meaning)) for one in keys
-    ]
+    rows = []
+    for one in keys:
+        where = ""
+        if len(one.parts) > 1:
+            where = f"*{', '.join(part.partition('=')[2] for part in one.parts)}:* "
+        key = f"`{one.key.removeprefix(f'{prefix}.')}`"
+        rows.append((key, cell(_values(one)), where + cell(one.meaning)))
     return table(HEADS, rows)
 
 
-def _shared(keys: list[Explanation], prefix: str) -> str:
-    every = {part for one in keys for part in one.parts}
-    rows = []
-    for one in keys:
-        names = [f"`{part.partition('=')[2]}`" for part in one.parts]
-        where = "all" if len(names) == len(every) else ", ".join(names)
-        key = f"`{one.key.removeprefix(f'{prefix}.')}`"
-        rows.append((key, *_facts(one), where, cell(one.meaning)))
-    return table((*HEADS[:3], "data sets", "meaning"), rows)
-
-
-def _facts(one: Explanation) -> tuple[str, str]:
+def _values(one: Explanation) -> str:
+    """Return what a key takes and its default, which may depend on a mode."""
+    if not one.default:
+        return f"{one.values}; required"
     value, modes = re.fullmatch(r"(.*?)((?:, \S+ with mode=\S+)*)", one.default).groups()
-    return cell(one.values), cell(f"`{value}`{modes}" if value else "required")
+    return f"{one.values}; default `{value}`{modes}"
 
 
 def _group(key: str) -> str:
     """Return the group of a key that belongs to no part: everything before its last dot."""
-    return key.rpartition(".")[0]
+    return key.rpartition(".")[0] or ("launcher" if key == "launcher" else "")
 
 
 def _of(key: str) -> str:

@@ -43,30 +43,34 @@ def gallery() -> str:
     rows: list[tuple[str, ...]] = []
     sections: list[str] = []
     for kind in kinds:
-        rows.append((f"**{KINDS[kind]}**", "", "", "", ""))
+        rows.append((f"**{KINDS[kind]}**", "", ""))
         sections.append(f"## {KINDS[kind]}")
         for entry in (entry for entry in entries if entry.kind == kind):
             rows.append(_line(entry))
             sections.append(_section(entry))
-    heads = ("method", "paper", "idea", "printed", "with PLOT")
+    heads = ("method", "idea", "printed")
     dataset, ratio, network = COLUMN
     label = (
-        f"*Printed* and *with PLOT* are accuracies in percent on {dataset}, ratio {ratio:g}, "
-        f"{network}, as papers print them, with budgets that differ; none is a result of ltbench."
+        f"*Printed* is the accuracy in percent on {dataset}, ratio {ratio:g}, {network}, alone and "
+        "with PLOT, as papers and their repositories print it. Their budgets differ, and none is a "
+        "result of ltbench."
     )
     updates = [f"## Updates\n\n{UPDATE_TEXT}", *(_update(name) for name in UPDATES.names())]
-    return "\n\n".join([table(heads, rows, (3, 4)), label, *sections, *updates])
+    return "\n\n".join([table(heads, rows), label, *sections, *updates])
 
 
 def _line(entry: Entry) -> tuple[str, ...]:
     """Return the row of a method in the table."""
     title = METHODS.title(entry.name)
     venue = re.search(VENUE, entry.paper) if entry.paper[0].isupper() else None  # of its own paper
-    at = [r for r in entry.published if _place(r) == COLUMN]
-    printed = [_printed([r for r in at if r["method"].endswith(PLOT) is plot], title + PLOT * plot)
-               for plot in (False, True)]  # fmt: skip
-    link = f"[{title}](#{anchor(title)})"
-    return (link, venue[0] if venue else "", cell(entry.summary), *printed)
+    at = [row for row in entry.published if _place(row) == COLUMN]
+    bases = dict.fromkeys(row["method"].removesuffix(PLOT) for row in at)
+    base = title if title in bases else next(iter(bases), title)
+    named = "" if base == title else f" ({base})"
+    alone, plot = (_printed([r for r in at if r["method"] == m]) for m in (base, base + PLOT))
+    link = f"[{title}](#{anchor(title)}){f', {venue[0]}' if venue else ''}"
+    texts = [f"{alone}{named}"] * bool(alone) + [f"+{PLOT.split()[-1]} {plot}"] * bool(plot)
+    return link, cell(entry.summary), ", ".join(texts)
 
 
 def _section(entry: Entry) -> str:
@@ -129,31 +133,26 @@ def _updates(recipe: str) -> set[str]:
 
 def _table(entry: Entry) -> str:
     """Return a table of the printed results of a method; empty if there are none."""
-    places: dict[tuple[str, ...], list[Row]] = {}
+    places: dict[str, list[Row]] = {}
     for row in entry.published:
         dataset, ratio, network = _place(row)
         base = row["method"].removesuffix(PLOT)
-        places.setdefault((f"{dataset}, {ratio:g}, {network}", base), []).append(row)
-    if not places:
-        return ""
+        named = "" if base == METHODS.title(entry.name) else f"{base}: "
+        places.setdefault(f"{named}{dataset}, {ratio:g}, {network}", []).append(row)
     rows = []
-    for (place, base), found in places.items():
+    for place, found in places.items():
         values = [
             _printed([r for r in found if r["method"].endswith(PLOT) is plot])
             for plot in (False, True)
         ]
-        rows.append((cell(base), cell(place), *values))
-    heads = ("printed as", "data set, ratio, network", "alone", "with PLOT")
-    return table(heads, rows, (2, 3))
+        rows.append((cell(place), *values))
+    heads = ("data set, ratio, network", "printed", "with PLOT")
+    return table(heads, rows, (1, 2)) if rows else ""
 
 
-def _printed(rows: list[Row], expected: str = "") -> str:
-    """Return the overall accuracies of rows, each once, with the name if it is not the expected."""
-    texts = []
-    for row in rows:
-        named = f" ({row['method']})" if expected and row["method"] != expected else ""
-        texts.append(f"{row['overall']}{named}")
-    return " / ".join(dict.fromkeys(texts))
+def _printed(rows: list[Row]) -> str:
+    """Return the overall accuracies of rows, each once."""
+    return " / ".join(dict.fromkeys(str(row["overall"]) for row in rows))
 
 
 def _place(row: Row) -> tuple[str, float, str]:

@@ -1,18 +1,22 @@
-"""The README's table of results, from the leaderboard; `python tools/docs.py` writes it."""
+"""The README's tables of methods and of results; `python tools/docs.py` writes them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from marked_section import replaced
+from marked_section import anchor, replaced
+from method_gallery import KINDS
 
 from ltbench.leaderboard import nearest_published
+from ltbench.leaderboard.catalogue import catalogue
 from ltbench.leaderboard.tables import board_rows, plain_markdown, section_order
+from ltbench.methods import METHODS
 from ltbench.records.literature import marks
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- results: tools/readme_table.py -->", "<!-- end of results -->"
+METHODS_BEGIN, METHODS_END = "<!-- methods: tools/readme_table.py -->", "<!-- end of methods -->"
 HEADS = ("method", "alone", "with PLOT", "gain", "printed alone", "printed with PLOT", "seeds")
 Row = dict[str, Any]
 
@@ -38,7 +42,7 @@ def results(folder: Path | None = None) -> str:
         place = f"{row['dataset']}, ratio {row['imbalance_ratio']:g}, {row['backbone']}"
         sections.setdefault((place, row["track"]), []).append(row)
     parts = [
-        "Overall accuracy in percent, mean ± standard deviation. ≈ is a tie with the best of the "
+        "Overall accuracy in percent, mean ± standard deviation. ≈ ties with the best of its "
         "track; † has a footnote in `ltbench leaderboard`."
     ]
     for (place, track), rows in sections.items():
@@ -47,14 +51,31 @@ def results(folder: Path | None = None) -> str:
             base = row["method"].removesuffix(" + PLOT")
             pairs.setdefault((base, _changes(row)), {})[row["plot"]] = row
         lines = sorted((_line(*key, pair) for key, pair in pairs.items()), reverse=True)
+        used = [i for i in range(len(HEADS)) if any(cells[i] for _, cells in lines)]
         table = [HEADS, ["---", *["---:"] * 6], *(cells for _, cells in lines)]
+        table = [[cells[i] for i in used] for cells in table]
         text = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
         parts.append(f"**{plain_markdown(place)}**: {plain_markdown(track)}\n\n{text}")
     return "\n\n".join(parts)
 
 
+def methods() -> str:
+    """Return a line per kind of method in Markdown, each method linked to the gallery.
+
+    Later stages of other methods are left out.
+    """
+    titles: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for entry in catalogue():
+        if METHODS.facts(entry.name).stage_of:
+            continue
+        title = METHODS.title(entry.name)
+        titles[entry.kind].append(f"[{title}](ltbench/methods/README.md#{anchor(title)})")
+    lines = [f"| {KINDS[kind]} | {', '.join(found)} |" for kind, found in titles.items() if found]
+    return "\n".join(["| kind | methods |", "| --- | --- |", *lines])
+
+
 def updated(text: str, folder: Path | None = None) -> str:
-    """Return the README with the table as it should be.
+    """Return the README with its tables as they should be.
 
     Args:
         text: the README.
@@ -63,6 +84,7 @@ def updated(text: str, folder: Path | None = None) -> str:
     Raises:
         SystemExit: the marks are missing.
     """
+    text = replaced(text, METHODS_BEGIN, METHODS_END, methods())
     return replaced(text, BEGIN, END, results(folder))
 
 

@@ -33,14 +33,13 @@ def families() -> str:
             f"[{name}]({name})",
             cite(entries[name].paper),
             entries[name].kind,
-            data(recipes),
-            str(len(recipes)),
+            f"{len(recipes)}: {data(recipes)}",
         )
         for name, recipes in sorted(members.items())
     ]
     titles = ", ".join(part.title for part in DATASETS.parts().values() if part.suffix)
-    heads = ("family", "paper", "kind", "data sets", "recipes")
-    return f"`all` data sets are {titles}.\n\n{table(heads, rows, (4,))}"
+    heads = ("family", "paper", "kind", "recipes")
+    return f"`all` data sets are {titles}.\n\n{table(heads, rows)}"
 
 
 def own_images() -> str:
@@ -64,10 +63,10 @@ def grids() -> str:
     rows = []
     for path in sorted((recipes_dir() / "grids").glob("*.yaml")):
         grid = yaml.safe_load(path.read_text(encoding="utf-8"))
-        recipes, seeds = len(grid["recipes"]), len(grid.get("seeds", [0]))
+        size = f"{len(grid['recipes'])} x {len(grid.get('seeds', [0]))}"
         text = cell(grid.get("description", ""))
-        rows.append((f"[{path.stem}](grids/{path.name})", text, str(recipes), str(seeds)))
-    return table(("grid", "runs", "recipes", "seeds"), rows, (2, 3))
+        rows.append((f"[{path.stem}](grids/{path.name})", text, size))
+    return table(("grid", "runs", "recipes x seeds"), rows, (2,))
 
 
 def linked(name: str) -> str:
@@ -76,10 +75,12 @@ def linked(name: str) -> str:
 
 
 def cite(paper: str) -> str:
-    """Return the first reference of a docstring without its sections, linked where it can be."""
+    """Return authors and venue of the first reference of a docstring, linked where it can be."""
     first = paper.partition(";")[0].rstrip(".")
     number = re.search(r"arXiv:(\d{4}\.\d{4,5})", first)
-    text = re.split(r", (?:arXiv:|section )", first)[0]
+    text = re.split(r", (?:arXiv:|https?:|section )", first)[0]
+    authors, _, rest = text.partition(", ")
+    text = f"{authors}, {rest.rpartition(', ')[2]}" if rest else authors
     return f"[{text}](https://arxiv.org/abs/{number[1]})" if number else text
 
 

@@ -8,7 +8,7 @@ import click
 from pydantic import Field
 
 from ltbench.cli.command import WordsCommand
-from ltbench.cli.display import plain
+from ltbench.cli.display import plain, prose
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, read_words
 
@@ -46,7 +46,7 @@ def compare(words: tuple[str, ...]) -> None:
 
     found = compare_runs(given.run, given.baseline)
     for line in repr(found).splitlines():
-        plain(line)
+        prose(line)
     if given.out is not None:
-        files = found.write(given.out)
-        plain(f"\nwritten {', '.join(str(path) for path in files)}")
+        found.write(given.out)
+        plain(f"\nwritten {given.out}/compare.csv, .md, .tex, .json, .png")

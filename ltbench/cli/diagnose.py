@@ -123,7 +123,7 @@ def _diagnose(sources: Sequence[str], given: Diagnose) -> None:
     if given.quiet:
         run(diagnostics, subjects, out)
     else:
-        plain(f"models on {subjects[0].device}; Ctrl-C keeps what is finished")
+        plain(f"on {subjects[0].device}, timing a few passes; Ctrl-C keeps what is finished")
         plain(estimate_line(estimates(diagnostics, subjects)))
         with watching(console) as count:
             run(diagnostics, subjects, out, plain, count)

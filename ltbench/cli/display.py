@@ -85,7 +85,7 @@ def metrics_table(title: str, metrics: Metrics, split: str = "test") -> Table:
     from ltbench.evaluation.summary import COLUMNS, percentages
 
     table = Table(title=escape(title), title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for name in COLUMNS.values():
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row(f"{split}, %", *percentages(metrics))
@@ -122,6 +122,12 @@ def show_result(result: Result) -> None:
         plain(f"by thirds: {shot_line(metrics.with_rule(rule))}")
     if record.shortened:
         plain(f"shortened by {', '.join(record.shortened)}: not comparable with full runs")
+    chosen = record.selected
+    if chosen is not None:
+        plain(
+            f"chosen      by {chosen.metric} on {chosen.val_images:,} validation images among "
+            f"{len(chosen.candidates)} ({chosen.search})"
+        )
     facts = record.dataset.manifest
     tested = ", ".join(facts[key] for key in ("test_part", "test") if key in facts)
     if tested:
@@ -168,12 +174,15 @@ def show_grid(rows: Sequence[Row], folder: Path) -> None:
     width = console.width if console.is_terminal else None
     for line in ("", *text_lines(rows, width), *missing_lines(rows)):
         plain(line)
-    files = write_results(folder, rows)
-    plain(f"\ntable {', '.join(str(path) for path in files)}")
-    compared = [row for row in rows if row["records"]]
-    if len(compared) > 1 and len({row["dataset"] for row in compared}) == 1:
-        words = (str(folder), f"baseline={compared[0]['recipe']}", f"out={folder}")
-        plain(f"next  ltbench compare {' '.join(map(quote, words))}")
+    write_results(folder, rows)
+    plain(f"\ntable  {folder}/results.csv, .md, .tex, .json")
+    found = [row for row in rows if row["records"]]
+    if len(found) > 1 and len({row["dataset"] for row in found}) == 1:
+        first = found[0]["records"][0].recipe
+        same = [row for row in found if row["records"][0].recipe.name == first.name]
+        baseline = first.name if len(same) == 1 else first.digest[:8]
+        words = (str(folder), f"baseline={baseline}", f"out={folder}")
+        plain(f"next   ltbench compare {' '.join(map(quote, words))}")
 
 
 def own_rule(record: Record) -> tuple[int, int] | None:
@@ -189,6 +198,11 @@ def own_rule(record: Record) -> tuple[int, int] | None:
 def plain(text: str) -> None:
     """Print a line as it stands, however narrow the terminal."""
     console.print(text, markup=False, soft_wrap=True)
+
+
+def prose(text: str) -> None:
+    """Print a line, broken between words on a narrow terminal."""
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
 
 def published_row(recipe: Any) -> str | None:

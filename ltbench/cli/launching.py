@@ -102,3 +102,14 @@ def chosen_cells(cells: Sequence[Cell], numbers: Sequence[int]) -> list[Cell]:
             f"runs, found {wrong[0]}"
         )
     return [cells[number] for number in numbers]
+
+
+def show_cells(cells: Sequence[Cell]) -> None:
+    """Print the results of single runs of a grid, whose table the whole grid writes."""
+    from ltbench.train.folder import run_folder
+    from ltbench.train.run import Result
+
+    for cell in cells:
+        found = cell.record or cell.validation
+        if found is not None:
+            show_result(Result(run_folder(cell.recipe), found, fresh=cell.outcome == "done"))

@@ -11,7 +11,13 @@ from pydantic import Field
 
 from ltbench.cli.command import WordsCommand
 from ltbench.cli.display import console, plain, show_grid, show_result
-from ltbench.cli.launching import check_place, chosen_cells, submit_cells, submit_run
+from ltbench.cli.launching import (
+    check_place,
+    chosen_cells,
+    show_cells,
+    submit_cells,
+    submit_run,
+)
 from ltbench.cli.selecting import read_select, select, show_selection, show_validations
 from ltbench.config.files import get_recipe
 from ltbench.config.schema import Config
@@ -80,13 +86,29 @@ def run(words: tuple[str, ...]) -> None:
       ltbench run recipe=ce_cifar10 data.root=DIR stages.0.epochs=20 stages.0.optim.lr=0.05
       ltbench run recipe=crt_mixup_plot data=folder data.root=MY_IMAGES
       ltbench run recipe=ce_cifar10,mislas_cifar10 seed=0,1,2 data.root=DIR
+      ltbench run recipe=ce_cifar10 stages.0.optim.lr=0.05,0.1 seed=0,1,2 data.root=DIR
+      ltbench run recipe=ce_cifar10 stages.0.optim.lr=0.05,0.1 seed=0,1,2 data.root=DIR
+                  data.val_fraction=0.1 select.metric=balanced
       ltbench run grid=FILE.yaml data.root=DIR jobs=3
+      ltbench run grid=FILE.yaml data.root=DIR launcher=slurm launcher.gpus=4
       ltbench run recipe=crt_mixup_plot data.root=MY_IMAGES dry_run=true
       torchrun --nproc-per-node=4 -m ltbench run recipe=mislas_plot_inat data.root=DIR
 
-    Several recipes or seeds make a grid: one table at the end; finished runs are skipped,
-    interrupted ones go on, and the same command in a second terminal takes its share. jobs=N runs
-    N of them at once: they divide the processor among them, and share the GPU if there is one.
+    Several recipes, seeds or values of a key make a grid: one table at the end; finished runs are
+    skipped, interrupted ones go on, and the same command in a second terminal takes its share.
+    jobs=N runs N of them at once: they divide the processor among them, and share the GPU if there
+    is one. In keys that take a list, a comma separates its items, and several lists have brackets:
+    KEY=[160,180],[80,90].
+
+    select.metric=balanced|overall|many|medium|few|ece chooses the values of each recipe by the mean
+    over its seeds on validation images (data.val_fraction=0.1, or those of the data set), and
+    evaluates the test images for the chosen ones alone. select.trials=N lets Optuna pick N values
+    from lists or ranges: KEY=0.01..0.5, KEY=log:0.01..0.5. select.refit=true trains the chosen ones
+    again on training and validation images together.
+
+    launcher=slurm submits them as jobs, each with its own GPUs and ranks; jobs that were preempted
+    or killed go on from their checkpoints. Its keys: launcher.gpus, nodes, ranks, cpus, memory,
+    minutes, partition, account, qos, constraint, array_parallelism, restarts, wait, options.
 
     \b
     Often used keys of recipes:
@@ -256,7 +278,8 @@ def run_several(given: Run, launcher: Launcher | None = None) -> None:
         if options is None:
             done = run_cells(cells)
         else:
-            chosen = select(cells, searches, options, run_cells, given.jobs or 1)
+            at_once = given.jobs or (launcher.array_parallelism if launcher else None) or 1
+            chosen = select(cells, searches, options, run_cells, at_once)
             done = [cell for selection in chosen for cell in selection.final]
     except KeyboardInterrupt:
         if main_rank:
@@ -268,7 +291,9 @@ def run_several(given: Run, launcher: Launcher | None = None) -> None:
     if main_rank:
         for selection in chosen:
             show_selection(selection)
-        if validated:
+        if given.cell:
+            show_cells(done)
+        elif validated:
             show_validations(validated)
         else:
             show_grid(table_rows(grid.entries(done)), grid.results_folder(done))
@@ -306,8 +331,9 @@ def _planned(given: Run) -> tuple[list[Cell], list[Search], Select | None]:
     if options.trials is None:
         words = [*given.words, "run.evaluate=val"]
         return grid.make_grid(names, seeds, words, shared), [], options
-    if "RANK" in os.environ:
-        raise UserError("`select.trials` runs without torchrun; leave out one of the two")
+    if "RANK" in os.environ or given.cell:
+        other = "`cell`" if given.cell else "torchrun"
+        raise UserError(f"`select.trials` runs without {other}; leave out one of the two")
     from ltbench.train.search import Search, corners
 
     layers, out = grid.layers_of(given.words, shared)

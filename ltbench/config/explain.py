@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import fnmatch
-import functools
 import inspect
 import json
 import re
@@ -23,6 +22,7 @@ from ltbench.config.schema import Config, Tagged
 from ltbench.errors import UserError, did_you_mean, visible
 
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+_DOCS: dict[type[Any], dict[str, str]] = {}  # what `field_docs` has read
 LARGE = {2**31 - 1: "2^31 - 1", 2**63: "2^63"}
 
 
@@ -145,12 +145,17 @@ def _one_line(text: str) -> str:
     return " ".join(text.replace("``", "`").split())
 
 
-@functools.cache
 def field_docs(model: type[Any]) -> Mapping[str, str]:
     """Return the documentation of a model's fields, those of its bases included, by name.
 
     It is the string after a field, or its line under ``Args:`` in the docstring of the class.
     """
+    if model not in _DOCS:
+        _DOCS[model] = _field_docs(model)
+    return _DOCS[model]
+
+
+def _field_docs(model: type[Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if cls is Config or not issubclass(cls, Config):

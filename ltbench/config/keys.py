@@ -1,4 +1,4 @@
-"""All keys of recipes, with the parts that they belong to and the values that recipes set."""
+"""All keys of recipes and grids, with the parts that they belong to and the values that recipes set."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from ltbench.config.explain import Explanation, default_of, explained, matches, registry_of
 from ltbench.config.files import list_recipes, read_tree
+from ltbench.config.launcher import Launcher
 from ltbench.config.recipe import Recipe
 from ltbench.config.registry import registry as find_registry
 from ltbench.config.schema import Config
+from ltbench.config.selection import Select
 from ltbench.errors import UserError, did_you_mean, visible
 
 POSITION = re.compile(r"(?<=\.)[0-9]+(?=\.|$)")  # of a stage
@@ -37,9 +39,12 @@ class Use:
 def all_keys() -> list[Explanation]:
     """Return every key that a recipe can have, one entry for each part that it belongs to.
 
-    Stages are numbered `N`.
+    Stages are numbered `N`. The words of `ltbench run` that begin with `select` and `launcher` come
+    last.
     """
-    return list(_walk(Recipe, "", (), ()))
+    words = [*_walk(Select, "select.", (), ()), *_walk(Launcher, "launcher.", (), ())]
+    named = [replace(one, key=one.key.removesuffix(".executor")) for one in words]
+    return [*_walk(Recipe, "", (), ()), *named]
 
 
 def find_keys(patterns: Sequence[str]) -> list[Explanation]:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from ltbench.config.schema import Config
+from ltbench.config.values import Word
 from ltbench.config.words import read_words
 from ltbench.errors import UserError
 
@@ -85,7 +86,9 @@ def read_launcher(
             )
         return None, others
     try:
-        return read_words([*own, f"executor={executor}"], Launcher), others
+        found = read_words([*own, f"executor={executor}"], Launcher)
+        options = {k: v.read() if isinstance(v, Word) else v for k, v in found.options.items()}
+        return found.model_copy(update={"options": options}), others
     except UserError as error:
         lines = [
             f"`{PREFIX}{line[1:]}" if line.startswith("`") else line

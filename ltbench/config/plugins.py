@@ -243,8 +243,9 @@ def marks(recipe: Any) -> list[str]:
     """Return the marks of all plugins that a recipe names, as plain data, once each."""
     found: dict[str, None] = {}
     level = [recipe]
-    while level:
-        node = level.pop(0)
+    for node in level:  # grows while it is read
+        if isinstance(node, str | int | float | None):
+            continue
         if isinstance(node, Mapping):
             mark = node.get("plugin")
             if isinstance(mark, str) and "name" in node and MARK.fullmatch(mark):

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 SEED = 0  # of the draws; the same for every data set and every run
 
 
+def held_out(count: int, fraction: float) -> int:
+    """Return how many of a class's images are held out: its share, but one at least stays.
+
+    Args:
+        count: training images of the class, at least 1.
+        fraction: share of them, in (0, 1).
+    """
+    return min(max(1, int(fraction * count + 0.5)), count - 1)
+
+
 def val_indices(labels: np.ndarray, fraction: float) -> np.ndarray:
     """Return the training images that are held out for validation.
 
@@ -38,7 +48,7 @@ def val_indices(labels: np.ndarray, fraction: float) -> np.ndarray:
     held = []
     for label in np.unique(labels).tolist() if fraction else ():
         rows = np.flatnonzero(labels == label)
-        count = min(max(1, int(fraction * len(rows) + 0.5)), len(rows) - 1)
+        count = held_out(len(rows), fraction)
         order = keyed_permutation(derive(SEED, "validation", label), len(rows))
         held.append(rows[order[:count]])
     return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *held]))

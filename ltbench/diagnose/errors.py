@@ -155,7 +155,7 @@ class Errors(Diagnostic):
         total = groups.groupby("true", sort=False)["images"].sum()
         taken = groups.groupby("predicted")["images"].sum()
         if len(total) > 1:
-            parts = [f"{g}-shot {number(taken[g] / n)}" for g, n in total.items() if n]
+            parts = [f"{g}-shot {number(taken[str(g)] / n)}" for g, n in total.items() if n]
             found.append(f"predictions per test image: {', '.join(parts)} (1 is balanced).")
         return found
 

@@ -278,9 +278,11 @@ class Spectrum:
 
 def _curvature(row: pd.Series[Any], residuals: pd.Series[Any]) -> str:
     """Return the largest eigenvalue and the trace of a class as text."""
+    residual = float(residuals[row["class"]])
+    bound = f" ± {number(residual)}" if residual > 0.005 * abs(row["largest"]) else ""
     return (
         f"class {row['name']} ({row['count']:,} training images) has the largest eigenvalue "
-        f"{number(row['largest'])} ± {number(residuals[row['class']])} and the trace "
+        f"{number(row['largest'])}{bound} and the trace "
         f"{number(row['trace'])} ± {number(row['trace_error'])}"
     )
 
@@ -311,7 +313,8 @@ def hessian_product(
     Returns:
         Function from vectors [P] to products [P], and the number of parameters P.
     """
-    with warnings.catch_warnings(record=True):  # of dependencies, which set filters at import
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of dependencies, at import
         from curvlinops import HessianLinearOperator
 
         operator = HessianLinearOperator(
@@ -325,6 +328,7 @@ def hessian_product(
     def product(vector: Tensor) -> Tensor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*batching rule")  # slow, but correct
+            warnings.filterwarnings("ignore", message=".*torch.jit.script")  # torch uses its own
             result: Tensor = operator @ vector
         return result.detach()
 

@@ -317,7 +317,7 @@ def _draw_plane(results: Mapping[str, Tables]) -> Figure:
     low = max(float(finite.min()), 1e-3) if len(finite) else 1e-3
     high = max(float(finite.max()), low * 10) if len(finite) else 1.0
     levels = np.geomspace(low * 0.999, high * 1.001, 22)
-    figure = blank(3.3 * len(groups) + 1.4, 2.9 * len(results) + 0.5)
+    figure = blank(3.3 * len(groups) + 1.4, 3.6 * len(results) + 0.6)
     panels = figure.subplots(len(results), len(groups), sharex=True, sharey=True, squeeze=False)
     shade: Any = None
     for row, (name, tables) in zip(panels, results.items(), strict=True):

@@ -21,6 +21,7 @@ from ltbench.plotting import blank, colours, markers, shared_legend, tidy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NAMED = 20  # classes up to which points are named
 COLLAPSE = {
     "nc1": "NC1: within- over between-class variance",
     "equinorm": "NC2: unequal norms of means",
@@ -347,6 +348,12 @@ def _draw_classes(results: Mapping[str, Tables]) -> Figure:
                 table["count"], table[column], marker[name], color=colour[name], label=name,
                 markersize=2.5 if many else 5.5, alpha=0.5 if many else 0.9, markeredgewidth=0,
             )  # fmt: skip
+        if len(results) == 1 and len(table) <= NAMED:
+            for row in table[["name", "count", column]].dropna().itertuples(index=False):
+                axes.annotate(
+                    str(row[0])[:14], (row[1], row[2]), xytext=(4, 3), fontsize=7,
+                    textcoords="offset points",
+                )  # fmt: skip
         axes.set_title(title, fontsize=10)
         axes.set_xscale("log")
         axes.margins(y=0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ltbench.diagnose.base import Diagnostic, Subject, Tables
-from ltbench.diagnose.tables import COLUMNS, ROWS, Shown, heading, shown, title_of
+from ltbench.diagnose.tables import COLUMNS, ROWS, Shown, heading, shown, superscript, title_of
 from ltbench.records.titles import dataset_title
 from ltbench.version import __version__
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 DPI = 144
 DARK = "#16181b"  # background of the page in a dark scheme
-FIRST = ("errors", "calibration", "shift")  # sections whose sentences begin the summary
+# Sections whose sentences begin the summary; those after the first five are folded.
+FIRST = ("errors", "calibration", "conflicts", "hessian", "shift")
+HEADLINES = 5
 Kind = Literal["png", "svg+xml"]
 
 
@@ -205,9 +208,15 @@ def _plain_ticks(figure: Figure) -> None:
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if isinstance(axis.get_major_formatter(), LogFormatter):
-                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
             if isinstance(axis.get_minor_formatter(), LogFormatter):
                 axis.set_minor_formatter(NullFormatter())
+
+
+def _tick(value: float) -> str:
+    """Return a power of ten as one if it is small, else as a plain number."""
+    power = round(math.log10(value)) if value > 0 else 0
+    return f"10{superscript(power)}" if power < -3 and value == 10.0**power else f"{value:g}"
 
 
 def render(
@@ -233,12 +242,19 @@ def render(
         dark=DARK,
         facts=[_facts(s) for s in subjects],
         sections=sections,
-        summary=sorted(sections, key=lambda s: s.name not in FIRST),
+        summary=_summary(sections),
+        headlines=HEADLINES,
         left=left,
         paragraphs=_paragraphs,
         tight=_tight,
         seconds=duration,
     )
+
+
+def _summary(sections: Sequence[Section]) -> list[Section]:
+    """Return the sections with sentences, those of `FIRST` before the others."""
+    order = {name: i for i, name in enumerate(FIRST)}
+    return sorted((s for s in sections if s.main), key=lambda s: order.get(s.name, len(order)))
 
 
 def duration(seconds: float) -> str:

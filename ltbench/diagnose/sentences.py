@@ -62,6 +62,8 @@ def mean_percent(shares: Numbers) -> str:
 def change(first: Numbers, second: Numbers) -> str:
     """Return how the mean of shares changed between two samples, as a verb and the numbers."""
     before, after = mean_percent(first), mean_percent(second)
+    if np.array_equal(first, second):
+        return f"is the same at both, {before}"
     if not differ(first, second):
         return f"did not change beyond the noise ({before}, then {after})"
     verb = "fell" if np.mean(second) < np.mean(first) else "rose"

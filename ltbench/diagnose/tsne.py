@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,6 +13,7 @@ from ltbench.config import schema
 from ltbench.diagnose.base import Diagnostic, Figures, Subject, Tables
 from ltbench.diagnose.features import collect, sample, shot_of
 from ltbench.diagnose.predictions import groups_of
+from ltbench.diagnose.progress import timed
 from ltbench.diagnose.sentences import interval, number, percent
 from ltbench.errors import UserError
 from ltbench.plotting import blank, paper
@@ -139,9 +139,7 @@ class Tsne(Diagnostic):
         if probe < 10:
             return 0.0
         noise = np.random.default_rng(0).normal(size=(probe, min(50, probe)))
-        began = time.perf_counter()
-        embed(noise, components=probe, iterations=250)
-        seconds = time.perf_counter() - began
+        seconds = timed(lambda: embed(noise, components=probe, iterations=250))
         scale = count * np.log(count) / (probe * np.log(probe)) * self.options.iterations / 250
         return forward * count + seconds * float(scale)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from ltbench.config import plugins
-from ltbench.config.files import leaves, read_tree
+from ltbench.config.files import read_tree
 from ltbench.errors import UserError
 from ltbench.records.record import Record, changes
 
@@ -69,18 +70,33 @@ def remark(record: Record) -> str:
         return ""
     if not registered(record.recipe.name):
         return "unregistered recipe"
-    stated, resolved = _stated(record.recipe.name), record.recipe.resolved
-    run = dict(leaves(resolved))
-    stages = (resolved.get("stages", ()), stated.get("stages", ()))
+    stages, stated = _stated(record.recipe.name)
+    resolved = record.recipe.resolved
     known = (*record.recipe.overrides, *record.shortened)
-    if len(stages[0]) > len(stages[1]) or (len(stages[0]) < len(stages[1]) and not known):
+    run = len(resolved.get("stages", ()))
+    if run > stages or (run < stages and not known):
         return UNLIKE
-    for path, value in leaves(stated):
-        found = run.get(path, run.get(f"{path}.name"))  # `update: plot` for `{name: plot}`
-        listed = any(f"{path}.".startswith(f"{key}.") for key in known)
-        if found is not None and found != value and f"{path}.name" not in known and not listed:
+    for path, steps, value in stated:
+        found = _leaf(resolved, steps)
+        if found is None or found == value or f"{path}.name" in known:
+            continue
+        if not any(f"{path}.".startswith(f"{key}.") for key in known):
             return UNLIKE
     return ""
+
+
+def _leaf(tree: Any, steps: tuple[str, ...]) -> Any:
+    """Return a value of plain data by its path, for a part its name; ``None`` if it has none."""
+    for step in steps:
+        if isinstance(tree, list) and step.isdecimal() and int(step) < len(tree):
+            tree = tree[int(step)]
+        elif isinstance(tree, dict) and step in tree:
+            tree = tree[step]
+        else:
+            return None
+    if isinstance(tree, dict) and tree:
+        return tree.get("name")  # `update: plot` for `{name: plot}`
+    return None if tree and _nested(tree) else tree
 
 
 @functools.lru_cache(maxsize=2048)
@@ -89,14 +105,35 @@ def registered(name: str) -> bool:
     if name.endswith((".yaml", ".yml")):
         return False
     try:
-        read_tree(name)
+        _stated(name)
     except UserError:
         return False
     return True
 
 
 @functools.lru_cache(maxsize=2048)
-def _stated(name: str) -> dict[str, Any]:
-    """Return the values that a registered recipe's file states and a digest counts."""
+def _stated(name: str) -> tuple[int, tuple[tuple[str, tuple[str, ...], Any], ...]]:
+    """Return the values that a registered recipe's file states and a digest counts.
+
+    Returns:
+        The number of its stages; of each value the path, its steps and the value.
+    """
     tree, _ = read_tree(name)
-    return {key: tree[key] for key in ("data", "backbone", "stages", "run") if key in tree}
+    kept = {key: tree[key] for key in ("data", "backbone", "stages", "run") if key in tree}
+    return len(tree.get("stages", ())), tuple(_leaves(kept, ()))
+
+
+def _leaves(tree: Any, steps: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    """Yield path, steps and value of every leaf of plain data; a key may hold a dot."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        here = (*steps, str(key))
+        if value and _nested(value):
+            yield from _leaves(value, here)
+        else:
+            yield ".".join(here), here, value
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(v, dict) for v in value)
+    )

@@ -31,6 +31,7 @@ from ltbench.records.aggregate import run_key
 from ltbench.records.claims import check_others, check_rank
 from ltbench.records.record import RECIPE, RECORD, Record, load_content, record_text
 from ltbench.records.store import record_path, records_dir, sound_records
+from ltbench.records.validation import VALIDATION
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ def submit(
     """
     folder = folder or records_dir()
     file = run / RECORD if run.is_dir() else run
+    if run.is_dir() and not file.exists() and (run / VALIDATION).is_file():
+        raise UserError(
+            f"{run} holds a run that was evaluated on validation images only, so there is no "
+            "result to submit; run its recipe with run.evaluate=test"
+        )
     given = Record.load(file)
     _check_weights(file, given)
     plugins.load_run(file.parent, given.recipe.resolved)

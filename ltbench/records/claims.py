@@ -220,13 +220,24 @@ def official_counts(name: str, data: Mapping[str, Any]) -> tuple[Counts | None, 
             (n,) * known["num_classes"] if isinstance(n, int) else tuple(n)
             for n in (known["parts"][part]["counts"] for part in ("train", "test"))
         )
-        return (train if own or ratio is None else None), test
+        return (_left(train, data) if own or ratio is None else None), test
     if name not in TAILS:
         return None, None
     classes, largest, each = TAILS[name]
     if not own or not isinstance(ratio, (int, float)) or profile not in ("exp", "step"):
         return None, (each,) * classes
-    return class_profile(largest, classes, max(ratio, 1), profile), (each,) * classes
+    train = class_profile(largest, classes, max(ratio, 1), profile)
+    return _left(train, data), (each,) * classes
+
+
+def _left(counts: Counts, data: Mapping[str, Any]) -> Counts:
+    """Return the training images of each class without those held out for validation."""
+    from ltbench.data.val_split import held_out
+
+    fraction = data.get("val_fraction")
+    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        return counts
+    return tuple(count - held_out(count, fraction) for count in counts)
 
 
 def _same_recipe(one: Record, other: Record) -> bool:

@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ltbench.config.files import leaves
+from ltbench.config.value_grid import label as label_of
 from ltbench.data.shots import shot_groups
 from ltbench.errors import UserError, brief, did_you_mean, visible
 from ltbench.evaluation.metrics import Metrics
-from ltbench.records.aggregate import VALUES, percentages, seeds_of_rows
+from ltbench.records.aggregate import VALUES, average_seeds, percentages, seeds_of_rows
 from ltbench.records.contrasts import Contrast, Contrasts, Difference
 from ltbench.records.paired import (
     Estimate,
@@ -32,6 +34,9 @@ from ltbench.records.paired import (
 from ltbench.records.record import Record
 from ltbench.records.runs import Predictions, Run, distinct, find_runs, read_predictions
 from ltbench.records.titles import dataset_title
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHOWN = 3  # values of a recipe in its label
 
@@ -51,6 +56,12 @@ class Comparison(Contrasts):
         from ltbench.records.compare_files import write_comparison
 
         return write_comparison(self, Path(out))
+
+    def frame(self) -> pd.DataFrame:
+        """Return a row per method and value, and per method and class."""
+        from ltbench.records.compare_files import frame
+
+        return frame(self)
 
     def __repr__(self) -> str:
         """Return the tables as text."""
@@ -129,17 +140,21 @@ def _labels(records: Sequence[Record]) -> list[str]:
         own = dict(leaves(record.recipe.resolved))
         varied = sorted(k for tree in same for k in tree if any(k not in t for t in same))
         varied += sorted(k for k in own if len({brief(t.get(k)) for t in same}) > 1)
-        values = [f"{k}={brief(own[k])}" for k in dict.fromkeys(varied) if k in own]
-        if len(values) > SHOWN:
-            values = [*values[:SHOWN], "..."]
-        labels.append(" ".join([name, *values]))
-    for label in set(labels):
-        twins = [i for i, other in enumerate(labels) if other == label]
+        keys = [k for k in dict.fromkeys(varied) if k in own]
+        values = label_of({k: _text(own[k]) for k in keys[:SHOWN]})
+        more = "..." if len(keys) > SHOWN else ""
+        labels.append(" ".join(filter(None, (name, values, more))))
+    for same_label in set(labels):
+        twins = [i for i, other in enumerate(labels) if other == same_label]
         for i in twins if len(twins) > 1 else ():
-            record = records[i]
-            facts = (record.recipe.digest[:8], record.dataset.name, record.dataset.train_sha256)
-            labels[i] = f"{label} ({', '.join([*facts[:2], facts[2][-6:]])})"
+            digest, data = records[i].recipe.digest, records[i].dataset
+            labels[i] = f"{same_label} ({digest[:8]}, {data.name}, {data.train_sha256[-6:]})"
     return labels
+
+
+def _text(value: Any) -> str:
+    """Return a value of a recipe as it would be typed."""
+    return visible(value) if isinstance(value, str) else brief(value)
 
 
 def _with_baseline(runs: Sequence[Run], word: str) -> tuple[Arms, str]:
@@ -326,6 +341,13 @@ def _notes(arms: Arms) -> list[str]:
     for shortened, labels in short.items():
         who = "all runs" if len(labels) == len(arms) else ", ".join(labels)
         notes.append(f"{who}: shortened by {shortened}, not comparable with full runs")
+    rows = {
+        name: average_seeds(run.record for run in seeds.values())[0] for name, seeds in arms.items()
+    }
+    for what, heading in (("epochs", "epochs differ"), ("backbone", "backbones differ")):
+        if len({row[what] for row in rows.values()}) > 1:
+            listed = "; ".join(f"{name} {row[what] or '-'}" for name, row in rows.items())
+            notes.append(f"{heading}: {listed}")
     records = [run.record for seeds in arms.values() for run in seeds.values()]
     versions = sorted({record.code.version for record in records})
     if len(versions) > 1:

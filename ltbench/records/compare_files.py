@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltbench.config.paths import expanded
 from ltbench.errors import UserError
@@ -24,6 +24,11 @@ from ltbench.records.compare_text import (
 from ltbench.records.contrasts import Contrast, Contrasts, Difference
 from ltbench.records.formats import latex_table, markdown_table, markdown_text
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+NUMBERS = ("sd", "low", "high", "p", "p_holm", "low_with_images", "high_with_images")
+
 
 def write_comparison(comparison: Contrasts, folder: Path) -> list[Path]:
     """Write the five files and return their paths.
@@ -41,7 +46,7 @@ def write_comparison(comparison: Contrasts, folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"could not make {folder}: {reason(error)}; use another path") from error
     contents = {
-        "csv": csv_text(comparison).encode(),
+        "csv": frame(comparison).to_csv(index=False, lineterminator="\n").encode(),
         "md": markdown(comparison).encode(),
         "tex": latex(comparison).encode(),
         "json": (json.dumps(tree(comparison), indent=1, ensure_ascii=False) + "\n").encode(),
@@ -54,21 +59,27 @@ def write_comparison(comparison: Contrasts, folder: Path) -> list[Path]:
     return paths
 
 
-def csv_text(comparison: Contrasts) -> str:
+def frame(comparison: Contrasts) -> pd.DataFrame:
     """Return a row per method and value, those of single classes last, in full precision."""
     import pandas as pd
 
     counts = comparison.class_counts
     rows = []
     for c in comparison.contrasts:
-        rows += [_row(comparison, c, d, d.name, "", "") for d in c.groups]
+        rows += [_row(comparison, c, d, d.name, None, None) for d in c.groups]
         rows += [_row(comparison, c, d, "class", d.name, counts[int(d.name)]) for d in c.classes]
-    text: str = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
-    return text
+    table = pd.DataFrame(rows)
+    whole = dict.fromkeys(("class", "train_images"), "Int64")
+    return table.astype({**whole, **dict.fromkeys(NUMBERS, "float64")})
 
 
 def _row(
-    comparison: Contrasts, c: Contrast, d: Difference, value: str, label: str, images: Any
+    comparison: Contrasts,
+    c: Contrast,
+    d: Difference,
+    value: str,
+    label: str | None,
+    images: int | None,
 ) -> dict[str, Any]:
     e = d.estimate
     low, high = d.images or (None, None)
@@ -76,7 +87,7 @@ def _row(
         "method": c.label,
         "baseline": comparison.baseline,
         "value": value,
-        "class": label,
+        "class": None if label is None else int(label),
         "train_images": images,
         "n": e.n,
         "seeds": " ".join(map(str, c.seeds)),

@@ -18,6 +18,7 @@ STEP = 0.22  # distance of two methods within a group, in groups
 DOTS = 0.085  # of the seeds, below their mean
 LONGEST = 60  # characters of a label
 DPI = 200
+DRAWN = 24  # methods
 
 
 def draw_comparison(comparison: Contrasts) -> bytes:
@@ -32,7 +33,7 @@ def draw_comparison(comparison: Contrasts) -> bytes:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    contrasts = comparison.contrasts
+    contrasts = comparison.contrasts[:DRAWN]
     names = [n for n in GROUPS if any(d.name == n for c in contrasts for d in c.groups)]
     block = max(1.0, STEP * (len(contrasts) + 1))  # height of a group
     figure = blank(6.0, 1.3 + 0.55 * block * len(names) + 0.22 * len(contrasts))
@@ -54,8 +55,10 @@ def draw_comparison(comparison: Contrasts) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(7))
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"difference to {_plain(comparison.baseline)}, percentage points", fontsize=9)
+    some = f", {DRAWN} of {len(comparison.contrasts)} methods"
     axes.set_title(
-        f"{_plain(comparison.dataset)}: mean, 95 % interval and single seeds; filled: resolved",
+        f"{_plain(comparison.dataset)}: mean, 95 % interval and single seeds; filled: resolved"
+        f"{some if len(comparison.contrasts) > DRAWN else ''}",
         fontsize=9,
         loc="left",
     )

@@ -121,8 +121,10 @@ def verdict(difference: Difference, comparisons: int = 1) -> str:
         return f"resolved, {word} ({'better' if good else 'worse'}) than the baseline"
     text = f"not resolved: {spread(difference)} at n = {e.n}"
     if e.p is not None and e.p < ALPHA:
-        text += f", p = {p_text(e.p)} before the correction for {comparisons} comparisons"
-    needed = seeds_needed(e.mean, e.sd or 0.0, ALPHA / comparisons) if e.mean else None
+        text += f", {_p_equals(e.p)} before the correction for {comparisons} comparisons"
+    if abs(e.mean) < 0.005:  # shown as 0.00
+        return text
+    needed = seeds_needed(e.mean, e.sd or 0.0, ALPHA / comparisons)
     if needed is None:
         return f"{text}; more than {MOST_SEEDS:,} seeds would be needed"
     return f"{text}; about {max(needed, e.n + 1)} seeds would be needed"
@@ -132,10 +134,16 @@ def _one_seed(difference: Difference) -> str:
     e = difference.estimate
     if difference.images is None:
         return f"one seed: no interval ({e.mean:+.2f})"
+    p = difference.p_holm
+    word = "differ" if p is not None and p < ALPHA else "are not told apart"
     return (
-        f"one seed: the interval is for these two models on new test images (McNemar's test, "
-        f"p = {p_text(difference.p_holm)}); training again may change it by more"
+        f"one seed: the two models {word} on these images ({_p_equals(p)}); training not repeated"
     )
+
+
+def _p_equals(p: float | None) -> str:
+    text = p_text(p)
+    return f"p {text[0]} {text[1:]}" if text.startswith("<") else f"p = {text}"
 
 
 def legend(comparison: Contrasts) -> list[str]:
@@ -154,8 +162,14 @@ def _method(comparison: Contrasts) -> Iterator[str]:
         yield text
         yield "seeds needed: to find a difference of the observed size with 80 % power"
     if any(d.images is not None and d.estimate.n > 1 for d in differences):
-        yield "for new test images too: variance over seeds plus variance over test images"
-    if any(d.images is None and d.estimate.n == 1 for d in differences):
+        yield "for new test images too: the half widths over seeds and over images, root of squares"
+    alone = [d for d in differences if d.estimate.n == 1 and d.name != "ece"]
+    if any(d.images is not None for d in alone):
+        yield (
+            "one seed: McNemar's test and an interval over test images are for these two models; "
+            "training again may change the difference by more"
+        )
+    if any(d.images is None for d in alone):
         yield (
             "with predictions (`ltbench eval model=RUN out=RUN/eval`) one seed has an interval "
             "over test images"

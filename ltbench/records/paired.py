@@ -8,9 +8,9 @@ its smallest p is 2 / 2^n, 0.25 for three. A percentile bootstrap over three see
 difference in about 75 % of cases instead of 95 %, so neither is used here.
 
 That interval is for new seeds and the same test images. Where the predictions of both models are
-known, a second one is for new test images too: the variance over images is added to that over
-seeds, with degrees of freedom after Satterthwaite (1946). It needs no resampling and, unlike a
-hierarchical bootstrap, is not too narrow with three seeds.
+known, a second one is for new test images too: the squares of its half width are added, that over
+seeds and that over images (Howe, Approximate Confidence Limits on the Mean of X + Y, JASA 1974). It
+needs no resampling and, unlike a hierarchical bootstrap, is not too narrow with three seeds.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def paired_t(differences: Sequence[float]) -> Estimate:
     Args:
         differences: one for each seed, at least one.
     """
-    from scipy import stats
+    from scipy import special  # ten times as fast as scipy.stats, for thousands of classes
 
     values = np.asarray(differences, dtype=float)
     n, mean = len(values), float(values.mean())
@@ -66,8 +66,9 @@ def paired_t(differences: Sequence[float]) -> Estimate:
     sd = float(values.std(ddof=1))
     if sd <= 1e-9 * max(1.0, float(np.abs(values).max())):
         return Estimate(mean, 0.0, n)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n)
-    p = float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
+    error = sd / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * error
+    p = float(2 * special.stdtr(n - 1, -abs(mean) / error))
     return Estimate(mean, sd, n, mean - half, mean + half, p)
 
 
@@ -160,16 +161,14 @@ def with_images(seeds: Estimate, variance: float, images: int) -> tuple[float, f
         variance: of the difference over samples of test images, in the square of its unit.
         images: number of test images.
     """
-    from scipy import stats
+    from scipy import special
 
-    between = 0.0 if seeds.sd is None else seeds.sd**2 / seeds.n
-    total = between + variance
-    if total <= 0 or images < 2:
+    if images < 2 or (seeds.n > 1 and seeds.low is None):
         return None
-    parts = variance**2 / (images - 1)
-    parts += between**2 / (seeds.n - 1) if seeds.n > 1 else 0.0
-    half = float(stats.t.ppf((1 + LEVEL) / 2, total**2 / parts)) * math.sqrt(total)
-    return seeds.mean - half, seeds.mean + half
+    over_seeds = 0.0 if seeds.low is None else seeds.mean - seeds.low
+    over_images = float(special.stdtrit(images - 1, (1 + LEVEL) / 2)) * math.sqrt(variance)
+    half = math.hypot(over_seeds, over_images)
+    return (seeds.mean - half, seeds.mean + half) if half > 0 else None
 
 
 def mcnemar(better: int, worse: int) -> float:

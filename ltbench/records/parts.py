@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -70,23 +69,7 @@ class _Tree(BaseModel):
     run: _Run = _Run()
 
 
-_READABLE: set[bytes] = set()  # SHA-256 of the texts of resolved recipes that passed
-_MOST_READABLE = 10_000
-
-
 def _readable(resolved: dict[str, Any]) -> dict[str, Any]:
-    text = canonical(resolved)
-    key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    if key in _READABLE:  # as of another seed of the recipe
-        return resolved
-    _check_readable(resolved)
-    if len(_READABLE) >= _MOST_READABLE:
-        _READABLE.clear()
-    _READABLE.add(key)
-    return resolved
-
-
-def _check_readable(resolved: dict[str, Any]) -> None:
     tree = _Tree.model_validate(resolved, strict=True)
     for what, value, most in (
         ("recipe.resolved", resolved, MOST_TEXT),
@@ -98,6 +81,7 @@ def _check_readable(resolved: dict[str, Any]) -> None:
                 f"`{what}` has {size:,} characters and {depth} levels; at most {most:,} and "
                 f"{MOST_DEPTH} are allowed"
             )
+    return resolved
 
 
 def _depth(value: Any) -> int:

@@ -7,9 +7,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, WrapValidator, model_validator
 
 from ltbench.config import plugins
 from ltbench.digest import canonical, parse_json, read_regular
@@ -27,6 +27,7 @@ from ltbench.records.parts import (
     RecipeFacts,
     VerificationFacts,
 )
+from ltbench.records.reading import as_written, instead, known_recipe
 from ltbench.records.sealing import (
     checksums_of,
     joined,
@@ -69,7 +70,7 @@ class Record(Part):
     status: Status = "claimed"
     citation: str | None = None
     """Paper and table, for origin paper."""
-    recipe: RecipeFacts
+    recipe: Annotated[RecipeFacts, WrapValidator(instead)]
     dataset: DatasetFacts
     code: CodeFacts
     seed: int = Field(ge=0, lt=2**63)
@@ -156,7 +157,7 @@ def load_content(path: Path) -> Any:
 
 
 def _opened(path: Path) -> tuple[Any, dict[str, str]]:
-    """Return the parsed JSON of a record's file and the canonical text of each of its fields."""
+    """Return the parsed JSON of a record's file and the canonical texts of its fields."""
     try:
         return _parsed(read_regular(path, LARGEST))
     except OSError as error:
@@ -178,11 +179,14 @@ def read_content(text: bytes) -> Any:
     return _parsed(text)[0]
 
 
-def _parsed(text: bytes) -> tuple[Any, dict[str, str]]:
-    content = parse_json(text, strict=True)
-    fields = content if isinstance(content, dict) else {"": content}
-    texts = texts_of(fields)  # refuses what has no text: 1e999
-    joined(texts).encode()  # ... and half of a character
+def _parsed(raw: bytes) -> tuple[Any, dict[str, str]]:
+    """Return the parsed JSON of a record and the canonical texts of its fields."""
+    written = as_written(raw)
+    if written is not None:
+        return written
+    content = parse_json(raw, strict=True)
+    texts = texts_of(content if isinstance(content, dict) else {"": content})  # refuses 1e999
+    joined(texts).encode()  # refuses half of a character
     return content, texts
 
 
@@ -212,27 +216,36 @@ def schema_problems(content: Any) -> list[tuple[str, str]]:
 
 
 def _validated(
-    content: Any, texts: dict[str, str] | None = None
+    content: Any, texts: Mapping[str, str] | None = None
 ) -> Record | list[tuple[str, str]]:
-    """Return the record that a content is, or the violations of the schema."""
+    """Return the record that a content is, or the violations of the schema.
+
+    Args:
+        content: parsed JSON.
+        texts: of ``texts_of``, if they are at hand.
+    """
     if not isinstance(content, dict) or not {"schema_version", "run_id"} <= set(content):
         return [("", "is not a record of ltbench: expected schema_version and run_id at the top")]
     if content["schema_version"] != SCHEMA_VERSION:
-        text = (
+        line = (
             f"has schema_version {content['schema_version']!r}, this version reads "
             f"{SCHEMA_VERSION}; use the version of ltbench that wrote it"
         )
-        return [("", text)]
+        return [("", line)]
     try:
-        text = joined(texts or texts_of(content))
+        texts = texts or texts_of(content)
+        text = joined(texts)
     except ValueError as error:  # NaN, infinity
         return [("", f"is not JSON: {error}")]
     plain = text.isascii() and not any(c in text for c in "\\\x7f")  # the usual case is quick
     found = None if plain else _CONTROL.search(text)
     if found:
         return [("", f"holds a control character, {found[1]!a}, which no record needs")]
-    try:
-        return Record.model_validate_json(text, strict=True)  # 9.0, "9", true: no counts
+    recipe = known_recipe(texts.get("recipe", ""))
+    if recipe is not None:
+        text = joined({**texts, "recipe": "null"})
+    try:  # strict: 9.0, "9", true are no counts
+        return Record.model_validate_json(text, strict=True, context=recipe)
     except ValidationError as error:
         return [(str(e["loc"][0]) if e["loc"] else "", _explain(e)) for e in error.errors()]
 
@@ -251,7 +264,8 @@ def seal_problems(
     """
     texts = texts or texts_of(content)
     now, then = checksums_of(content, texts), content.get("checksums", {})
-    edited = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+    keys = now.keys() | then.keys() if now != then else ()
+    edited = sorted(key for key in keys if now.get(key) != then.get(key))
     problems = []
     if edited:
         problems.append(f"was edited after it was written: do not trust `{'`, `'.join(edited)}`")

@@ -20,7 +20,7 @@ LATEX_SIGN = r"\rlap{$^{\approx}$}"
 
 
 def write_results(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """Write a grid's table as CSV (full precision), Markdown and LaTeX, its runs as JSON; return the paths.
+    """Write a grid's table as CSV, Markdown and LaTeX, and its runs as JSON; return the paths.
 
     Args:
         folder: where to; it is made if need be.

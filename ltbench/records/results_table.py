@@ -49,8 +49,9 @@ def table_rows(entries: Iterable[Entry]) -> list[Row]:
     """Return one row per recipe: means over its seeds in percent, and standard deviations.
 
     A row holds the columns of ``average_seeds`` (``recipe`` is the label), and ``digest``,
-    ``seeds``, ``missing`` (reason by seed), ``records`` and ``folders`` (by seed). Rows that share a label, with other
-    images or from files of the same name, are numbered. A recipe without any record has a row too.
+    ``seeds``, ``missing`` (reason by seed), ``records`` and ``folders`` (by seed). Rows that share
+    a label, with other images or from files of the same name, are numbered. A recipe without any
+    record has a row too.
     """
     given = list(entries)
     labels = {e.digest: e.label for e in reversed(given)}

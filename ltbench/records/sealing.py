@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,8 +28,12 @@ def texts_of(content: Mapping[str, Any]) -> dict[str, str]:
 
 def joined(texts: Mapping[str, str]) -> str:
     """Return the canonical text of a content from those of its fields."""
-    fields = (f"{json.dumps(key, ensure_ascii=False)}:{text}" for key, text in texts.items())
-    return f"{{{','.join(fields)}}}"
+    return f"{{{','.join([f'{_quoted(key)}:{text}' for key, text in texts.items()])}}}"
+
+
+@functools.lru_cache(maxsize=256)
+def _quoted(key: str) -> str:
+    return canonical(key)
 
 
 def checksums_of(

@@ -136,7 +136,7 @@ class _Jobs:
             found = before.get(_name(self.cells[number].recipe), {})
             if "job" not in found:
                 continue
-            handle: Any = submitit.SlurmJob(self.folder / "%j", str(found["job"]), list(tasks))
+            handle: Any = submitit.SlurmJob(self.folder, str(found["job"]), list(tasks))
             if handle.state != "UNKNOWN" and not handle.done():
                 job.handle, job.starts = handle, int(found.get("starts", 1))
                 self.board.begin(number, self.cells[number])
@@ -255,7 +255,7 @@ def _executor(launcher: Launcher, folder: Path, cells: Sequence[Cell]) -> Any:
     name = launcher.executor
     limits = {f"{own}_max_num_timeout": launcher.restarts for own in ("slurm", "local")}
     try:
-        executor = submitit.AutoExecutor(folder / "%j", cluster=name, **limits)
+        executor = submitit.AutoExecutor(folder, cluster=name, **limits)
         parameters = launcher.parameters(_gpus(launcher, cells))
         executor.update_parameters(name="ltbench", **parameters)
     except (ValueError, NameError, RuntimeError, AssertionError, TypeError) as error:

@@ -94,9 +94,10 @@ def make_grid(
             continue
         found[name] = chosen
     if sum(map(len, found.values())) * len(seeds) > MOST_CELLS:
+        several = ", several values" if any(len(p) > 1 for p in found.values()) else ""
         raise UserError(
             f"expected at most {MOST_CELLS:,} runs, found {len(recipes):,} recipes with "
-            f"{sum(map(len, found.values())):,} or more values and {len(seeds):,} seeds each"
+            f"{len(seeds):,} seeds each{several}"
         )
     cells: list[Cell] = []
     for name, chosen in found.items():

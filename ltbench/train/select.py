@@ -158,11 +158,11 @@ def check_finished(cells: Sequence[Cell]) -> None:
     if failed:
         lines = [f"{c.label}, seed {c.recipe.seed}: {c.problem}" for c in failed]
         raise UserError("\n".join([*lines, "nothing was selected: the runs above have failed"]))
-    away = sum(c.outcome == "elsewhere" for c in cells)
-    if away:
+    waiting = sum(c.validation is None and not c.diverged for c in cells)
+    if waiting:
         raise UserError(
-            f"nothing was selected yet: {away} of the runs are in the hands of another process; "
-            "the same command selects when they have finished"
+            f"nothing was selected yet: {waiting} of the runs have not finished here; the same "
+            "command selects when they have"
         )
 
 
@@ -234,7 +234,7 @@ def _final(cell: Cell, facts: SelectionFacts) -> Cell:
     recipe = cell.recipe
     data, options = recipe.data, recipe.run.model_copy(update={"evaluate": "test"})
     if not facts.refit:
-        recipe = recipe.model_copy(update={"run": options})
+        recipe = recipe.model_copy(update={"run": options, "resume": "auto"})  # it was trained
         return Cell(recipe, values=cell.values, selected=facts)
     whole = data.config.model_copy(update={"val_fraction": 0.0})
     changed = {"run": options, "data": Choice(data.name, whole, data.plugin)}

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ltbench.cli import app
+from ltbench.cli import app, display
 from ltbench.cli.display import CleanConsole, clean, metrics_table
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
+from ltbench.records.results_table import Entry, table_rows
+from tests.records.made import made
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2J\x9b31m\x08\r\u202egnp"
 
@@ -101,3 +103,45 @@ def test_a_deleted_current_folder_is_one_line(
         app.main(["list"])
     line = "error: cannot use the current folder (No such file or directory); change to another one"
     assert capsys.readouterr().err == f"{line}\n"
+
+
+# Grids ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, None])
+def test_a_grid_is_shown_whole_and_written(
+    width: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = CleanConsole(force_terminal=width is not None, width=width or 40, color_system=None)
+    monkeypatch.setattr(display, "console", shown)
+    name = "a_method_with_a_long_name_plot_cifar100"
+    records = [made(n, seed, (90, 5 * seed, 0)) for n in ("ce", name) for seed in (0, 1)]
+    rows = table_rows(Entry(r.recipe.name, r.recipe.digest, r.seed, r) for r in records)
+    rows += table_rows([Entry("none", "0" * 16, 3, reason="failed")])
+    display.show_grid(rows, tmp_path / "grid")
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert text.count("90.00 ± 0.00") == 2
+    assert (f"{name}  2  " in text) is (width is None)
+    assert (f"{name}, n = 2, 200 epochs\n" in text) is (width == 80)
+    table = text.partition("\nnone: ")[0].splitlines()
+    assert (max(map(len, table)) <= 80) is (width == 80)
+    assert "none: no result of seed 3 (failed)" in text
+    assert f"table  {tmp_path}/grid/results.csv, .md, .tex, .json\n" in text
+    assert "baseline=ce " in text
+    assert len(list((tmp_path / "grid").iterdir())) == 4
+
+
+def test_long_names_do_not_cut_the_table_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = made("ce", 0, (90, 50, 10)).metrics
+    table = metrics_table("x" * 70, metrics)
+    source = "a_source_of_published_numbers_without_any_space, Table 2"
+    table.add_row(source, *("100.00",) * 5)
+    CleanConsole(width=80, color_system=None).print(table)
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert text.count("100.00") == 5
+    assert "x" * 50 in text

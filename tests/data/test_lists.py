@@ -103,7 +103,7 @@ def test_images_named_twice_are_noted_and_stand_in_the_record(root: Path) -> Non
     (root / "test.txt").write_text(TEST + "train//x/2.png 0\nlink.png 1\nalias/0.png 0\n")
     with (
         pytest.warns(UserWarning, match="3 of 5 test images are training images"),
-        pytest.warns(UserWarning, match="count again: 2"),
+        pytest.warns(UserWarning, match="count twice: 2"),
         pytest.warns(UserWarning, match=r"images with two labels: 1 \(first: `train/x/1\.png`\)"),
     ):
         data = load(root)

@@ -6,13 +6,13 @@ import pytest
 
 from ltbench.diagnose.errors import (
     Errors,
-    as_pixels,
-    as_text,
+    as_png,
     class_table,
     confusion_table,
     group_table,
     pixels_of,
 )
+from ltbench.diagnose.figures.errors import from_png
 from ltbench.evaluation.evaluate import evaluate_split
 
 NAMES = ("a", "b", "c", "d")
@@ -87,16 +87,16 @@ def test_examples_are_wrong_images_of_the_worst_classes(subject):
         assert (rows["confidence"].diff().dropna() <= 0).all()
     first = examples.iloc[0]
     stored = subject.data.test.images[first["index"]]
-    assert np.array_equal(as_pixels(first["png"]), stored)
+    assert np.array_equal(from_png(first["png"]), stored)
 
 
-def test_pixels_survive_text_and_large_ones_are_made_smaller(subject):
+def test_pixels_survive_a_file_and_large_ones_are_made_smaller(subject):
     index = np.array([3, 0])
     for found, expected in zip(
         pixels_of(subject, index), subject.data.test.images[index], strict=True
     ):
         assert np.array_equal(found, expected)
-    assert as_pixels(as_text(np.zeros((100, 200, 3), np.uint8))).shape == (32, 64, 3)
+    assert from_png(as_png(np.zeros((100, 200, 3), np.uint8))).shape == (32, 64, 3)
 
 
 def test_tables_survive_files(subject, tmp_path):

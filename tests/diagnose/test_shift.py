@@ -77,4 +77,4 @@ def test_options_and_figures(subject):
     figure = diagnostic.draw({"a": {"shift": table}, "b": {"shift": table}})["shift"]
     labels = [t.get_text() for t in figure.axes[0].get_xticklabels()]
     assert labels == ["5", "2", "1", "2", "5"]
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a", "b"]

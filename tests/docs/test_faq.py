@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -39,22 +40,35 @@ def folder(tmp_path_factory):
     for split in ("train", "test"):
         images(f"NESTED/{split}/animals", ant=20, bee=20)
         images(f"NESTED/{split}/things", cup=20, pot=20)
+    (train, test), counts = ([], []), {"ant": 60, "bee": 20, "cat": 14}
+    for label, (name, count) in enumerate(counts.items()):
+        lines = [f"{name}/{number}.png,{label}" for number in range(count)]
+        test += lines[:10]
+        train += lines[10:]
+    (folder / "FLAT" / "a.csv").write_text("\n".join(["path,label", *train]))
+    (folder / "FLAT" / "b.csv").write_text("\n".join(["path,label", *test]))
+    (folder / "FLAT" / "names.csv").write_text("ant/0.png,ant\nbee/0.png,bee\n")
     torch.save({"model": torch.nn.Linear(2, 2)}, folder / "whole.pth")
     (folder / "RUN").mkdir()
-    (folder / "RUN" / "recipe.json").write_text(json.dumps(get_recipe("quickstart").tree()))
+    recipe = get_recipe("quickstart")
+    facts = {"recipe": recipe.name, "digest": recipe.digest, "seed": 0}
+    (folder / "RUN" / "recipe.json").write_text(json.dumps(facts))
+    (folder / "RUN" / "checkpoints").mkdir()
     return folder
 
 
 def printed(capsys, words: str) -> str:
     """Return what a command prints, with its spaces and line breaks made one space each."""
-    try:
-        main(words.split())
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
+    with warnings.catch_warnings(record=True) as notes:
+        try:
+            main(words.split())
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
     output = capsys.readouterr()
     assert code == (2 if "error: " in output.err else 0), output.err
-    return " ".join(f"{output.out} {output.err}".split())
+    said = [f"note: {note.message}" for note in notes]  # as the command prints warnings
+    return " ".join(" ".join([output.out, output.err, *said]).split())
 
 
 def test_the_page_has_blocks_and_each_is_read():
@@ -66,9 +80,7 @@ def test_the_page_has_blocks_and_each_is_read():
 def test_a_command_prints_what_the_page_says(words, lines, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    before = sorted(folder.rglob("*"))
     output = printed(capsys, words)
     for line in lines.splitlines():
         wanted = ".*".join(re.escape(" ".join(part.split())) for part in line.split("..."))
         assert re.search(wanted, output), f"{line}\nnot in\n{output}"
-    assert sorted(folder.rglob("*")) == before, "a refused command left something behind"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import docs
 import pytest
-from marked_section import replaced
+from marked_section import anchor, cell, replaced
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +33,20 @@ def test_one_that_is_not_is_named_and_written(tmp_path, monkeypatch, capsys):
     page.write_text("no marks")
     with pytest.raises(SystemExit, match="lacks the marks"):
         docs.main(["--check"])
+
+
+@pytest.mark.parametrize(
+    ("heading", "name"),
+    [  # as GitHub has them
+        ("Balanced Softmax (`balanced_softmax`)", "balanced-softmax-balanced_softmax"),
+        ("`stages.N.optim`: the optimizer", "stagesnoptim-the-optimizer"),
+        ("A [link](x.md) & more", "a-link--more"),
+    ],
+)
+def test_anchors(heading, name):
+    assert anchor(heading) == name
+
+
+def test_cells_hold_bars_and_angle_brackets():
+    assert cell("a | b\n  c") == "a \\| b c"
+    assert cell("runs/<recipe>, `<a>`, 1 < 2") == "runs/\\<recipe>, `<a>`, 1 < 2"

@@ -6,20 +6,12 @@ import contextlib
 import io
 import os
 import re
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
+from doc_commands import ROOT, SHELL, command_lines, command_problems
 from marked_section import anchor
 
-from ltbench import UserError, get_recipe
-from ltbench.cli.app import cli
-from ltbench.cli.command import DefaultGroup
-from ltbench.config.words import PLAIN, REST
-
-ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for place in ("*.md", "ltbench/**/*.md", "recipes/*.md", "leaderboard/*.md", "tools/**/*.md")
@@ -28,8 +20,6 @@ PAGES = sorted(
 WITH_PYTHON = [p for p in PAGES if "```python" in (ROOT / p).read_text(encoding="utf-8")]
 EXAMPLES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("tools/examples/*.*"))
 PYTHON = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
-SHELL = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LAUNCHERS = ("tools/launch/one_node.sh", "tools/launch/two_nodes.sh", "tools/launch/slurm.sbatch")
 
 
 def text_of(page: str) -> str:
@@ -61,6 +51,12 @@ def test_python_blocks_run_and_print_what_the_page_says(page, steps, tmp_path, f
     process = fork(run_blocks, str(tmp_path), blocks)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
+
+
+def test_the_first_two_shell_blocks_are_what_ci_runs():
+    blocks = SHELL.findall(text_of("README.md"))
+    assert blocks[0] == "pip install -e . && ltbench run recipe=quickstart\n"
+    assert blocks[1] == "pip install -e '.[test]' && pytest\n"
 
 
 # Links ----------------------------------------------------------------------------------------
@@ -134,70 +130,3 @@ def test_pages_have_commands():
     lines = [line for page in PAGES for line in command_lines(page)]
     assert len(lines) > 40
     assert {"run", "predict", "leaderboard", "diagnose"} <= {line.split()[1] for line in lines}
-
-
-def command_lines(page: str) -> Iterator[str]:
-    """Yield the commands of a page's shell blocks, of a script, or of a Python file's comments."""
-    text = text_of(page)
-    if page.endswith(".md"):
-        text = "\n".join(SHELL.findall(text))
-    elif page.endswith(".py"):
-        text = "\n".join(re.findall(r"^#\s+(ltbench .*)$", text, re.MULTILINE))
-    text = re.sub(r"\\\n\s*", " ", text)
-    for line in text.splitlines():
-        for part in re.split(r"&&|\|", line):
-            part = re.sub(r"\s#.*", "", part).strip().removeprefix("$ ")
-            if re.match(r"ltbench |torchrun |tools/launch/", part):
-                yield part
-
-
-def command_problems(line: str) -> list[str]:
-    """Return what is wrong with a command line: the command, its words or a recipe's keys."""
-    words = shlex.split(line)
-    if words[0] in LAUNCHERS:
-        words = ["ltbench", "run", *(w for w in words[1:] if "=" in w)]
-    elif words[0] == "torchrun":
-        words = words[words.index("-m") + 1 :]
-    command: click.Command = cli
-    words = words[1:]
-    while isinstance(command, click.Group):
-        if words and words[0] in command.commands:
-            command, words = command.commands[words[0]], words[1:]
-        elif isinstance(command, DefaultGroup):
-            command = command.commands[command.default]
-        elif not words or words[0].startswith("--"):
-            return []
-        else:
-            return [f"no command `{words[0]}`"]
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-    problems = [f"no option {w}" for w in words if w.startswith("-") and w not in known]
-    options = getattr(command, "words", None)
-    fields = options.model_fields if options else {}
-    marks = {name: field.json_schema_extra or {} for name, field in fields.items()}
-    rest = any(mark == REST for mark in marks.values())
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    if not any(mark == PLAIN for mark in marks.values()) and options:
-        problems += [f"no word `{w}`" for w in words if "=" not in w and not w.startswith("-")]
-    others = []
-    for key in given:
-        first = key.partition(".")[0]
-        if key in fields or (first in fields and first != key):
-            continue
-        if rest:
-            others.append(f"{key}={given[key]}")
-        else:
-            problems.append(f"no key `{key}`")
-    files = given.get("recipe", ".yaml").endswith(".yaml") or "plugins" in given  # of the reader
-    if command.name in ("run", "show") and not files:
-        for name in given["recipe"].split(","):
-            problems += recipe_problems(name, others)
-    return problems
-
-
-def recipe_problems(name: str, words: list[str]) -> list[str]:
-    """Return the mistakes of a recipe with words."""
-    try:
-        get_recipe(name, *words)
-    except UserError as error:
-        return str(error).splitlines()
-    return []

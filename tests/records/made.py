@@ -27,10 +27,11 @@ def made(
     train: str = "a",
     shortened: Sequence[str] = (),
     version: str = "1.0",
+    tree: dict[str, Any] | None = None,
     **resolved: Any,
 ) -> Record:
-    """Return a sound record."""
-    tree = {"name": name, "stages": [{"epochs": 200}], **resolved}
+    """Return a sound record, of a resolved recipe or of some values of one."""
+    tree = tree or {"name": name, "stages": [{"epochs": 200}], **resolved}
     images = sum(total)
     bins = [0] * BINS
     bins[7] = images

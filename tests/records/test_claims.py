@@ -25,9 +25,13 @@ def test_the_counts_of_cifar_are_those_of_the_frozen_lists(name):
 
 
 @pytest.mark.parametrize("profile", ["exp", "step"])
-@pytest.mark.parametrize("ratio", [1, 10, 20.5, 100])
-def test_the_counts_of_the_digits_are_those_that_are_read(ratio, profile):
-    words = (f"data.imbalance_ratio={ratio}", f"data.profile={profile}")
+@pytest.mark.parametrize(("ratio", "held"), [(1, 0), (10, 0.1), (20.5, 0), (100, 0), (20, 0.35)])
+def test_the_counts_of_the_digits_are_those_that_are_read(ratio, held, profile):
+    words = (
+        f"data.imbalance_ratio={ratio}",
+        f"data.profile={profile}",
+        f"data.val_fraction={held}",
+    )
     recipe = get_recipe("quickstart", *words)
     data = recipe.data.config.load()
     found = claims.official_counts("digits_lt", recipe.tree(digest_only=True)["data"])
@@ -62,7 +66,7 @@ def test_the_same_images_have_the_same_numbers():
         counts = (*getattr(one.metrics, name)[:-1], getattr(one.metrics, name)[-1] - 1)
         metrics = one.metrics.model_copy(update={name: counts})
         other = one.model_copy(update={"metrics": metrics, "run_id": "0" * 32})
-        with pytest.raises(UserError, match=f"the {what} images have the hash, but not"):
+        with pytest.raises(UserError, match=f"the {what} images have the hash of those of run"):
             claims.check_others(other, [one])
 
 

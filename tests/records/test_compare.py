@@ -149,8 +149,8 @@ def test_other_faults_are_one_line(tmp_path: Path) -> None:
 
 def test_recipes_of_one_name_are_told_apart_by_their_values() -> None:
     low, high = arm("ce", BASE, optim={"lr": 0.1, "wd": 0}), arm("ce", GAIN, optim={"lr": 0.2})
-    found = compare_runs(runs(*low, *high), "ce optim.lr=0.2")
-    assert [c.label for c in found.contrasts] == ["ce optim.wd=0 optim.lr=0.1"]
+    found = compare_runs(runs(*low, *high), "ce lr=0.2")
+    assert [c.label for c in found.contrasts] == ["ce wd=0 lr=0.1"]
 
 
 def test_runs_are_found_by_folder_file_pattern_and_name(
@@ -175,6 +175,17 @@ def test_a_baseline_may_be_a_folder(grid: Path) -> None:
     base = next(grid.glob("ce-*"))
     others = next(grid.glob("plus-*"))
     assert ltbench.compare(others, base).contrasts == ltbench.compare(grid, "ce").contrasts
+
+
+def test_what_else_differs_is_noted() -> None:
+    short = arm("plus", GAIN, shortened=["epochs"], stages=[{"epochs": 20}], version="2.0")
+    found = compare_runs(runs(*arm("ce", BASE, backbone={"name": "resnet32_cifar"}), *short), "ce")
+    assert found.notes == (
+        "plus: shortened by epochs, not comparable with full runs",
+        "epochs differ: ce 200; plus 20",
+        "backbones differ: ce ResNet-32; plus -",
+        "the runs are of several versions of ltbench: 1.0, 2.0",
+    )
 
 
 # Predictions ------------------------------------------------------------------------------------
@@ -203,7 +214,12 @@ def test_predictions_give_one_seed_an_interval_over_images(tmp_path: Path) -> No
     assert overall.estimate.p == pytest.approx(0.000729, rel=1e-2)  # 19 images, 2 of them worse
     assert many.estimate.p == pytest.approx(0.5)
     said = sentences(ltbench.compare(grid, "ce").contrasts[0])
-    assert said[0].startswith("overall: one seed: the interval is for these two models")
+    assert said[1].startswith(
+        "many: one seed: the two models are not told apart on these images (p"
+    )
+    assert said[0].startswith(
+        "overall: one seed: the two models differ on these images (p < 0.001)"
+    )
 
 
 def test_predictions_widen_the_interval_of_several_seeds(grid: Path) -> None:
@@ -250,6 +266,8 @@ def test_the_files_hold_the_comparison(grid: Path, tmp_path: Path) -> None:
     ends = (overall.estimate.mean, overall.estimate.low)
     assert (first["difference"], first["low"]) == pytest.approx(ends, rel=1e-14)
     assert (first["n"], first["seeds"]) == (3, "0 1 2")
+    assert table[table["value"] == "class"]["class"].tolist() == [0, 1, 2]
+    assert found.frame()["difference"].tolist() == pytest.approx(table["difference"].tolist())
     tree = json.loads((out / "compare.json").read_text())
     assert tree["contrasts"][0]["values"][0]["by_seed"] == list(overall.by_seed)
     assert tree["contrasts"][0]["values"][0]["resolved"] is True
@@ -276,7 +294,7 @@ def test_names_of_others_do_not_break_the_files(tmp_path: Path) -> None:
     found = compare_runs(runs(*arm("ce", BASE), *odd[0], *odd[1]), "ce")
     found.write(tmp_path)
     latex = (tmp_path / "compare.tex").read_text().partition(r"\begin{tabular}")[2]
-    assert r"a\_b note='50\% \& \$x\$ | \#1 \{" in latex
+    assert r"a\_b note=50\% \& \$x\$ | \#1 \{" in latex
     lines = (tmp_path / "compare.md").read_text().splitlines()
     rows = [line.replace(r"\|", "") for line in lines if line.startswith("|")]
     assert {row.count("|") for row in rows} == {9}
@@ -291,5 +309,5 @@ def test_the_command_prints_and_writes(grid: Path, tmp_path: Path) -> None:
     tables = [line for line in lines if line.startswith(("overall  ", "many  ", "few  ", "ECE  "))]
     assert len(tables) == 4
     assert all(len(line) <= 80 for line in tables)
-    assert f"{tmp_path / 'out'}/compare.png" in lines[-1]
+    assert lines[-1] == f"written {tmp_path / 'out'}/compare.csv, .md, .tex, .json, .png"
     assert (tmp_path / "out" / "compare.png").is_file()

@@ -115,7 +115,9 @@ def test_images_widen_the_interval_over_seeds() -> None:
     assert same == pytest.approx((seeds.low, seeds.high))
     wide = with_images(seeds, 4.0, 1000)
     assert wide is not None
-    assert wide[1] - wide[0] == pytest.approx(2 * 1.96 * math.sqrt(4.0 + seeds.sd**2 / 3), rel=0.01)
+    over_images = 2 * 1.9623 * 2.0
+    expected = math.hypot(seeds.high - seeds.low, over_images)
+    assert wide[1] - wide[0] == pytest.approx(expected, rel=1e-4)
     alone = with_images(Estimate(1.0, None, 1), 4.0, 1000)
     assert alone == pytest.approx((1 - 1.9623 * 2, 1 + 1.9623 * 2), rel=1e-4)
     assert with_images(Estimate(0.0, None, 1), 0.0, 1000) is None
@@ -155,5 +157,5 @@ def test_intervals_cover_the_true_difference_in_95_percent_of_cases(n: int) -> N
         covered["bootstrap"] += low <= here <= high
     share = {name: count / trials for name, count in covered.items()}
     assert share["seeds"] == pytest.approx(0.95, abs=0.02)
-    assert 0.93 <= share["images"] <= 0.99  # it counts the noise within seeds twice
+    assert 0.94 <= share["images"] <= 0.998  # it counts the noise within seeds twice
     assert share["bootstrap"] < 0.9  # why it is not used

@@ -64,8 +64,8 @@ for shape, count in {"circle": 120, "square": 50, "triangle": 20, "ring": 8}.ite
 #
 # ## Train
 #
-# `balanced_softmax` is a recipe without a data set: ResNet-18, 64 pixels, 100 epochs in batches of 64.
-# For two hundred small images a small network, small batches and 20 epochs will do:
+# `balanced_softmax` is a recipe without a data set: ResNet-18, 64 pixels, 100 epochs, batches
+# of 64. For two hundred small images a small network, small batches and 20 epochs will do:
 #
 #     ltbench run recipe=balanced_softmax data.root=my_images data.image_size=32 epochs=20 \
 #         backbone=resnet20_cifar 'backbone.args.widths=[8,16,32]' \
@@ -132,7 +132,7 @@ print(found.frame()[["path", "class_1", "probability_1"]])
 #
 # ## From here
 #
-# - another method: `recipe=crt_mixup`, `recipe=ldam_drw`, `recipe=mislas`, or one of them with PLOT,
-#   `recipe=crt_mixup_plot`; `paper_table.py` compares several;
+# - another method: `recipe=crt_mixup`, `recipe=ldam_drw`, `recipe=mislas`, or one of them with
+#   PLOT, `recipe=crt_mixup_plot`; `paper_table.sh` compares several;
 # - pretrained weights: `backbone=resnet50 backbone.pretrained=true`;
 # - what the model has learned: `ltbench diagnose run=runs/shapes`.

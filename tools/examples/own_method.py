@@ -8,12 +8,12 @@
 #
 # ## The method
 #
-# `tail_margin.py`, beside this file, is all of it: a class with its options, `setup`, which sees the
-# class counts, and `loss`, which returns one loss per image. `ltbench new method NAME` writes such a
-# file with a recipe and a test; `ltbench/methods/README.md` tells what else can be overridden.
+# `tail_margin.py`, beside this file, is all of it: a class with its options, `setup`, which sees
+# the class counts, and `loss`, which returns one loss per image. `ltbench new method NAME` writes
+# such a file with a recipe and a test; `ltbench/methods/README.md` lists what can be overridden.
 #
 # A file becomes a plugin by being named: `plugins=FILE.py` on the command line or in a recipe,
-# `plugins=` or `ltbench.load_plugins` in Python. Nothing is installed, nothing in ltbench is edited.
+# `plugins=` or `ltbench.load_plugins` in Python. Nothing is installed, and ltbench is not edited.
 
 # %%
 from pathlib import Path

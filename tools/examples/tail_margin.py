@@ -20,12 +20,13 @@ class Options(schema.Config):
 class TailMargin(Method):
     """Cross-entropy after lowering each logit by a margin that grows as its class gets rarer.
 
-    Reference: an example, published nowhere; with ``strength=1`` it is Balanced Softmax in disguise.
+    Reference: none, an example; with ``strength=1`` it computes what Balanced Softmax does.
     Departures: none.
     """
 
     Config = Options
     config: Options
+    margins: torch.Tensor
 
     def setup(self, previous: Method | None) -> None:
         """Compute the margins: ``strength * log(n_max / n_k)`` for a class of n_k images [C]."""

@@ -1,4 +1,4 @@
-"""What a run logs, and when: rows every few steps, at the end of an epoch and of the run."""
+"""Values of a run for its logs: every few steps, at the end of each epoch and of the run."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Logs(NoProgress):
         """Open the logs."""
         self.progress.begin(plan)
         self.plan = plan
-        about = about_run(self.recipe, plan.folder / FOLDER, plan.data.info.name)
-        self._each(lambda sink: sink.open(about))
+        folder, data = plan.folder / FOLDER, plan.data.info.name
+        self._each(lambda sink: sink.open(about_run(self.recipe, folder, data)))
 
     def stage(self, index: int, stage: Stage, steps: int, done: int) -> None:
         """Note the position in the run."""

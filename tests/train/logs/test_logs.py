@@ -59,9 +59,10 @@ def offline_rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if record.HasField("history"):
                 items = record.history.item
                 row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
-                yield record.history.step.num, {
-                    k: v for k, v in row.items() if not k.startswith("_") and k != SPEED
-                }
+                yield (
+                    record.history.step.num,
+                    {k: v for k, v in row.items() if not k.startswith("_") and k != SPEED},
+                )
 
 
 def blocks(data: bytes) -> Iterator[bytes]:
