@@ -13,6 +13,8 @@ from ltbench.config.files import family, list_recipes, read_tree
 from ltbench.config.registry import docstring_section, first_sentence
 from ltbench.leaderboard.catalogue import Entry, catalogue
 from ltbench.methods import METHODS
+from ltbench.records.aggregate import average_seeds
+from ltbench.records.store import records
 from ltbench.updates import UPDATES
 
 PAGE = Path(__file__).parent.parent / "ltbench" / "methods" / "README.md"
@@ -109,6 +111,9 @@ def _update(name: str) -> str:
     facts.append(("Departures", _sentence(docstring_section(doc, "Departures"))))
     count = f"{len(recipes)}, the first of them {_recipe(recipes[0])}" if recipes else "none"
     facts.append(("Recipes", count))
+    ours = [row for row in average_seeds(records()) if name in _updates(row["recipe"])]
+    if ours and name != "plain":  # those of plain steps stand with their methods
+        facts.append(("Results of ltbench", "; ".join(map(_ours, ours))))
     if UPDATES.options(name).model_fields:
         count = len(UPDATES.options(name).model_fields)
         facts.insert(1, ("Options", f"[{count}](../../recipes/KEYS.md#{name})"))

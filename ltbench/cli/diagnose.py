@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,13 @@ def _diagnose(sources: Sequence[str], given: Diagnose) -> None:
     subjects = open_subjects(sources, given.data, given.device)
     default = Path("diagnose") / "-and-".join(s.name.replace("/", "-") for s in subjects)
     out = given.out if given.out is not None else default
-    if given.quiet:
-        run(diagnostics, subjects, out)
-    else:
-        plain(f"on {subjects[0].device}, timing a few passes; Ctrl-C keeps what is finished")
-        plain(estimate_line(estimates(diagnostics, subjects)))
-        with watching(console) as count:
-            run(diagnostics, subjects, out, plain, count)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script")  # torch uses its own
+        if given.quiet:
+            run(diagnostics, subjects, out)
+        else:
+            plain(f"on {subjects[0].device}, timing a few passes; Ctrl-C keeps what is finished")
+            plain(estimate_line(estimates(diagnostics, subjects)))
+            with watching(console) as count:
+                run(diagnostics, subjects, out, plain, count)
     plain(str(out / PAGE))

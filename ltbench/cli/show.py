@@ -86,7 +86,7 @@ def list_(kind: str, words: tuple[str, ...], in_full: bool) -> None:
 @click.command(cls=WordsCommand, options=Show)
 @click.argument("words", nargs=-1, metavar="[recipe=NAME [KEY=VALUE ...]] [key=KEY]")
 def show(words: tuple[str, ...]) -> None:
-    """Show a recipe with all its values, its digest, and where each value comes from.
+    """Show a recipe with all its values, where each comes from, and its digest, or explain keys.
 
     \b
     Examples:
@@ -149,6 +149,7 @@ def _show_keys(keys: tuple[str, ...]) -> None:
     """Print what keys mean in any recipe, by the parts that have them, and what recipes set."""
     from ltbench.config.keys import find_keys, uses
 
+    plugins.load_installed()
     found = find_keys(keys)
     before = ""
     for one, use in zip(found, uses(found), strict=True):

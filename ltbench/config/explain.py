@@ -64,8 +64,8 @@ def explain(recipe: Recipe, patterns: Sequence[str]) -> list[Explanation]:
             hint = did_you_mean(pattern, [*keys, *(key.rpartition(".")[2] for key in keys)])
             raise UserError(
                 f"`key`: this recipe has no key `{visible(pattern)}`{hint}; "
-                f"`ltbench show recipe={recipe.name}` lists all, and without `recipe=` the keys "
-                "of every method, update and data set are known"
+                f"`ltbench show recipe={recipe.name}` lists its keys, and `ltbench show "
+                f"key={visible(pattern)}` explains a key of any recipe"
             )
         found |= {key: _explained(recipe, key) for key in matching}
     return list(found.values())
@@ -136,7 +136,8 @@ def _sentence(field: FieldInfo) -> str:
     """Return the text of a command's help, which is a phrase, as a sentence."""
     text = (field.description or "").rstrip(".")
     first = re.split(r"\W", text)[0]
-    if first not in get_args(field.annotation):  # choices are written as they are typed
+    listed = first in get_args(field.annotation) or text.startswith(f"{first},")
+    if not listed:  # choices are written as they are typed
         text = f"{first[:1].upper()}{text[1:]}"
     return text and f"{text}."
 

@@ -1,4 +1,4 @@
-"""All keys of recipes and grids, with the parts that they belong to and the values that recipes set."""
+"""All keys of recipes and grids, the parts that they belong to, and the values that recipes set."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from ltbench.plotting import GREY, blank, colours, legend_below, markers, paper,
 from ltbench.seeding import derive, keyed_permutation
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 AS_TRAINED = "as trained"
@@ -162,7 +163,9 @@ class Calibration(Diagnostic):
         """Rank the models by their calibration errors."""
         rows = {name: tables["summary"].iloc[0] for name, tables in results.items()}
         ordered = sorted(rows, key=lambda name: float(rows[name]["ece"]))
-        parts = [f"{name} {percent(rows[name]['ece'])}" for name in ordered]
+        parts = [
+            f"{name} {percent(rows[name]['ece'])} ({_verdict(rows[name])})" for name in ordered
+        ]
         return [f"ECE over all test images, lowest first: {', '.join(parts)}."]
 
     def draw(self, results: Mapping[str, Tables]) -> Figures:
@@ -257,7 +260,7 @@ def bin_rows(metrics: Metrics) -> list[dict[str, float | int | None]]:
     return rows
 
 
-def _verdict(row: Mapping[Any, Any]) -> str:
+def _verdict(row: Mapping[Any, Any] | pd.Series[Any]) -> str:
     """Return whether a row of the summary is over- or under-confident beyond the noise."""
     gap = row["confidence"] - row["accuracy"]
     if abs(gap) <= interval(row["accuracy"], row["images"]):

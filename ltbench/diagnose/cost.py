@@ -138,11 +138,17 @@ class Cost(Diagnostic):
         return found
 
     def compare(self, results: Mapping[str, Tables]) -> list[str]:
-        """Say which quantities differ between models, as ratios to the first."""
+        """Say which quantities differ between models, as ratios to the first.
+
+        Speeds are left out where the models have the same multiply-adds: they differ by noise.
+        """
         tables = {name: t["cost"] for name, t in results.items()}
         found, same = [], []
         first = next(iter(tables))
+        alike = len({*_values(tables, "multiply-adds")}) == 1
         for quantity in _quantities(tables):
+            if alike and quantity.startswith("speed"):
+                continue
             values = dict(zip(tables, _values(tables, quantity), strict=True))
             if len({*values.values()}) == 1:
                 same.append(quantity)

@@ -92,18 +92,18 @@ class Section:
     @property
     def sentences(self) -> list[str]:
         """All sentences, those about one of several subjects with its name."""
-        return [*self.compared, *(s for name in self.findings for s in self._said(name))]
+        own = [s for name in self.findings for s in self._said(name)]
+        return [*map(_capital, self.compared), *own]
 
     @property
     def main(self) -> list[str]:
         """Sentences for the summary: comparisons, else the main sentence of each subject."""
-        return self.compared or [s for name in self.findings for s in self._said(name)[:1]]
+        found = [s for name in self.findings for s in self._said(name)[:1]]
+        return [*map(_capital, self.compared)] or found
 
     def _said(self, name: str) -> list[str]:
         several = len(self.results) > 1
-        return [
-            f"{name}: {s}" if several else f"{s[:1].upper()}{s[1:]}" for s in self.findings[name]
-        ]
+        return [f"{name}: {s}" if several else _capital(s) for s in self.findings[name]]
 
     @property
     def small(self) -> list[Shown]:
@@ -301,6 +301,10 @@ def _facts(subject: Subject) -> dict[str, str]:
             if value is not None
         ),
     }
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _tight(text: str) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ltbench.digest import canonical
 from ltbench.leaderboard.reproduce import changed
-from ltbench.leaderboard.tables import UNRESOLVED, section_order
-from ltbench.records.aggregate import Row
+from ltbench.leaderboard.tables import UNRESOLVED, is_tie, section_order
+from ltbench.records.aggregate import Row, plus_minus
 from ltbench.records.literature import short_source
 from ltbench.records.record import Record
 
@@ -33,6 +33,7 @@ VARIABLES = {
     BAND: "--band",
 }
 MARKERS = "osD^vP"
+MOST_POINTS = 60  # of a figure: ours, and those with the best results
 WIDTH = 4.5  # inches; the page shows 100 to 115 pixels for each
 STYLE = {
     "svg.fonttype": "none",
@@ -64,7 +65,7 @@ class Gain:
         value: difference of the two overall accuracies.
         spread: standard deviation of the difference, or ``None``.
         ours: True if both were run here.
-        label: the two numbers and their source.
+        label: the two numbers and their source; says "not resolved" of a tie.
     """
 
     method: str
@@ -85,6 +86,8 @@ class Cost:
         hours: device hours, mean over seeds.
         overall: accuracy in percent.
         label: all of it and the hardware, as text.
+        spread: standard deviation of the accuracy, or ``None``.
+        tie: True if it ties with the best of its track.
     """
 
     method: str
@@ -92,6 +95,8 @@ class Cost:
     hours: float
     overall: float
     label: str
+    spread: float | None = None
+    tie: bool = False
 
 
 def gains(rows: Sequence[Row]) -> list[Gain]:
@@ -121,18 +126,17 @@ def gains(rows: Sequence[Row]) -> list[Gain]:
             numbers = f"{without['overall']:.2f} → {given['overall']:.2f}"
             value = given["overall"] - without["overall"]
             name = f"ours, {source}" if ours else short_source(source)
-            found.setdefault(
-                (base, ratio, backbone, options, ours, numbers),
-                Gain(
-                    base,
-                    ratio,
-                    value,
-                    None if None in spreads else math.hypot(*spreads),
-                    ours,
-                    f"{base}, ratio {ratio:g}, {backbone}: {numbers} ({value:+.2f}), {name}",
-                ),
-            )
-    return list(found.values())
+            spread = None if None in spreads else math.hypot(*spreads)
+            text = f"{base}, ratio {ratio:g}, {backbone}: {numbers} ({value:+.2f}"
+            text += f" ± {spread:.2f}), {name}" if spread is not None else f"), {name}"
+            text += ", not resolved" * is_tie(*sorted(pair.values(), key=_falling))
+            key = (base, ratio, backbone, options, ours, numbers)
+            found.setdefault(key, Gain(base, ratio, value, spread, ours, text))
+    return sorted(found.values(), key=lambda gain: not gain.ours)[:MOST_POINTS]
+
+
+def _falling(row: Row) -> float:
+    return -float(row["overall"])
 
 
 def _options(record: Record) -> str:
@@ -160,10 +164,20 @@ def costs(rows: Sequence[Row]) -> tuple[str, list[Cost]]:
         hours = sum(run.wall_seconds * run.ranks[-1] for run in runs) / len(runs) / 3600
         if hours > 0:
             where = ", ".join(dict.fromkeys(run.gpu or run.cpu for run in runs))
-            text = f"{row['method']}: {row['overall']:.2f} % in {duration(hours)} on {where}"
-            found.append(Cost(row["method"], row["plot"], hours, row["overall"], text))
+            result = plus_minus(row["overall"], row["overall_std"])
+            text = f"{row['method']}: {result} % in {duration(hours)} on {where}"
+            text += ", ties with the best of its track" * row["tie"]
+            values = (row["overall"], text, row["overall_std"], row["tie"])
+            found.append(Cost(row["method"], row["plot"], hours, *values))
+    found.sort(key=lambda cost: -cost.overall)
     ratio = f"ratio {section[0]['imbalance_ratio']:g}"
-    return f"{ratio}, {section[0]['track']}", found
+    return f"{ratio}, {section[0]['track']}", found[:MOST_POINTS]
+
+
+def resolved(found: Sequence[Cost]) -> bool:
+    """Return whether two rows have spreads and do not tie: others say nothing about a cost."""
+    known = [{"overall": c.overall, "overall_std": c.spread} for c in found if c.spread is not None]
+    return bool(known) and any(not is_tie(known[0], row) for row in known)
 
 
 def duration(hours: float) -> str:
@@ -196,7 +210,9 @@ def gain_figure(found: Sequence[Gain], name: str) -> str:
             ends = [gain.value - gain.spread, gain.value + gain.spread]
             axes.plot(ends, [y, y], color=colour, linewidth=1.2, zorder=2)
         tips[f"tip{number}"] = gain.label
-        _point(axes, gain.value, y, MARKERS[ratios.index(gain.ratio) % 6], gain.ours, colour)
+        faint = gain.label.endswith("not resolved")
+        mark = MARKERS[ratios.index(gain.ratio) % 6]
+        _point(axes, gain.value, y, mark, gain.ours, colour, faint=faint)
         axes.lines[-1].set_gid(f"tip{number}")
     axes.set_yticks(range(len(methods)), [_cut(m) for m in methods], parse_math=False)
     axes.set_ylim(len(methods) - 0.4, -0.6)
@@ -230,11 +246,14 @@ def cost_figure(found: Sequence[Cost], name: str) -> str:
             ends = ([base.hours, cost.hours], [base.overall, cost.overall])
             axes.plot(*ends, color=MUTED, linewidth=0.8, zorder=1)
         tips[f"tip{number}"] = cost.label
+        if cost.spread is not None:
+            ends = [cost.overall - cost.spread, cost.overall + cost.spread]
+            axes.plot([cost.hours, cost.hours], ends, color=OURS, linewidth=1.2, zorder=2)
         _point(axes, cost.hours, cost.overall, "o", cost.plot, OURS)
         axes.lines[-1].set_gid(f"tip{number}")
     for cost in front(found):  # PLOT is the dearer of a pair: names stand outside of it
         axes.annotate(
-            _cut(cost.method),
+            f"{'≈ ' if cost.tie else ''}{_cut(cost.method)}",
             (cost.hours, cost.overall),
             xytext=(6 if cost.plot else -6, 0),
             textcoords="offset points",
@@ -275,7 +294,9 @@ def _figure(height: float) -> tuple[Figure, Axes]:
         return figure, figure.add_subplot()
 
 
-def _point(axes: Axes, x: float, y: float, marker: str, filled: bool, colour: str) -> None:
+def _point(
+    axes: Axes, x: float, y: float, marker: str, filled: bool, colour: str, *, faint: bool = False
+) -> None:
     axes.plot(
         [x],
         [y],
@@ -285,6 +306,7 @@ def _point(axes: Axes, x: float, y: float, marker: str, filled: bool, colour: st
         markeredgecolor=colour,
         markeredgewidth=1.3,
         linestyle="none",
+        alpha=0.45 if faint else None,
         zorder=3,
     )
 

@@ -18,28 +18,111 @@ function (DataTable) {
     },
   });
 
+  // Details come as data; texts are put in as text, so that no name in them can be markup.
+  function element(tag, attributes, ...children) {
+    const made = document.createElement(tag);
+    Object.entries(attributes || {}).forEach(([name, value]) => made.setAttribute(name, value));
+    made.append(...children.flat(Infinity).filter((child) => child !== ""));
+    return made;
+  }
+  const code = (text, title) => element("code", title ? { title } : {}, text);
+  const anchor = (at) =>
+    at.link ? element("a", { href: at.link, rel: "noopener noreferrer" }, at.text) : at.text;
+  const command = (text) =>
+    element("div", { class: "command" }, code(text), element("button", { type: "button", class: "copy" }, "Copy"));
+  const list = (pairs) =>
+    element("dl", {}, pairs.filter(([, value]) => value !== "" && value !== undefined)
+      .flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+  const joined = (parts, between) => parts.flatMap((part, at) => (at ? [between, part] : [part]));
+
+  function oursDetail(row) {
+    const cell = (text) => element("td", {}, text);
+    const number = (text) => element("td", { class: "number" }, text);
+    const seed = (s) =>
+      element("tr", {}, cell(String(s.seed)), s.values.map((v) => number(v || "–")),
+        cell(element("span", { class: "badge " + s.status }, s.status)),
+        cell(s.weights ? [code(s.weights.slice(0, 12), "SHA-256 " + s.weights), ", " + s.size] : "none"),
+        cell(s.verified || "not yet"),
+        element("td", {}, code(s.run.slice(0, 12), s.run), ", " + s.date + (s.by ? ", by " + s.by : ""),
+          s.notes ? [element("br"), s.notes] : ""));
+    const bars = (row.classes.count || []).map((count, at) => {
+      const recall = row.classes.recall[at].toFixed(1);
+      const bar = element("i", { class: row.classes.group[at], title: `${count} training images: ${recall} %` });
+      bar.style.height = recall + "%";
+      return bar;
+    });
+    const heads = ["seed", "overall", "many", "medium", "few", "ECE", "status", "checkpoint", "verification", "run"];
+    return [
+      element("div", { class: "columns" },
+        element("div", {}, element("h3", {}, "Reproduce"), command(row.command),
+          list([
+            ["recipe", [row.recipe + ", digest ", code(row.digest)]],
+            ["changed", row.changed],
+            ["track", row.track],
+            ["backbone", row.backbone + (row.start ? ", from " + row.start : ", trained from scratch")],
+            ["code", row.code],
+            ["paper", row.paper ? anchor(row.paper) : ""],
+          ])),
+        element("div", {}, element("h3", {}, "Hardware"),
+          list([
+            ...row.hardware,
+            ["training data", code(row.data[0].slice(0, 16), row.data[0])],
+            ["test data", code(row.data[1].slice(0, 16), row.data[1])],
+          ]))),
+      bars.length ? [element("h3", {}, "Recall by class, largest class first"),
+        element("div", { class: "classes", role: "img", "aria-label": "Recall in percent by class: " + row.classes.recall.map(Math.round).join(", ") }, bars)] : "",
+      element("h3", {}, "Seeds, checkpoints, verification"),
+      element("div", { class: "scroll" },
+        element("table", { class: "seeds" },
+          element("thead", {}, element("tr", {}, heads.map((head, at) => element("th", at > 0 && at < 6 ? { class: "number" } : {}, head)))),
+          element("tbody", {}, row.seeds.map(seed)))),
+      row.seeds.filter((s) => s.load).map((s) => command(s.load)),
+      element("details", {}, element("summary", {}, "All values of the recipe"), element("pre", {}, JSON.stringify(row.resolved, null, 2))),
+    ];
+  }
+
+  function citedDetail(row) {
+    const notes = row.notes.map((mark) => {
+      const item = by("note-" + mark).cloneNode(true);
+      item.removeAttribute("id");
+      return item;
+    });
+    return [
+      list([
+        ["printed in", joined(row.sources.map(anchor), "; ")],
+        ["remark", row.note],
+        ["paper", row.paper ? anchor(row.paper) : ""],
+        ...row.facts.map(([name, value, origin]) => [name, value === "unknown" ? "not stated, neither printed nor in the authors' code" : value + ", " + origin]),
+        ["status", "printed by others; no record, no weights of ours"],
+        ["recipe", row.commands.map(command)],
+      ].filter(([, value]) => !Array.isArray(value) || value.length)),
+      notes.length ? element("ol", { class: "notes" }, notes) : "",
+    ];
+  }
+
+  const parsed = {};
+  function detailOf(panel, ident) {
+    const source = () => JSON.parse(by("details-" + panel.id).content.textContent);
+    parsed[panel.id] = parsed[panel.id] || source(); // when first asked for
+    const row = parsed[panel.id][ident];
+    return element("div", { class: "detail" }, (row.command ? oursDetail(row) : citedDetail(row)).flat());
+  }
+
   function unfold(table, button) {
     const row = table.row(button.closest("tr"));
     const open = !row.child.isShown();
-    if (open) {
-      const detail = by("detail-" + button.dataset.detail).content.cloneNode(true).firstElementChild;
-      all("[data-notes]", detail).forEach((list) =>
-        list.dataset.notes.split(" ").forEach((mark) => {
-          const item = by("note-" + mark).cloneNode(true);
-          item.removeAttribute("id");
-          list.append(item);
-        })
-      );
-      row.child(detail, "child").show();
-    } else row.child.hide();
+    if (open) row.child(detailOf(button.closest(".panel"), button.dataset.detail), "child").show();
+    else row.child.hide();
     button.setAttribute("aria-expanded", String(open));
   }
 
   function filter(table, form) {
-    const wanted = all("select", form).filter((s) => s.value).map((s) => [s.dataset.facet, s.value]);
+    const wanted = all("select[data-facet]", form).filter((s) => s.value).map((s) => [s.dataset.facet, s.value]);
+    const most = Number(form.querySelector("select[data-most]")?.value) || Infinity;
     all("select", form).forEach((s) => s.classList.toggle("set", s.value !== ""));
     table.search.fixed("facets", (text, data, index) => {
       const has = table.row(index).node().dataset;
+      if (most < Infinity && !(Number(has.longest) <= most)) return false; // unknown ones too
       return wanted.every(([facet, value]) => has[facet] === value);
     });
     table.search(form.querySelector("input").value).draw();
@@ -143,7 +226,7 @@ function (DataTable) {
     const id = location.hash.slice(1);
     const target = id && by(id);
     const panel = target && target.closest(".panel");
-    show(panel ? by("tab-" + panel.id) : tabs[0]);
+    show(by("tab-" + (panel || document.querySelector(".panel[data-first]")).id));
     if (panel && panel !== target) target.scrollIntoView({ block: "center" });
   }
   addEventListener("hashchange", follow);

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ltbench.data import DATASETS
 from ltbench.errors import UserError
-from ltbench.leaderboard import figures, view
+from ltbench.leaderboard import view
 from ltbench.leaderboard.tables import board_rows
 from ltbench.machine import environment
 from ltbench.records.literature import footnotes, published
@@ -54,10 +54,10 @@ def build_page(folder: Path | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template.filters["hours"] = figures.duration
-    template.filters["size"] = view.size_text
+    first = next((tab["id"] for tab in tabs if tab["ours"]), tabs[0]["id"])
     return template.get_template("page.html.jinja").render(
         tabs=tabs,
+        first=first,
         literature=view.literature(papers),
         notes=footnotes(),
         date=_date(runs),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from ltbench.config import plugins
 from ltbench.config.files import read_tree
 from ltbench.errors import UserError
 from ltbench.records.record import Record, changes
+
+if TYPE_CHECKING:
+    from ltbench.config.recipe import Recipe
 
 UNLIKE = "not today's recipe"
 
@@ -18,8 +21,12 @@ class OtherVersion(UserError):
     """Another version of ltbench wrote the record: its recipe cannot be compared here."""
 
 
-def check_recipe(record: Record) -> str:
+def check_recipe(record: Record, get: Callable[[str], Recipe] | None = None) -> str:
     """Check that the recipe of this name is what was run, but for the overrides listed.
+
+    Args:
+        record: sound.
+        get: returns a recipe by name; by default it is read anew.
 
     Raises:
         OtherVersion: this version resolves the recipe in another way.
@@ -43,7 +50,7 @@ def check_recipe(record: Record) -> str:
             f"recipe `{name}`: this version of ltbench resolves it to digest {recipe.digest}, the "
             f"record says {stated}; submit it with the version that ran it, {record.code.version}"
         )
-    overrides, shortened = changes(recipe)
+    overrides, shortened = changes(recipe, get)
     for what, now, then in (
         ("overrides", overrides, record.recipe.overrides),
         ("shortening options", shortened, record.shortened),

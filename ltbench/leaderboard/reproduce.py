@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,14 +27,17 @@ def changed(record: Record) -> dict[str, Any]:
         with suppress(UserError):
             full = build_recipe({**resolved, "name": record.recipe.name}).tree()
             found = {**dict(leaves(full)), **found}
-    return {path: found[path] for path in overrides if path in found}
+    kept = [path for path in overrides if path in found]
+    whole = {path.rpartition(".")[0] for path in kept}  # said again by what they hold
+    return {path: found[path] for path in kept if path not in whole}
 
 
-def command(seeds: Sequence[Record]) -> str:
+def command(seeds: Sequence[Record], options: Mapping[str, Any] | None = None) -> str:
     """Return the command that repeats the runs of some records of one recipe.
 
     Args:
         seeds: records that differ in the seed only.
+        options: ``changed`` of the first of them, if it is at hand.
     """
     first = seeds[0]
     words = ["ltbench", "run", f"recipe={first.recipe.name}"]
@@ -43,7 +46,8 @@ def command(seeds: Sequence[Record]) -> str:
         words.append("data.root=DIR")
     used = plugins.marks(first.recipe.resolved)
     words += [f"plugins={','.join(mark.partition('@')[0] for mark in used)}"] if used else []
-    options = {path: v for path, v in changed(first).items() if not path.endswith(".plugin")}
+    options = changed(first) if options is None else options
+    options = {path: v for path, v in options.items() if not path.endswith(".plugin")}
     for path in sorted(options, key=lambda path: (not path.endswith(".name"), path)):
         value = options[path]  # names of parts first: their options are those of the part
         text = value if isinstance(value, str) else canonical(value)

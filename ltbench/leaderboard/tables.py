@@ -205,6 +205,9 @@ def _of_their_recipes(found: Sequence[Record]) -> list[Record]:
 
     Records of other versions of ltbench, which cannot tell, and verified ones stay.
     """
+    from ltbench.config.files import get_recipe
+
+    get = functools.cache(get_recipe)  # one recipe has many rows
     problems: dict[tuple[Any, ...], str] = {}
     kept = []
     for record in found:
@@ -213,7 +216,7 @@ def _of_their_recipes(found: Sequence[Record]) -> list[Record]:
         if key not in problems and record.origin != "paper":
             problems[key] = ""
             try:
-                check_recipe(record)
+                check_recipe(record, get)
             except OtherVersion:
                 pass
             except UserError as error:

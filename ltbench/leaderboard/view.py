@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import math
+import json
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ltbench.config import plugins
 from ltbench.config.files import list_recipes
 from ltbench.config.registry import natural
 from ltbench.data import DATASETS
-from ltbench.data.shots import GROUPS, shot_groups
-from ltbench.leaderboard import figures, reproduce
-from ltbench.leaderboard.tables import AS_PUBLISHED, section_order
-from ltbench.records.aggregate import VALUES, Row, percentages, plus_minus
-from ltbench.records.claims import initial_weights
-from ltbench.records.literature import marks, published, short_source
+from ltbench.data.shots import GROUPS
+from ltbench.leaderboard import figures
+from ltbench.leaderboard.details import ORIGINS, details, modified, source_link
+from ltbench.leaderboard.merged import merged
+from ltbench.leaderboard.tables import section_order
+from ltbench.leaderboard.text import short_sources
+from ltbench.records.aggregate import VALUES, Row, plus_minus
+from ltbench.records.literature import FACTS, longest_stage, marks, published
 from ltbench.records.record import Record
 from ltbench.records.titles import (
     backbone_title,
@@ -29,17 +30,13 @@ from ltbench.records.titles import (
     usual_title,
 )
 
-if TYPE_CHECKING:
-    from ltbench.hub.zoo import Entry
-
 METRICS = {
     "top1": "top-1, %",
     "open_set_f": "open-set F",
     "open_set_f_percent": "open-set F, %",
     "gpu_hours": "GPU hours",
 }
-MOST_CLASSES = 200  # whose recalls still make a picture
-PLOT_PAPER = "https://iclr.cc/virtual/2024/poster/18344"
+BUDGETS = (90, 100, 200, 300, 400, 600, 1000)  # epochs to filter by
 
 
 def tab(
@@ -50,24 +47,31 @@ def tab(
     aims: dict[tuple[str, str, str], list[str]],
 ) -> dict[str, Any]:
     """Return the template values of a tab: one data set, or several."""
+    from ltbench.hub.zoo import read_index
+
     here = sorted((row for row in rows if row["dataset"] in names), key=section_order)
+    zoo = read_index()
     name = _slug(title)
     sections = list(dict.fromkeys(map(_section, here)))
     bests = {
         section: max(row["overall"] for row in here if _section(row) == section)
         for section in sections
     }
-    shown = [
-        {
-            **_shown(row, papers),
-            "id": f"{name}-{number}",
-            "section": _section(row),
-            "order": sections.index(_section(row)),
-            "best": row["overall"] == bests[_section(row)],
-            "recipes": _recipes_for(row, aims),
-        }
-        for number, row in enumerate(_merged(here))
-    ]
+    order = {section: number for number, section in enumerate(sections)}
+    shown, more = [], {}
+    for number, row in enumerate(merged(here)):
+        section = _section(row)
+        shown.append(
+            {
+                **_shown(row),
+                "id": f"{name}-{number}",
+                "order": order[section],
+                "best": row["overall"] == bests[section],
+            }
+        )
+        paper = _paper(_base(row), papers)
+        known = _recipes_for(row, aims)
+        more[f"{name}-{number}"] = details(row, paper, known, zoo)
     shown.sort(key=lambda row: (row["order"], -row["overall"]))
     pairs = figures.gains(here)
     where, costs = figures.costs(here)
@@ -86,157 +90,69 @@ def tab(
             "backbone": _sorted({row["backbone"] for row in shown}),
             "status": _sorted({row["status"] for row in shown}),
             "track": _sorted({row["track"] for row in shown}),
+            "augmentation": _sorted({row["augmentation"] for row in shown}),
+            "selection": _sorted({row["selection"] for row in shown}),
+            "budget": _budgets(shown),
         },
+        "details": _for_html(more),
         "gain": figures.gain_figure(pairs, f"{name}-gain") if pairs else "",
         "gains_ours": sum(gain.ours for gain in pairs),
-        "cost": figures.cost_figure(costs, f"{name}-cost") if len(costs) > 1 else "",
+        "cost": figures.cost_figure(costs, f"{name}-cost") if figures.resolved(costs) else "",
         "cost_of": where,
         "example": next(iter(_recipes_of_data(names[0])), ""),
     }
 
 
-def _shown(row: Row, papers: dict[str, dict[str, str]]) -> dict[str, Any]:
+def _shown(row: Row) -> dict[str, Any]:
     """Return a row with all texts that the template needs."""
     ours = bool(row.get("records"))
-    base = row["method"].removesuffix(" + PLOT") if row["plot"] else row["method"]
+    base = _base(row)
     return {
         **{k: row[k] for k in ("dataset", "method", "plot", "backbone", "overall", "status")},
-        **{k: row[k] for k in ("track", "tie", "epochs")},
-        "sources": row.get("sources", [_source(row["source"])]),
+        **{k: row[k] for k in ("track", "tie", "epochs", "augmentation", "selection")},
+        "longest": longest_stage(row["epochs"]),
+        "where": _origins(row),
+        "from": "ours" if ours else short_sources(row.get("sources", [row["source"]])),
         "ratio": f"{row['imbalance_ratio']:g}",
-        "name": base if row["plot"] else row["method"],
+        "name": base,
         "family": _family(base),
         "values": [{"name": v, "number": row[v], "text": _text(row, v)} for v in VALUES],
         "bars": _bars(row),
         "n": row["n"] if ours else None,
         "ours": ours,
-        "paper": _paper(base, papers),
         "marks": [m for m in row["footnotes"].split(",") if m],
-        "table_marks": row.get("table_marks", []),
-        "modified": _modified(row["records"][0]) if ours else 0,
+        "modified": modified(row["records"][0]) if ours else 0,
         "outside": _outside(row["records"][0]) if ours else "",
-        "run": run_details(row["records"]) if ours else None,
     }
 
 
-def run_details(seeds: Sequence[Record]) -> dict[str, Any]:
-    """Return the details that unfold below a row of ours."""
-    from ltbench.hub.zoo import read_index
+def _base(row: Row) -> str:
+    method: str = row["method"]
+    return method.removesuffix(" + PLOT") if row["plot"] else method
 
-    zoo = read_index()
-    first = seeds[-1]
-    execution = first.execution
-    seconds = [record.execution.wall_seconds for record in seeds]
-    return {
-        "recipe": first.recipe.name,
-        "digest": first.recipe.digest,
-        "changed": ", ".join(f"{k}={v}" for k, v in reproduce.changed(first).items()),
-        "resolved": _yaml(first.recipe.resolved),
-        "command": reproduce.command(seeds),
-        "hardware": list(
-            dict.fromkeys(
-                (r.execution.ranks[-1], r.execution.gpu or f"{r.execution.cpu} (CPU)")
-                for r in seeds
-            )
-        ),
-        "execution": execution,
-        "hours": statistics.fmean(seconds) / 3600,
-        "code": list(dict.fromkeys(_code(record) for record in seeds)),
-        "start": initial_weights(first.recipe.resolved),
-        "dataset": first.dataset,
-        "classes": _classes(seeds),
-        "seeds": [
-            {
-                "record": record,
-                "values": [
-                    {"name": v, "text": "" if x is None else f"{x:.2f}"}
-                    for v, x in percentages(record).items()
-                ],
-                "load": _load(record, zoo),
-            }
-            for record in seeds
-        ],
-    }
+
+def _origins(row: Row) -> str:
+    """Return the origins of what is known of a row's training, as one line."""
+    return "; ".join(f"{fact}: {row[fact]} ({ORIGINS[row[f'{fact}_from']]})" for fact in FACTS)
+
+
+def _budgets(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Return the numbers of epochs to filter by."""
+    known = sorted({row["longest"] for row in rows} - {None})
+    return [n for n in BUDGETS if known and known[0] <= n < known[-1]]
+
+
+def _for_html(tree: Any) -> str:
+    """Return data as JSON that HTML shows as it stands."""
+    text = json.dumps(tree, separators=(",", ":"), ensure_ascii=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
 
 
 def _outside(record: Record) -> str:
     """Return the plugins that a record's recipe uses; empty for code of ltbench only."""
     return ", ".join(map(plugins.title, plugins.marks(record.recipe.resolved)))
-
-
-def _modified(record: Record) -> int:
-    """Return the number of changed options, without the data's and those that follow a budget."""
-    keys = reproduce.changed(record).keys() - set(record.shortened)
-    follow = (".schedule.", ".epochs") if record.shortened else ()
-    return sum(not key.startswith("data.") and not any(f in key for f in follow) for key in keys)
-
-
-def _load(record: Record, zoo: Mapping[str, Mapping[int, Entry]]) -> str | None:
-    """Return the code that loads the weights of a record; ``None`` if they were not published."""
-    facts, name = record.checkpoint, record.recipe.name
-    if facts is None:
-        return None
-    known = zoo.get(name, {}).get(record.seed)
-    if known is not None and known.sha256 == facts.sha256:
-        return f'ltbench.load("{name}", seed={record.seed})'
-    if facts.repository is None or facts.revision is None:
-        return None
-    return f'ltbench.load("hf-hub:{facts.repository}@{facts.revision}")'
-
-
-def _classes(seeds: Sequence[Record]) -> list[dict[str, Any]]:
-    """Return the recall of each class, mean over seeds, largest class first, by shot group."""
-    counts = seeds[0].metrics.class_counts
-    if len(counts) > MOST_CLASSES:
-        return []
-    groups = shot_groups(counts)
-    group_of = {k: group for group in GROUPS for k in groups[group]}
-    order = sorted(range(len(counts)), key=lambda k: -counts[k])
-    recalls = [
-        statistics.fmean(100 * r.metrics.correct[k] / max(r.metrics.total[k], 1) for r in seeds)
-        for k in order
-    ]
-    return [
-        {"count": counts[k], "group": group_of[k], "recall": recall}
-        for k, recall in zip(order, recalls, strict=True)
-    ]
-
-
-def _merged(rows: Iterable[Row]) -> list[Row]:
-    """Return rows with results that several tables print alike made one."""
-    done: list[Row] = []
-    by_place: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if row.get("records") or row["track"] != AS_PUBLISHED:
-            done.append(row)
-            continue
-        place = tuple(row[k] for k in ("dataset", "imbalance_ratio", "method", "backbone"))
-        same = by_place.setdefault((*place, row["overall"]), [])
-        twin = next((other for other in same if _agree(row, other)), None)
-        if twin is None:
-            twin = {**row, "sources": [], "table_marks": []}
-            same.append(twin)
-            done.append(twin)
-        twin.update({g: row[g] for g in GROUPS if twin[g] is None})
-        twin["sources"].append(_source(row["source"]))
-        twin["footnotes"] = _joined(twin["footnotes"], row["footnotes"])
-        twin["table_marks"] = sorted(
-            {*twin["table_marks"], *marks(_as_printed(row), "table")}, key=int
-        )
-    return done
-
-
-def _as_printed(row: Row) -> Row:
-    """Return a row with the ratio as text and a metric, as in ``published.csv``."""
-    return {**row, "imbalance_ratio": f"{row['imbalance_ratio']:g}", "metric": "top1"}
-
-
-def _agree(one: Row, other: Row) -> bool:
-    return all(None in (one[g], other[g]) or one[g] == other[g] for g in GROUPS)
-
-
-def _joined(one: str, other: str) -> str:
-    return ",".join(sorted({m for m in f"{one},{other}".split(",") if m}, key=int))
 
 
 def literature(papers: dict[str, dict[str, str]]) -> dict[str, Any]:
@@ -248,12 +164,14 @@ def literature(papers: dict[str, dict[str, str]]) -> dict[str, Any]:
         rows.append(
             {
                 **row,
+                "longest": longest_stage(row["epochs"]),
+                "where": _origins(row),
                 "dataset": row["dataset"] or "not stated",
                 "plot": plot,
                 "name": base,
                 "family": _family(base),
                 "metric": METRICS[row["metric"]],
-                "source": _source(row["source"]),
+                "source": source_link(row["source"]),
                 "paper": _paper(base, papers),
                 "marks": marks(row),
                 "table_marks": marks(row, "table"),
@@ -271,18 +189,21 @@ def literature(papers: dict[str, dict[str, str]]) -> dict[str, Any]:
         "facets": {
             **{name: _sorted({row[k] for row in rows if row[k]}) for name, k in facets.items()},
             "source": _sorted({row["source"]["text"] for row in rows}),
+            "augmentation": _sorted({row["augmentation"] for row in rows}),
+            "selection": _sorted({row["selection"] for row in rows}),
+            "budget": _budgets(rows),
         },
     }
 
 
 def papers_by_method() -> dict[str, dict[str, str]]:
     """Return reference and address of the paper of each method, by the method's title."""
-    from ltbench.leaderboard.catalogue import paper_of
+    from ltbench.leaderboard.papers import paper_in_source
     from ltbench.methods import METHODS
 
     found = {}
     for name in METHODS.names():
-        paper = paper_of(name)
+        paper = paper_in_source(name)
         number = re.search(r"arXiv:(\d{4}\.\d{4,5})", paper)
         link = f"https://arxiv.org/abs/{number[1]}" if number else ""
         found[method_title(name)] = {"text": paper, "link": link}
@@ -299,15 +220,6 @@ def _paper(method: str, papers: dict[str, dict[str, str]]) -> dict[str, str] | N
 def _family(method: str) -> str:
     """Return a method without the variant that follows its name."""
     return re.split(r" w/ | \(| stage \d| \+ temporal| \+ distill", method)[0]
-
-
-def _source(source: str) -> dict[str, str]:
-    """Return a source's full and short text, and the address of a repository."""
-    repository = re.match(r"[\w.-]+/[\w.-]+(?= )", source)
-    link = f"https://github.com/{repository[0]}" if repository else ""
-    if source.startswith("PLOT "):
-        link = PLOT_PAPER
-    return {"text": source, "short": short_source(source), "link": link}
 
 
 def recipes_by_aim() -> dict[tuple[str, str, str], list[str]]:
@@ -350,26 +262,6 @@ def _text(row: Row, value: str) -> str:
 
 def _section(row: Row) -> tuple[str, str, str]:
     return row["dataset"], f"{row['imbalance_ratio']:g}", row["track"]
-
-
-def _code(record: Record) -> str:
-    code = record.code
-    commit = f", commit {code.commit[:12]}" if code.commit else ""
-    return f"ltbench {code.version}{commit}{' with changes' if code.dirty else ''}"
-
-
-def _yaml(tree: dict[str, Any]) -> str:
-    import yaml
-
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the fast one, where it was built
-    text: str = yaml.dump(tree, Dumper=dumper, sort_keys=False, allow_unicode=True)
-    return text
-
-
-def size_text(count: int) -> str:
-    """Return a number of bytes as a reader would say it."""
-    power = min(int(math.log(max(count, 1), 1024)), 3)
-    return f"{count / 1024**power:.{1 if power else 0}f} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def _slug(text: str) -> str:

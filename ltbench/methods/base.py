@@ -49,7 +49,7 @@ class Stream:
     Args:
         sampler: name of its sampler, with default options.
         split: split of its images; ``val`` falls back to the training split if the data set has
-            no validation split.
+            no validation split of its own; images held out by ``data.val_fraction`` are none.
     """
 
     sampler: str

@@ -31,8 +31,8 @@ class DifficultyNet(Method):
     Reference: Sinha and Ohashi, Difficulty-Net: Learning to Predict Difficulty for Long-Tailed
         Recognition, WACV 2023, arXiv:2209.02960.
     Departures: in the authors' code no gradient of the meta loss reaches the network, which is
-        `meta_gradient: false`; the default is the paper's. Meta images are those of the
-        validation split if there is one, else class-aware draws of the training images, where
+        `meta_gradient: false`; the default is the paper's. Meta images are those of the data
+        set's validation split if it has one, else class-aware draws of the training images, where
         the authors hold out balanced images. Accuracies are those on the meta batches of an
         epoch. The gradient through the virtual step is exact, by one forward-mode pass. With
         gradient accumulation each micro-batch has its own meta step.

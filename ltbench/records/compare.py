@@ -12,16 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ltbench.config.files import leaves
-from ltbench.config.value_grid import label as label_of
 from ltbench.data.shots import shot_groups
-from ltbench.errors import UserError, brief, did_you_mean, visible
+from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
-from ltbench.records.aggregate import VALUES, average_seeds, percentages, seeds_of_rows
+from ltbench.records.aggregate import VALUES, percentages
+from ltbench.records.arms import Arms, check_same_data, notes_on, with_baseline
 from ltbench.records.contrasts import Contrast, Contrasts, Difference
 from ltbench.records.paired import (
     Estimate,
@@ -31,14 +30,11 @@ from ltbench.records.paired import (
     paired_t,
     with_images,
 )
-from ltbench.records.record import Record
 from ltbench.records.runs import Predictions, Run, distinct, find_runs, read_predictions
 from ltbench.records.titles import dataset_title
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SHOWN = 3  # values of a recipe in its label
 
 
 class Comparison(Contrasts):
@@ -97,13 +93,13 @@ def compare(
 
 def compare_runs(runs: Sequence[Run], baseline: str) -> Comparison:
     """Return the comparison of runs that were found; arguments and errors as ``compare``."""
-    arms, base = _with_baseline(runs, baseline)
+    arms, base = with_baseline(runs, baseline)
     others = [label for label in arms if label != base]
     if not others:
         raise UserError(
             f"expected runs of another recipe than the baseline {base}, found none; name them too"
         )
-    _check_same_data(arms, base)
+    check_same_data(arms, base)
     notes: list[str] = []
     contrasts = [_contrast(arms, base, label, notes) for label in others]
     first = next(iter(arms[base].values())).record
@@ -112,110 +108,8 @@ def compare_runs(runs: Sequence[Run], baseline: str) -> Comparison:
         dataset_title(first.dataset.name),
         first.metrics.class_counts,
         _corrected(contrasts),
-        (*notes, *_notes(arms)),
+        (*notes, *notes_on(arms)),
     )
-
-
-Arms = Mapping[str, Mapping[int, Run]]  # runs by label and seed
-
-
-def _arms(runs: Sequence[Run]) -> Arms:
-    """Return the runs of each recipe by seed."""
-    order = {run.record.run_id: i for i, run in enumerate(runs)}
-    groups = seeds_of_rows(run.record for run in runs)
-    groups.sort(key=lambda seeds: min(order[record.run_id] for record in seeds))
-    labels = _labels([seeds[0] for seeds in groups])
-    return {
-        label: {record.seed: runs[order[record.run_id]] for record in seeds}
-        for label, seeds in zip(labels, groups, strict=True)
-    }
-
-
-def _labels(records: Sequence[Record]) -> list[str]:
-    """Return a label for each recipe: its name, and the values in which recipes of it differ."""
-    names = [record.recipe.name for record in records]
-    labels = []
-    for record, name in zip(records, names, strict=True):
-        same = [dict(leaves(r.recipe.resolved)) for r in records if r.recipe.name == name]
-        own = dict(leaves(record.recipe.resolved))
-        varied = sorted(k for tree in same for k in tree if any(k not in t for t in same))
-        varied += sorted(k for k in own if len({brief(t.get(k)) for t in same}) > 1)
-        keys = [k for k in dict.fromkeys(varied) if k in own]
-        values = label_of({k: _text(own[k]) for k in keys[:SHOWN]})
-        more = "..." if len(keys) > SHOWN else ""
-        labels.append(" ".join(filter(None, (name, values, more))))
-    for same_label in set(labels):
-        twins = [i for i, other in enumerate(labels) if other == same_label]
-        for i in twins if len(twins) > 1 else ():
-            digest, data = records[i].recipe.digest, records[i].dataset
-            labels[i] = f"{same_label} ({digest[:8]}, {data.name}, {data.train_sha256[-6:]})"
-    return labels
-
-
-def _text(value: Any) -> str:
-    """Return a value of a recipe as it would be typed."""
-    return visible(value) if isinstance(value, str) else brief(value)
-
-
-def _with_baseline(runs: Sequence[Run], word: str) -> tuple[Arms, str]:
-    """Return the runs of each recipe, those of the baseline among them, and its label."""
-    arms = _arms(runs)
-    named = [label for label, seeds in arms.items() if _is_named(label, seeds, word)]
-    if not named:
-        try:
-            more = find_runs(word)
-        except UserError as error:
-            hint = did_you_mean(word, arms) or "; the runs hold " + ", ".join(arms)
-            raise UserError(
-                f"`baseline`: expected the name of a recipe, or runs, found `{visible(word)}`{hint}"
-            ) from error
-        arms = _arms(distinct([*runs, *more]))
-        ids = {run.record.run_id for run in more}
-        named = [
-            label
-            for label, seeds in arms.items()
-            if any(run.record.run_id in ids for run in seeds.values())
-        ]
-    if len(named) != 1:
-        raise UserError(
-            f"`baseline`: expected one recipe, found {len(named)} with `{visible(word)}`: "
-            f"{', '.join(named)}; give one of these"
-        )
-    return arms, named[0]
-
-
-def _is_named(label: str, seeds: Mapping[int, Run], word: str) -> bool:
-    recipe = next(iter(seeds.values())).record.recipe
-    return word in (label, recipe.name, recipe.digest, recipe.digest[:8])
-
-
-def _check_same_data(arms: Arms, base: str) -> None:
-    """Check that all runs were trained and tested on the images of the baseline.
-
-    Raises:
-        UserError: they were not; one line for each recipe.
-    """
-    first = next(iter(arms[base].values())).record
-    problems = []
-    for label, seeds in arms.items():
-        record = next(iter(seeds.values())).record
-        ours, theirs = record.dataset, first.dataset
-        differ = [
-            f"{what} ({getattr(ours, key)[-8:]}, {getattr(theirs, key)[-8:]})"
-            for what, key in (("training images", "train_sha256"), ("test images", "test_sha256"))
-            if getattr(ours, key) != getattr(theirs, key)
-        ]
-        if ours.name != theirs.name:
-            differ.insert(0, f"data set ({ours.name}, {theirs.name})")
-        if record.metrics.total != first.metrics.total and not differ:
-            differ.append("test images of the classes")
-        if differ:
-            problems.append(
-                f"{label} and {base} differ in {', '.join(differ)}: only runs on the same images "
-                "can be compared; leave one out"
-            )
-    if problems:
-        raise UserError("\n".join(problems))
 
 
 def _contrast(arms: Arms, base: str, label: str, notes: list[str]) -> Contrast:
@@ -328,31 +222,6 @@ def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
         replace(c, groups=tuple(replace(d, p_holm=adjusted.get((i, d.name))) for d in c.groups))
         for i, c in enumerate(contrasts)
     )
-
-
-def _notes(arms: Arms) -> list[str]:
-    """Return what a reader should know of the runs beside their seeds."""
-    notes: list[str] = []
-    short: dict[str, list[str]] = {}
-    for label, seeds in arms.items():
-        keys = sorted({key for run in seeds.values() for key in run.record.shortened})
-        if keys:
-            short.setdefault(", ".join(keys), []).append(label)
-    for shortened, labels in short.items():
-        who = "all runs" if len(labels) == len(arms) else ", ".join(labels)
-        notes.append(f"{who}: shortened by {shortened}, not comparable with full runs")
-    rows = {
-        name: average_seeds(run.record for run in seeds.values())[0] for name, seeds in arms.items()
-    }
-    for what, heading in (("epochs", "epochs differ"), ("backbone", "backbones differ")):
-        if len({row[what] for row in rows.values()}) > 1:
-            listed = "; ".join(f"{name} {row[what] or '-'}" for name, row in rows.items())
-            notes.append(f"{heading}: {listed}")
-    records = [run.record for seeds in arms.values() for run in seeds.values()]
-    versions = sorted({record.code.version for record in records})
-    if len(versions) > 1:
-        notes.append(f"the runs are of several versions of ltbench: {', '.join(versions)}")
-    return notes
 
 
 def _listed(seeds: Mapping[int, Run]) -> str:

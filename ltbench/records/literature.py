@@ -118,8 +118,8 @@ def _read(path: Path, *_version: int) -> list[Row]:
             for name in FACTS:
                 if (row[name] == UNKNOWN) != (row[f"{name}_from"] == UNKNOWN):
                     raise UserError(
-                        f"{path}, line {reader.line_num}: `{name}_from`: expected {UNKNOWN} exactly "
-                        f"where `{name}` is {UNKNOWN}, found {row[f'{name}_from']!r}"
+                        f"{path}, line {reader.line_num}: `{name}_from`: expected {UNKNOWN} "
+                        f"exactly where `{name}` is {UNKNOWN}, found {row[f'{name}_from']!r}"
                     )
             if row["metric"] == "top1" and not (row["dataset"] and row["imbalance_ratio"]):
                 raise UserError(

@@ -10,7 +10,9 @@ difference in about 75 % of cases instead of 95 %, so neither is used here.
 That interval is for new seeds and the same test images. Where the predictions of both models are
 known, a second one is for new test images too: the squares of its half width are added, that over
 seeds and that over images (Howe, Approximate Confidence Limits on the Mean of X + Y, JASA 1974). It
-needs no resampling and, unlike a hierarchical bootstrap, is not too narrow with three seeds.
+needs no resampling and is never narrower than the first; it is wider than it need be (about 99 %
+in simulations), since the noise of single images is part of both, while a hierarchical bootstrap
+would be too narrow with three seeds.
 """
 
 from __future__ import annotations

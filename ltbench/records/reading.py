@@ -49,7 +49,7 @@ def as_written(raw: bytes) -> tuple[dict[str, Any], dict[str, str]] | None:
 
 
 def known_recipe(text: str) -> RecipeFacts | None:
-    """Return the recipe of a record from its canonical text, ``None`` if it does not fit the schema.
+    """Return the recipe of a record from its canonical text; ``None`` if that is no sound one.
 
     Seeds of one recipe share one, whose values must not be changed.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -364,15 +364,22 @@ def recipe_facts(recipe: Recipe) -> RecipeFacts:
     )
 
 
-def changes(recipe: Recipe) -> tuple[list[str], list[str]]:
-    """Return the keys that differ from the recipe of this name, and those that shorten it."""
+def changes(
+    recipe: Recipe, get: Callable[[str], Recipe] | None = None
+) -> tuple[list[str], list[str]]:
+    """Return the keys that differ from the recipe of this name, and those that shorten it.
+
+    Args:
+        recipe: compared with that of its name.
+        get: returns a recipe by name; by default it is read anew.
+    """
     from ltbench.config.files import get_recipe, leaves
 
     shortened = ["run.max_steps"] if recipe.run.max_steps else []
     try:
         if recipe.name.endswith((".yaml", ".yml")):  # a registered name, not a file near by
             return [], shortened
-        named = get_recipe(recipe.name)
+        named = (get or get_recipe)(recipe.name)
     except UserError:
         return [], shortened  # the user's own file: nothing to compare with
     ours, theirs = (dict(leaves(r.tree(digest_only=True))) for r in (recipe, named))

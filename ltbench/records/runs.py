@@ -163,7 +163,7 @@ def read_predictions(run: Run) -> Predictions | None:
 
 
 def agrees(record: Record, labels: np.ndarray, right: np.ndarray) -> bool:
-    """Return whether predictions give a record's results of every class.
+    """Return whether predictions agree with the results of every class in a record.
 
     Args:
         record: of a run.

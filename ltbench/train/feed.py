@@ -15,6 +15,8 @@ from ltbench.data import SAMPLERS
 from ltbench.data.base import Data, Split
 from ltbench.data.loader import Loaded, Loader, steps_per_epoch
 from ltbench.distributed import ranks
+from ltbench.errors import UserError
+from ltbench.methods import METHODS
 from ltbench.methods.base import Batch, Method
 from ltbench.seeding import derive
 
@@ -87,7 +89,7 @@ class Feed:
 
         sources = [read(self.data.train, "augment", order, method.views)]
         for name, stream in method.streams.items():
-            split = self.data.val if stream.split == "val" and self.data.val else self.data.train
+            split = (trained_val(self.data) if stream.split == "val" else None) or self.data.train
             sampler = Choice(stream.sampler, SAMPLERS.get(stream.sampler).Config())
             own = sample(
                 sampler, split.labels, derive(seed, f"order of {name}", index), training, epoch
@@ -115,6 +117,30 @@ class Feed:
                 quarantine=None if self.folder is None else self.folder / quarantine,
             )
         return self._loaders[name]
+
+
+def trained_val(data: Data) -> Split | None:
+    """Return the validation images that methods may train on: the data set's own, if it has any.
+
+    Those of ``data.val_fraction`` are held out to choose on, so no method trains on them.
+    """
+    return None if "val_fraction" in data.manifest else data.val
+
+
+def check_unseen(recipe: Recipe, data: Data) -> None:
+    """Check that no method of a recipe trains on validation images that are to judge it.
+
+    Raises:
+        UserError: one does.
+    """
+    for index, stage in enumerate(recipe.stages):
+        streams = METHODS.get(stage.method.name).streams.values()
+        if trained_val(data) is not None and any(stream.split == "val" for stream in streams):
+            raise UserError(
+                f"`stages.{index}.method`: {stage.method.name} trains on the validation images of "
+                f"{data.info.name}, so that they cannot choose its values; take them out and hold "
+                "others out with data.val=null data.val_fraction=0.1"
+            )
 
 
 def open_loader(split: Split, **options: Any) -> Loader:

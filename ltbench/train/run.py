@@ -32,6 +32,7 @@ from ltbench.records.validation import (
 from ltbench.seeding import derive
 from ltbench.train.claim import RunFolder
 from ltbench.train.curves import write_curves
+from ltbench.train.feed import check_unseen
 from ltbench.train.identity import Images, evaluated
 from ltbench.train.logs.reporter import Logs
 from ltbench.train.logs.sinks import check_installed
@@ -143,6 +144,8 @@ def _run(
     """Train, evaluate and write the files of a finished run."""
     data: Data = ranks.on_all_ranks(recipe.data.config.load)  # type: ignore[attr-defined]
     split = evaluated(recipe, data)
+    if recipe.run.evaluate == "val":
+        check_unseen(recipe, data)
     trainer = Trainer(recipe, data, folder, device, reporter)
     method, history = trainer.fit(), trainer.history
     metrics = evaluate_split(

@@ -102,7 +102,8 @@ def test_the_page_is_closed_and_hostile_names_are_text(subject, tmp_path):
     assert found.tags.count("img") == 1
     assert found.text.count(EVIL) >= 7  # title, head, times, problems; long cells are cut
     assert "needs" in found.text
-    assert found.text.index("A fake") < found.text.index("What cannot")
+    assert page.index('id="fake"') < page.index('id="broken"')
+    assert found.text.index("Not measured") < found.text.index("What this shows")
     assert "Second." in found.text
     assert "long (2,000 rows)" in found.text
     assert [len(s.results) for s in made] == [2, 0]

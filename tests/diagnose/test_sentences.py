@@ -73,7 +73,10 @@ def test_calibration_says_over_and_under():
     diagnostic = Calibration(Calibration.Options())
     better, worse = calibration(overall=0.02), calibration(overall=-0.3)
     (ranked,) = diagnostic.compare({"worse": worse, "better": better})
-    assert ranked.endswith("lowest first: better 3.0 %, worse 31.0 %.")
+    assert ranked.endswith(
+        "lowest first: better 3.0 % (neither over- nor under-confident beyond "
+        "the noise), worse 31.0 % (under-confident)."
+    )
 
 
 def errors(few_right: int, many_right: int) -> dict[str, pd.DataFrame]:
@@ -125,7 +128,8 @@ def test_conflicts_fall_rise_or_stay():
     assert "that of dominated conflicts fell from 20.0 ± 0.0 % to 5.0 ± 0.0 %" in text
     assert "longest gradient is that of class cat (500 training images, 3)" in text
     assert "classes rose from 11.5" in of(Conflicts, conflicts(0.1, 0.4))
-    assert "did not change beyond the noise" in of(Conflicts, conflicts(0.1, 0.1))
+    assert "did not change beyond the noise" in of(Conflicts, conflicts(0.1, 0.105))
+    assert "classes is the same at both, 11.5 ± 0.6 %" in of(Conflicts, conflicts(0.1, 0.1))
     assert of(Conflicts, conflicts(0.2)).startswith("at stage 1, epoch 1, 21.5 ± 0.6 % of the")
 
 
@@ -146,7 +150,7 @@ def test_conflicts_over_the_log_of_training():
     falling = np.linspace(0.9, 0.1, 25)
     text = of(Trajectory, steps(*falling))
     assert "of 25 measured steps: the share of conflicting pairs of classes fell from 83.3" in text
-    assert "dominated conflicts did not change" in text
+    assert "that of dominated conflicts is the same at both, 50.0" in text
     assert "classes rose from" in of(Trajectory, steps(*falling[::-1]))
 
 

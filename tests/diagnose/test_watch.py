@@ -187,7 +187,7 @@ def test_mistakes_are_one_line(tmp_path):
     for text in ("[]", "{}", '{"steps": 3, "classes": [], "cosines": []}'):
         home = tmp_path / "pending" / "diagnostics" / ".pending"
         home.mkdir(parents=True, exist_ok=True)
-        (home / "s0-e0000-t000000.json").write_text(text)
+        (home / "s0-e0000-t000009.json").write_text(text)  # of no step that follows
         with pytest.raises(UserError, match="is damaged"):
             read_log(tmp_path / "pending", "steps")
         with pytest.raises(UserError, match="is damaged"):

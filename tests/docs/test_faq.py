@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from ltbench import get_recipe
@@ -38,6 +39,7 @@ def folder(tmp_path_factory):
     images("TINY/train", ant=5, bee=5, cat=3)
     images("TINY/test", ant=2, bee=2, cat=2)
     for split in ("train", "test"):
+        images(f"BROKEN/{split}", a=4, b=4)
         images(f"NESTED/{split}/animals", ant=20, bee=20)
         images(f"NESTED/{split}/things", cup=20, pot=20)
     (train, test), counts = ([], []), {"ant": 60, "bee": 20, "cat": 14}
@@ -48,6 +50,7 @@ def folder(tmp_path_factory):
     (folder / "FLAT" / "a.csv").write_text("\n".join(["path,label", *train]))
     (folder / "FLAT" / "b.csv").write_text("\n".join(["path,label", *test]))
     (folder / "FLAT" / "names.csv").write_text("ant/0.png,ant\nbee/0.png,bee\n")
+    (folder / "BROKEN" / "train" / "a" / "2.png").write_bytes(b"not a PNG")
     torch.save({"model": torch.nn.Linear(2, 2)}, folder / "whole.pth")
     (folder / "RUN").mkdir()
     recipe = get_recipe("quickstart")
@@ -79,7 +82,7 @@ def test_the_page_has_blocks_and_each_is_read():
 @pytest.mark.parametrize(("words", "lines"), BLOCKS, ids=[words[:50] for words, _ in BLOCKS])
 def test_a_command_prints_what_the_page_says(words, lines, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     output = printed(capsys, words)
     for line in lines.splitlines():
         wanted = ".*".join(re.escape(" ".join(part.split())) for part in line.split("..."))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import docs
 import pytest
 from marked_section import anchor, cell, replaced
+
+from ltbench import get_recipe
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +54,20 @@ def test_anchors(heading, name):
 def test_cells_hold_bars_and_angle_brackets():
     assert cell("a | b\n  c") == "a \\| b c"
     assert cell("runs/<recipe>, `<a>`, 1 < 2") == "runs/\\<recipe>, `<a>`, 1 < 2"
+
+
+def test_the_example_of_the_recipes_page_is_a_recipe(tmp_path):
+    page = (docs.ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "mine.yaml").write_text(text)
+    recipe = get_recipe(str(tmp_path / "mine.yaml"))
+    assert recipe.name == "mine"
+    assert recipe.data.config.image_size == 128
+    assert [stage.epochs for stage in recipe.stages] == [60, 6]
+
+
+def test_recipes_of_other_data_sets_take_a_folder_as_the_page_says():
+    page = (docs.ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"takes them too: `ltbench run recipe=(.*?)`", page)
+    name, *keys = words.split()
+    assert get_recipe(name, *keys).data.name == "folder"

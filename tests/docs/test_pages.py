@@ -14,7 +14,10 @@ from marked_section import anchor
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for place in ("*.md", "ltbench/**/*.md", "recipes/*.md", "leaderboard/*.md", "tools/**/*.md")
+    for place in (
+        *("*.md", "ltbench/**/*.md", "recipes/*.md", "leaderboard/*.md", "tests/**/*.md"),
+        "tools/**/*.md",
+    )
     for path in ROOT.glob(place)
 )
 WITH_PYTHON = [p for p in PAGES if "```python" in (ROOT / p).read_text(encoding="utf-8")]
@@ -47,7 +50,10 @@ def test_python_blocks_run_and_print_what_the_page_says(page, steps, tmp_path, f
     blocks = PYTHON.findall(text_of(page))
     if steps:  # of a training show as much as all of them
         cut = f", run__max_steps={steps}, out="
-        blocks = [(re.sub(r",\s+out=", cut, source), expected) for source, expected in blocks]
+        blocks = [
+            (re.sub(r",\s+out=", cut, source) if "get_recipe(" in source else source, expected)
+            for source, expected in blocks
+        ]
     process = fork(run_blocks, str(tmp_path), blocks)
     _, errors = process.communicate()
     assert process.returncode == 0, errors

@@ -17,6 +17,7 @@ from ltbench.records.record import Record
 from ltbench.records.validation import Validation, read_selection
 from ltbench.train import run as runner_module
 from ltbench.train import trainer
+from ltbench.train.feed import check_unseen, trained_val
 from ltbench.train.grid import Cell, make_grid
 from ltbench.train.select import candidates, check_finished, choose, measure
 from tests.train.validations import metrics, runner, validated
@@ -273,3 +274,17 @@ def test_a_grid_file_may_choose(tmp_path: Path):
     assert done.output.count("curves on 76 validation images") == 8
     wrong = invoke(f"grid={file}", "select.metric=fewest", "dry_run=true")
     assert "`select.metric`: should be" in str(wrong.exception)
+
+
+def test_no_method_trains_on_images_that_are_to_judge_it(tmp_path: Path):
+    words = ["data.imbalance_ratio=2", "epochs=1", "run.device=cpu"]
+    recipe = get_recipe("difficulty_net_cifar10", "data=digits_lt", *words)
+    held = get_recipe("difficulty_net_cifar10", "data=digits_lt", "data.val_fraction=0.3", *words)
+    plain, data = (r.data.config.load() for r in (recipe, held))  # type: ignore[attr-defined]
+    own = replace(plain, val=data.val)  # validation images of the data set's own
+    assert trained_val(own) is data.val
+    assert trained_val(data) is None
+    check_unseen(held, data)
+    check_unseen(get_recipe("ce_cifar10"), own)
+    with pytest.raises(UserError, match=r"difficulty_net trains on the validation images"):
+        check_unseen(recipe, own)

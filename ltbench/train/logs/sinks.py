@@ -165,6 +165,7 @@ class Tracker(Sink):
     """Log that another library keeps and that cannot be cut: steps it already has are left out."""
 
     name = ""
+    run: Any = None  # of the library
 
     def open(self, about: About) -> None:
         """Read how far the log of an interrupted run came."""
@@ -241,7 +242,8 @@ class WandB(Tracker):
 
     def close(self, finished: bool) -> None:
         """Finish the run, as failed if it was interrupted."""
-        self.run.finish(exit_code=0 if finished else 1)
+        if self.run is not None:
+            self.run.finish(exit_code=0 if finished else 1)
 
 
 class Trackio(Tracker):
@@ -276,7 +278,8 @@ class Trackio(Tracker):
 
     def close(self, finished: bool) -> None:
         """Finish the run."""
-        self.run.finish()
+        if self.run is not None:
+            self.run.finish()
 
 
 SINKS: dict[str, type[Sink]] = {

@@ -30,9 +30,9 @@ class Stop(NoProgress):
             raise KeyboardInterrupt
 
 
-def train(out: Path, log: str, stops: tuple[int, ...] = ()) -> Path:
+def train(out: Path, log: str, stops: tuple[int, ...] = (), more: tuple[str, ...] = ()) -> Path:
     """Train, interrupted after so many steps of each process, and return the folder of logs."""
-    recipe = get_recipe("quickstart", *WORDS, f"log={log}", f"out={out}")
+    recipe = get_recipe("quickstart", *WORDS, *more, f"log={log}", f"out={out}")
     for at in stops:
         with pytest.raises(KeyboardInterrupt):
             runner.run(recipe, reporter=Stop(at))

@@ -6,8 +6,10 @@ import csv
 import json
 import struct
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from ltbench import get_recipe
 from ltbench.errors import UserError
 from ltbench.train import run as runner
 from ltbench.train.logs import sinks
+from ltbench.train.logs.reporter import Logs
+from ltbench.train.progress import NoProgress
 
 from .conftest import WORDS, train
 
@@ -119,6 +123,16 @@ def test_an_interrupted_run_goes_on_in_its_logs(whole, tmp_path):
     assert all((one[name] == two[name]).all() for name in one)
 
 
+def test_a_finished_run_leaves_its_logs_alone(whole):
+    pytest.importorskip("wandb")
+    files = {f: f.read_bytes() for f in (whole / "logs").rglob("*") if f.is_file()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recipe = get_recipe("quickstart", *WORDS, "log=[csv,tensorboard,wandb]", f"out={whole}")
+        assert not runner.run(recipe, quiet=True).fresh
+    assert files == {f: f.read_bytes() for f in (whole / "logs").rglob("*") if f.is_file()}
+
+
 def test_logs_change_neither_digest_nor_weights(whole, tmp_path):
     plain = get_recipe("quickstart", *WORDS, f"out={tmp_path / 'plain'}")
     logged = get_recipe("quickstart", *WORDS, "log=[csv,wandb]")
@@ -176,24 +190,28 @@ def test_trackio_has_each_row_once(tmp_path, monkeypatch):
 def test_a_log_that_fails_does_not_stop_the_run(tmp_path, monkeypatch):
     class Broken(sinks.Csv):
         def write(self, step, values):
-            if step > 4:
+            if step > 2:
                 raise ConnectionError("no network\nsecond line")
             super().write(step, values)
 
     monkeypatch.setitem(sinks.SINKS, "csv", Broken)
     with pytest.warns(UserWarning, match=r"^`log=csv` stopped, .* without it: no network$") as all_:
-        logs = train(tmp_path / "run", "csv")
+        logs = train(tmp_path / "run", "csv", more=("run.max_steps=3",))
     assert sum("log=csv" in str(w.message) for w in all_) == 1
     assert (tmp_path / "run" / "record.json").is_file()
-    assert [row["step"] for row in csv_rows(logs / "metrics.csv")] == ["2", "4"]
+    assert [row["step"] for row in csv_rows(logs / "metrics.csv")] == ["2"]
 
 
 def test_no_login_is_one_note(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr(wandb, "login", lambda prompt: prompt)  # nobody is logged in
+    logs = Logs(get_recipe("quickstart", *WORDS, "log=wandb"), NoProgress())
+    info = SimpleNamespace(name="digits_lt")
+    plan = SimpleNamespace(folder=tmp_path, data=SimpleNamespace(info=info), steps=(2,))
     with pytest.warns(UserWarning, match="log=wandb.*no login; run `wandb login`"):
-        train(tmp_path / "run", "wandb")
+        logs.begin(plan)
+    assert logs.sinks == {}
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
