@@ -128,9 +128,10 @@ def evaluated(out: Path, root: Path, _: Path) -> None:
 
 
 def verified(out: Path, root: Path, _: Path) -> None:
-    content = json.loads((out / "record.json").read_bytes())
-    data = Folder(root=str(root), image_size=8).load()
-    check_evaluation(Case(content, data=data, embedded=out, weights=out / "model.safetensors"))
+    folder = export(out, out.with_name("published"))
+    content = json.loads((folder / "record.json").read_bytes())
+    data, weights = Folder(root=str(root), image_size=8).load(), folder / "model.safetensors"
+    check_evaluation(Case(content, data=data, embedded=folder, weights=weights))
 
 
 MEETINGS = {

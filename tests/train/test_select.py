@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from ltbench import get_recipe, run
 from ltbench.cli import app as cli
 from ltbench.config.selection import Select
 from ltbench.errors import UserError
+from ltbench.methods.base import Stream
 from ltbench.records.record import Record
 from ltbench.records.validation import Validation, read_selection
 from ltbench.train import run as runner_module
 from ltbench.train import trainer
-from ltbench.train.feed import check_unseen, trained_val
+from ltbench.train.feed import Feed, check_unseen, trained_val
 from ltbench.train.grid import Cell, make_grid
 from ltbench.train.select import candidates, check_finished, choose, measure
 from tests.train.validations import metrics, runner, validated
@@ -284,6 +287,12 @@ def test_no_method_trains_on_images_that_are_to_judge_it(tmp_path: Path):
     own = replace(plain, val=data.val)  # validation images of the data set's own
     assert trained_val(own) is data.val
     assert trained_val(data) is None
+    assert data.val is not None
+    for recipe_, of, seen in ((held, data, True), (recipe, own, False)):
+        method = SimpleNamespace(views=1, streams={"meta": Stream("class_aware", split="val")})
+        steps = Feed(recipe_, of, torch.device("cpu")).batches(method, 0, 0)  # type: ignore[arg-type]
+        meta = torch.cat([batch.streams["meta"].index for step in steps for batch in step])
+        assert bool(meta.max() >= len(data.val)) is seen  # more images than are held out
     check_unseen(held, data)
     check_unseen(get_recipe("ce_cifar10"), own)
     with pytest.raises(UserError, match=r"difficulty_net trains on the validation images"):
