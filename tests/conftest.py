@@ -31,6 +31,7 @@ GROUPS = {
     "resume": ("test_resume.py",),
     "checkpoint": ("test_checkpoint.py",),
     "grids": ("test_grid.py", "test_grid_jobs.py"),
+    "logs": ("logs",),
     "elastic": ("test_elastic.py",),
     "torchrun": ("test_torchrun.py",),
     "cli": ("cli",),

@@ -83,9 +83,10 @@ def check_place(launcher: Launcher, jobs: int | None) -> None:
             "`jobs` runs on this machine, `launcher` as jobs of a cluster; leave out one of the two"
             " (launcher.array_parallelism=N limits the runs at a time)"
         )
-    if launcher.executor == "local" and not launcher.wait:
+    if launcher.executor in ("local", "debug") and not launcher.wait:
         raise UserError(
-            "`launcher.wait=false` needs a queue, which launcher=local does not have; leave it out"
+            f"`launcher.wait=false` needs a queue, which launcher={launcher.executor} does not "
+            "have; leave it out"
         )
 
 

@@ -41,16 +41,16 @@ class Cca(Diagnostic):
         "classifier, columns are images, centred by the mean feature of their group. The value "
         "then measures to what extent images of both groups vary in the same directions of "
         "feature space, and does not depend on the order of images, unlike a random pairing of "
-        "images or a pairing by rank. Two references of the same sizes are given: `chance`, the "
-        "tail's features under a random rotation, and `head_head`, the head sample and a second "
-        "sample of head images. Two models are compared on the same images, with images as rows. "
+        "images or a pairing by rank. Two references of the same sizes are given: chance, the "
+        "tail's features under a random rotation, and two samples of head images. Two models are "
+        "compared on the same images, with images as rows. "
         "The paper does not specify its pairing."
     )
     see = (
         "The paper interprets a higher head-tail correlation as better tail features, which vary "
         "like those of the head. Compare a value with its two references, not with 1. SVCCA grows "
-        "with the number of directions kept, so it may exceed `head_head` if the tail varies in "
-        "more directions; CKA does not have this bias."
+        "with the number of directions kept, so it may exceed the second "
+        "reference if the tail varies in more directions; CKA does not have this bias."
     )
 
     captions: ClassVar[dict[str, str]] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-ROWS, COLUMNS = 30, 12  # limits of tables shown in the report
+ROWS, COLUMNS = 30, 14  # limits of tables shown in the report
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 LONGEST = 60  # characters of a cell
 # Shares and probabilities, shown in percent.
@@ -32,6 +32,8 @@ HEADINGS = {
     "ece": "ECE",
     "f": "F-measure",
     "fpr95": "FPR95",
+    "head_head": "two head samples",
+    "head_tail": "head and tail",
     "in_matrix": "shown in the matrix",
     "loss_share": "share of the batch loss",
     "batch_share": "share of the batch",

@@ -211,10 +211,8 @@ def short_sources(sources: Iterable[str]) -> str:
         paper, table, number = source.rpartition("Table ")
         if table and paper.count(" ") == 1:
             named.setdefault(f"{paper}Table", []).append(number)
-        elif table and paper.endswith(" app. "):
-            first = paper.removesuffix("app. ")
-            numbers = named.setdefault(f"{first}Table", [])
-            numbers.append(f"app. {number}")
+        elif table and f"{paper.removesuffix('app. ')}Table" in named:
+            named[f"{paper.removesuffix('app. ')}Table"].append(f"app. {number}")
         else:
             named[source] = []
     return ", ".join(f"{name} {', '.join(n)}".rstrip() for name, n in named.items())

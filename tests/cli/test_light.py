@@ -40,6 +40,7 @@ for table in HOMES:
 RIGHT = [
     "show recipe=mislas_plot_inat",
     "show recipe=ce_cifar10_if50 stages.0.update=plot stages.0.update.solver=torchjd",
+    "show key=stages.0.update.rho",
     "list methods --help",
     "compare crt_mixup_cifar100 crt_mixup_plot_cifar100 baseline=crt_mixup_cifar100",
     "bench --help",

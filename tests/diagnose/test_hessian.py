@@ -11,7 +11,8 @@ from torch import nn
 from ltbench.diagnose.base import Subject
 from ltbench.diagnose.features import parameters_of, read, sample
 from ltbench.diagnose.figures.hessian import density, squash
-from ltbench.diagnose.hessian import Hessian, hessian_product, lanczos, spectrum
+from ltbench.diagnose.hessian import Hessian
+from ltbench.diagnose.spectrum import hessian_product, lanczos, spectrum
 from ltbench.errors import UserError
 
 SMALL = {"images": 4, "steps": 3, "vectors": 2}

@@ -199,9 +199,7 @@ def test_one_node_by_its_script(unbroken, tmp_path):
     assert differing(Job(tmp_path, [], "").weights, unbroken.weights) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["one_node.sh", "two_nodes.sh", "slurm.sbatch", "grid.sbatch"]
-)
+@pytest.mark.parametrize("name", ["one_node.sh", "two_nodes.sh", "slurm.sbatch", "grid.sbatch"])
 def test_launch_scripts_are_bash(name):
     done = subprocess.run(["bash", "-n", SCRIPTS / name], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import readme_picture
 from doc_commands import ROOT, command_lines
 
 FOLDER = ROOT / "tools" / "examples"
@@ -60,13 +61,23 @@ def run_commands(folder: str, lines: list[str]) -> None:
         main(words)
 
 
-def test_the_table_of_a_paper_is_made(tmp_path, fork):
+def test_the_table_and_the_picture_of_a_paper_are_made(tmp_path, fork, monkeypatch, capsys):
     lines = list(command_lines("tools/examples/paper_table.sh"))
     assert [line.split()[1] for line in lines] == ["run", "compare", "show"]
     process = fork(run_commands, str(tmp_path), lines)
     out, errors = process.communicate()
     assert process.returncode == 0, errors
     check_table(tmp_path, out, seeds=2)
+    monkeypatch.setattr(readme_picture, "FOLDER", tmp_path)
+    assert readme_picture.main([str(tmp_path / "runs/table")]) == 0
+    light, dark = (
+        (tmp_path / f"paper_table_{theme}.svg").read_text() for theme in ("light", "dark")
+    )
+    assert light.startswith("<?xml")
+    assert readme_picture.THEMES["light"][0] in light
+    assert readme_picture.THEMES["light"][0] not in dark
+    assert readme_picture.main([str(tmp_path / "comparison")]) == 1
+    assert "expected two seeds or more of ce, balanced_softmax" in capsys.readouterr().out
 
 
 def check_table(folder: Path, out: str, seeds: int) -> None:

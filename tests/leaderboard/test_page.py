@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from ltbench.cli.leaderboard import leaderboard as commands
+from ltbench.hub import zoo
 from ltbench.leaderboard import figures, published, view
+from ltbench.leaderboard.details import run_details
 from ltbench.leaderboard.page import build_page
 from ltbench.leaderboard.tables import board_rows
 from tests.leaderboard import boards
@@ -104,7 +108,9 @@ def test_hostile_texts_are_shown_not_obeyed(text, page):
     assert not page.all("img")
     assert len(page.all("script")) == 2
     shown = [found for found in page.elements if any(boards.HOSTILE in t for t in found[2])]
-    assert {tag for tag, _, _ in shown} >= {"td", "option", "dd"}
+    assert {tag for tag, _, _ in shown} >= {"td", "option"}
+    assert boards.HOSTILE in details_of(page, "other-data")[0]["hardware"][0][1]
+    assert boards.HOSTILE not in text  # in data as well, signs of markup are escaped
     assert text.count("<img") == 0
     assert "$a_b$" in page.below("other-data")
 
@@ -119,10 +125,12 @@ def test_identifiers_are_unique_and_references_lead_somewhere(page):
             assert found["xlink:href"][1:] in idents
         for name in ("aria-controls", "aria-labelledby"):
             assert found.get(name, idents[0]) in idents
-        if "data-detail" in found:
-            assert f"detail-{found['data-detail']}" in idents
-        for mark in found.get("data-notes", "").split():
-            assert f"note-{mark}" in idents
+    for tab in [found["id"] for found, _ in page.all("section") if found["id"] != "literature"]:
+        known = details_by_row(page, tab)
+        shown = {f["data-detail"] for f, _ in page.all("button") if "data-detail" in f}
+        assert known.keys() == {ident for ident in shown if ident.rpartition("-")[0] == tab}
+        for row in known.values():
+            assert {f"note-{mark}" for mark in row.get("notes", ())} <= set(idents)
     tabs = [name for _, name in page.all("button", role="tab")]
     assert tabs[:5] == [
         "CIFAR-10-LT",
@@ -137,7 +145,7 @@ def test_identifiers_are_unique_and_references_lead_somewhere(page):
 def test_all_published_rows_are_there_as_printed(page):
     rows = page.all("tr")
     shown = [text for found, text in rows if "data-metric" in found]
-    assert len(shown) == len(published(None)) == 457
+    assert len(shown) == len(published(None)) == 573
     for row, line in zip(published(None), shown, strict=True):
         for value in (row["method"].removesuffix(" + PLOT"), row["backbone"], row["overall"]):
             assert value in line
@@ -157,7 +165,7 @@ def test_counts_of_a_paper_are_no_run_of_ours(page):
     assert line[0]["data-track"] == "as published"
     assert "80.00" in line[1]
     (facts,) = page.all("dl", class_="facts")
-    assert facts[1].startswith("runs10")
+    assert "runs (seeds)10" in facts[1]
 
 
 def test_links_to_papers_and_repositories(page):
@@ -208,29 +216,66 @@ def test_a_row_of_ours_has_mean_spread_bars_tie_and_status(page):
     ]
 
 
+def details_by_row(page: Page, tab: str) -> dict[str, dict[str, Any]]:
+    (found,) = [t for f, t in page.all("template", class_="details") if f["id"] == f"details-{tab}"]
+    return json.loads(found)
+
+
+def details_of(page: Page, tab: str) -> list[dict[str, Any]]:
+    """Return the details of the rows of ours in a tab."""
+    return [row for row in details_by_row(page, tab).values() if "command" in row]
+
+
 def test_details_of_a_row_of_ours(page):
-    (detail,) = [
-        text
-        for found, text in page.all("template")
-        if found["id"].startswith("detail-cifar-10-lt") and "org/mislas" in text
+    (row,) = [
+        row for row in details_of(page, "cifar-10-lt") if "org/mislas" in row["seeds"][0]["load"]
     ]
-    assert "ltbench run recipe=mislas_cifar10 seed=0,1,2 data.root=DIR" in detail
-    assert "2 \N{MULTIPLICATION SIGN} Some GPU" in detail
-    assert "30.0 min per seed" in detail
-    assert "1.0 GiB at most" in detail
-    assert f'ltbench.load("hf-hub:org/mislas@{"d" * 40}")' in detail
-    assert "2026-01-02, ltbench 0.1.0, some: 0 predictions differ" in detail
-    for overall in ("74.00", "74.33", "74.67"):
-        assert overall in detail
-    assert "label_smoothing" in detail or "method:" in detail
-    assert "arXiv:2104.00466" in detail
-    short = [t for f, t in page.all("template") if "recipe=gcl_cifar10" in t and "epochs=20" in t]
-    assert "not published" in short[0]
+    assert row["command"] == "ltbench run recipe=mislas_cifar10 seed=0,1,2 data.root=DIR"
+    hardware = dict(row["hardware"])
+    assert hardware["device"] == "2 \N{MULTIPLICATION SIGN} Some GPU"
+    assert hardware["wall time"] == "30.0 min per seed"
+    assert hardware["memory"] == "1.0 GiB at most"
+    seeds = row["seeds"]
+    assert seeds[0]["load"] == f'ltbench.load("hf-hub:org/mislas@{"d" * 40}")'
+    assert seeds[0]["verified"] == "2026-01-02, ltbench 0.1.0, some: 0 predictions differ"
+    assert [seed["values"][0] for seed in seeds] == ["74.00", "74.33", "74.67"]
+    assert row["resolved"]["stages"][1]["method"]["name"] == "mislas"
+    assert row["classes"]["recall"] == [92.0, 71.0, 60.0]
+    assert "arXiv:2104.00466" in row["paper"]["text"]
+    (short,) = [row for row in details_of(page, "cifar-10-lt") if "gcl" in row["recipe"]]
+    assert "epochs=20" in short["command"]
+    assert "not published" in short["seeds"][0]["size"]
+
+
+def test_a_published_row_says_where_its_facts_come_from(page):
+    rows = details_by_row(page, "cifar-100-lt").values()
+    (proco,) = [r for r in rows if r.get("facts", [[0, 0]])[0][1] == "400" and "ProCo" in str(r)]
+    assert proco["facts"] == [
+        ["epochs", "400", "as printed"],
+        ["augmentation", "AutoAugment, Cutout, SimCLR", "from the authors' code"],
+        ["selection", "best on test", "from the authors' code"],
+    ]
+    lines = [f for f, t in page.all("tr") if "data-status" in f and "ProCo (400 epochs)" in t]
+    assert [line["data-longest"] for line in lines] == ["400"]
+    known = [f for f, _ in page.all("tr") if f.get("data-status") == "paper" and "data-longest" in f]
+    assert 80 < len(known) < 200  # the others are unknown, and fit no limit
+
+
+def test_the_first_tab_has_runs_of_ours_and_they_come_first(page, tmp_path):
+    (first,) = [f["id"] for f, _ in page.all("section") if "data-first" in f]
+    assert first == "cifar-10-lt"
+    other = boards.write(tmp_path, [r for r in boards.some_of_everything() if "100" in r.recipe.name])
+    page = Page(build_page(other))
+    (first,) = [f["id"] for f, _ in page.all("section") if "data-first" in f]
+    assert first == "cifar-100-lt"
+    rows = view.tab("CIFAR-100-LT", ["CIFAR-100-LT"], board_rows(other), {}, {})["rows"]
+    ours = [row["ours"] for row in rows if row["ratio"] == "100"]
+    assert ours == sorted(ours, reverse=True)
+    assert any(ours)
+    assert not all(ours)
 
 
 def test_weights_of_the_zoo_are_loaded_by_name(monkeypatch):
-    from ltbench.hub import zoo
-
     record = boards.some_of_everything()[0]
     entry = zoo.Entry(sha256="c" * 64, bytes=1, embedded="models/mislas_cifar10-seed0")
     other = entry.model_copy(update={"sha256": "d" * 64})
@@ -243,11 +288,11 @@ def test_weights_of_the_zoo_are_loaded_by_name(monkeypatch):
         loaded = details(record)["seeds"][0]["load"]
         assert loaded.startswith(text)
     bare = record.checkpoint.model_copy(update={"repository": None, "revision": None})
-    assert details(record.model_copy(update={"checkpoint": bare}))["seeds"][0]["load"] is None
+    assert details(record.model_copy(update={"checkpoint": bare}))["seeds"][0]["load"] == ""
 
 
 def details(record):
-    return view.run_details([record])
+    return run_details([record], zoo.read_index())
 
 
 def test_what_tables_print_alike_is_one_row(page):
@@ -257,7 +302,7 @@ def test_what_tables_print_alike_is_one_row(page):
         if found.get("data-track") == "as published" and "GCL" in text and "82.85" in text
     ]
     assert len(rows) == 1
-    assert "PLOT Table 1, PLOT Table 2, PLOT app. Table 4" in rows[0]
+    assert "PLOT Table 1, 2, app. 4" in rows[0]
 
 
 def test_gains_pair_what_differs_in_plot_only(folder):
