@@ -16,7 +16,6 @@ from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, read_words
 from ltbench.errors import UserError, did_you_mean, visible
 
-
 NO_ROW = "no row matches these filters; `ltbench leaderboard` shows what there is"
 
 

@@ -247,8 +247,8 @@ def cost_figure(found: Sequence[Cost], name: str) -> str:
             axes.plot(*ends, color=MUTED, linewidth=0.8, zorder=1)
         tips[f"tip{number}"] = cost.label
         if cost.spread is not None:
-            ends = [cost.overall - cost.spread, cost.overall + cost.spread]
-            axes.plot([cost.hours, cost.hours], ends, color=OURS, linewidth=1.2, zorder=2)
+            whisker = [cost.overall - cost.spread, cost.overall + cost.spread]
+            axes.plot([cost.hours, cost.hours], whisker, color=OURS, linewidth=1.2, zorder=2)
         _point(axes, cost.hours, cost.overall, "o", cost.plot, OURS)
         axes.lines[-1].set_gid(f"tip{number}")
     for cost in front(found):  # PLOT is the dearer of a pair: names stand outside of it

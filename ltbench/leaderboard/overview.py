@@ -128,6 +128,8 @@ def _unread(row: Row) -> bool:
 
 def _example(found: Sequence[tuple[str, float, Row | None, Row | None]]) -> str:
     """Return filters that show the first data set of the overview with printed rows."""
-    dataset, ratio = next((f[:2] for f in found if f[3]), found[0][:2] if found else ("cifar100", 100))
+    dataset, ratio = next(
+        (f[:2] for f in found if f[3]), found[0][:2] if found else ("cifar100", 100)
+    )
     name = DATASETS.facts(dataset_name(dataset)).suffix or dataset_name(dataset)
     return f"dataset={name} ratio={ratio:g}"

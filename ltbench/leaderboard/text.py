@@ -116,8 +116,8 @@ def listing(rows: Sequence[Row], width: int | None, text: Text) -> list[Line]:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """Return ``table``'s rows as a Markdown table, with its footnotes below."""
-    heads = ("dataset", "ratio", "track", "method", "backbone", *VALUES, "n", "epochs")
-    heads = (*heads, "augmentation", "selection", "status", "source")
+    heads = ["dataset", "ratio", "track", "method", "backbone", *VALUES, "n"]
+    heads += ["epochs", "augmentation", "selection", "status", "source"]
     lines = [heads, ["---"] * 5 + ["---:"] * (len(VALUES) + 1) + ["---"] * 5]
     rows = frame.to_dict("records")
     for row in rows:

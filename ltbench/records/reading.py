@@ -61,9 +61,7 @@ def known_recipe(text: str) -> RecipeFacts | None:
         return None
 
 
-def instead(
-    value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
-) -> RecipeFacts:
+def instead(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> RecipeFacts:
     """Return the recipe that the validation's context is, or validate the value."""
     if isinstance(info.context, RecipeFacts):
         return info.context

@@ -134,11 +134,9 @@ class Record(Part):
         """
         content, texts = _opened(path)
         found = _validated(content, texts)
-        if isinstance(found, cls):
-            problems = seal_problems(content, texts)
-        else:
-            problems = [line for _, line in found]
-        if problems:
+        lines = [line for _, line in found] if isinstance(found, list) else []
+        problems = lines or seal_problems(content, texts)
+        if isinstance(found, list) or problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(f"record {path}: {problems[0]}{more}")
         return found
@@ -212,7 +210,7 @@ def schema_problems(content: Any) -> list[tuple[str, str]]:
         content: parsed JSON.
     """
     found = _validated(content)
-    return [] if isinstance(found, Record) else found
+    return found if isinstance(found, list) else []
 
 
 def _validated(
@@ -250,9 +248,7 @@ def _validated(
         return [(str(e["loc"][0]) if e["loc"] else "", _explain(e)) for e in error.errors()]
 
 
-def seal_problems(
-    content: Mapping[str, Any], texts: Mapping[str, str] | None = None
-) -> list[str]:
+def seal_problems(content: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> list[str]:
     """Return which hashes of a record do not fit its content, one line each.
 
     They are computed from the file as it stands: fields that it lacks and that have a default

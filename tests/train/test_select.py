@@ -22,7 +22,7 @@ from ltbench.train import run as runner_module
 from ltbench.train import trainer
 from ltbench.train.feed import Feed, check_unseen, trained_val
 from ltbench.train.grid import Cell, make_grid
-from ltbench.train.select import candidates, check_finished, choose, measure
+from ltbench.train.select import _recorded, candidates, check_finished, choose, measure
 from tests.train.validations import metrics, runner, validated
 
 TINY = [
@@ -171,11 +171,12 @@ def test_the_test_images_are_evaluated_once_for_the_chosen_values(tmp_path: Path
     assert evaluated == [39, 39, 600]
     assert "1 was done before" in again.output
 
-    other = invoke(*CHOOSE[:-1], "select.metric=balanced", f"out={tmp_path}")
-    assert other.exit_code == 0, other.output
-    named = {Record.load(r).selected.metric for r in tmp_path.glob("*/seed0/record.json")}  # type: ignore[union-attr]
-    assert "balanced" in named
-    assert evaluated.count(39) == 2
+    found = Record.load(record)  # chosen again, by something else: only the record is rewritten
+    recipe = get_recipe("quickstart", *TINY[1:-1], f"out={record.parent}")
+    other = facts.model_copy(update={"metric": "balanced"})
+    _recorded(Cell(recipe, "was done", found, selected=other), write=True)
+    assert Record.load(record).selected == other
+    assert Record.load(record).metrics == found.metrics
 
 
 @pytest.mark.usefixtures("no_picture")
