@@ -67,9 +67,7 @@ def run_details(seeds: Sequence[Record], zoo: Zoo) -> dict[str, Any]:
     hours = sum(record.execution.wall_seconds for record in seeds) / len(seeds) / 3600
     memory = size_text(execution.peak_memory_bytes)
     precision = f"{execution.precision}{', deterministic' if execution.deterministic else ''}"
-    hardware = dict.fromkeys(
-        f"{r.execution.ranks[-1]} × {r.execution.gpu or f'{r.execution.cpu} (CPU)'}" for r in seeds
-    )
+    hardware = dict.fromkeys(_hardware(record) for record in seeds)
     return {
         "command": reproduce.command(seeds, changed),
         "recipe": first.recipe.name,
@@ -169,6 +167,12 @@ def _classes(seeds: Sequence[Record]) -> dict[str, list[Any]]:
         "group": [group_of[k] for k in order],
         "recall": [round(100 * recalls[k] / len(seeds), 1) for k in order],
     }
+
+
+def _hardware(record: Record) -> str:
+    execution = record.execution
+    device = execution.gpu or f"{execution.cpu} (CPU)"
+    return f"{execution.ranks[-1]} \N{MULTIPLICATION SIGN} {device}"
 
 
 def _code(record: Record) -> str:

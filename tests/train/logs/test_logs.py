@@ -147,10 +147,11 @@ def test_logs_change_neither_digest_nor_weights(whole, tmp_path):
 
 @pytest.mark.slow
 def test_wandb_offline_has_each_row_once(whole, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(sys, "argv", ["ltbench", "data.root=https://me:hidden@host/x"])
     logs = train(tmp_path / "run", "[csv,wandb]", stops=(7,))
+    wandb.teardown()  # waits until its files are whole
     rows = list(offline_rows(logs))
     steps = [step for step, _ in rows]
     assert steps == STEPS
