@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable
@@ -41,6 +42,7 @@ class RunFolder:
         self._lock = self._new_lock()
         self._mark = {"digest": recipe.digest, "seed": recipe.seed}
         self._inode: tuple[int, int] | None = None  # of recipe.json as this process wrote it
+        self._made: list[Path] = []  # folders that did not exist before, inner ones first
 
     def claim(self) -> bool:
         """Lock the folder for this run, made if it does not exist; return True if the run is done.
@@ -53,6 +55,7 @@ class RunFolder:
         """
         # A rank that torchrun has started again may meet the lock of the one that is just dying.
         patience = PATIENCE if torch.distributed.is_torchelastic_launched() else 0
+        self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             content = {p.name for p in self.path.iterdir() if not p.name.startswith(".")}
@@ -153,6 +156,18 @@ class RunFolder:
         if problem or failure is not None:
             raise UserError(problem) if failure is None else failure
         return result
+
+    def discard(self) -> None:
+        """Remove the folder if this process made it and a run that was refused left it empty."""
+        elastic = torch.distributed.is_torchelastic_launched()  # a restarted rank may be waiting
+        if not self._made or not self._lock.is_locked or elastic:
+            return
+        with contextlib.suppress(OSError):
+            if {p.name for p in self.path.iterdir()} <= {RECIPE, LOCK}:
+                (self.path / RECIPE).unlink(missing_ok=True)
+                (self.path / LOCK).unlink(missing_ok=True)
+                for folder in self._made:
+                    folder.rmdir()
 
     def release(self) -> None:
         """Let other processes use the folder."""

@@ -133,6 +133,9 @@ def run(
             if finished is not None:
                 return Result(folder.path, finished, fresh=False)
             return Result(folder.path, _run(recipe, folder, device, show))
+    except UserError:
+        folder.discard()
+        raise
     finally:
         show.close()
         folder.release()

@@ -397,3 +397,20 @@ def test_a_resume_with_other_threads_is_recorded(images, tmp_path, monkeypatch, 
         torch.set_num_threads(before)
     assert record.execution.threads == (1, 2)
     assert "with 2 CPU thread(s) instead of 1" in caplog.text
+
+
+@pytest.mark.parametrize("words", [("data.root=nowhere",), ("stages.0.update=plot",)])
+def test_a_refused_run_leaves_no_folder(images, tmp_path, words):
+    """Neither missing images nor a network without parts leave anything where a run would be."""
+    given = dict(word.split("=", 1) for word in (*THIN, f"data.root={images}", *words))
+    given["backbone"] = "vit_tiny_patch16_224"
+    recipe = get_recipe("ce", *(f"{k}={v}" for k, v in given.items()), f"out={tmp_path / 'a/b'}")
+    with pytest.raises(UserError):
+        run(recipe)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_run_keeps_a_folder_that_was_there(images, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        again(tmp_path, images, "data.root=nowhere")
+    assert tmp_path.is_dir()
