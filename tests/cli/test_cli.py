@@ -107,7 +107,7 @@ def test_help_teaches_by_example(command, capsys):
 def test_the_verbs_are_frozen():
     from ltbench.cli.app import cli
 
-    verbs = ["bench", "data", "diagnose", "download", "eval", "export"]
+    verbs = ["bench", "compare", "data", "diagnose", "download", "eval", "export"]
     verbs += ["leaderboard", "list", "new", "predict", "publish", "run", "show"]
     assert sorted(cli.commands) == verbs
 
