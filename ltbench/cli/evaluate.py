@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,12 +63,19 @@ def eval_(words: tuple[str, ...]) -> None:
     from ltbench.evaluation.tables import Outcomes
     from ltbench.hub.load import load_described
     from ltbench.methods.weights import check_classes
+    from ltbench.records.validation import is_candidate
     from ltbench.train.progress import counting
 
     if given.out is not None:
         check_folder(given.out)
     plugins.load_plugins(given.plugins)
     method, facts = load_described(given.model, seed=given.seed)
+    if (folder := Path(given.model)).is_dir() and is_candidate(folder):
+        warnings.warn(
+            f"{folder} was evaluated on validation images, to choose among several runs: results "
+            "on test images must not decide that choice",
+            stacklevel=1,
+        )
     own = dict(facts["recipe"]["data"])
     name = given.dataset or own["name"]
     options = {k: v for k, v in own.items() if k != "name"} if name == own["name"] else {}

@@ -127,21 +127,20 @@ def table(words: tuple[str, ...], form: str | None) -> None:
 
 def _print_rows(filters: dict[str, Any], given: Filters) -> None:
     """Print the overview, or the rows that fit some filters."""
+    from ltbench.leaderboard.merged import merged
+    from ltbench.leaderboard.overview import Overview
     from ltbench.leaderboard.tables import select_rows
+    from ltbench.leaderboard.text import Text
+    from ltbench.records.store import no_collection
 
-    rows = select_rows(**filters)
-    if not rows:
-        raise UserError(NO_ROW)
     limited = console.is_terminal
-    if filters or given.all or given.notes:
-        from ltbench.leaderboard.merged import merged
-        from ltbench.leaderboard.text import Text
-
-        console.print(Text(merged(rows), given.notes, limited), soft_wrap=True)
-    else:
-        from ltbench.leaderboard.overview import Overview
-
-        console.print(Overview(rows, limited), soft_wrap=True)
+    with no_collection():
+        rows = select_rows(**filters)
+        if not rows:
+            raise UserError(NO_ROW)
+        table = filters or given.all or given.notes
+        shown = Text(merged(rows), given.notes, limited) if table else Overview(rows, limited)
+        console.print(shown, soft_wrap=True)
 
 
 @leaderboard.command(cls=WordsCommand, options=Build)
@@ -156,13 +155,15 @@ def build(words: tuple[str, ...]) -> None:
     """  # noqa: D301
     from ltbench.files import write_atomic
     from ltbench.leaderboard.page import build_page
+    from ltbench.records.store import no_collection
 
     out = read_words(words, Build).out
     if out.suffix != ".html":
         raise UserError(f"`out`: expected the name of an .html file, found `{out}`")
     if not out.parent.is_dir():
         raise UserError(f"`out`: there is no folder {out.parent}; make it first")
-    page = build_page().encode()
+    with no_collection():
+        page = build_page().encode()
     write_atomic(out, page)
     click.echo(f"{out} ({len(page) / 2**20:.1f} MiB); open it in any browser, or put it anywhere")
 

@@ -221,8 +221,9 @@ def _explain(error: Any, path: str, model: type[BaseModel], origins: Origins, va
     if error["type"] == "extra_forbidden":
         inside = list(_inside(loc[-1], model, values, path)) if len(loc) == 1 else []
         names = ", ".join(f"`{key}`" for key in inside[:3])
-        hint = f" (did you mean {names}?)" if inside else did_you_mean(loc[-1], model.model_fields)
-        known = ", ".join(sorted(model.model_fields)) or "none"
+        keys = [*model.model_fields, *(["epochs"] if model is Recipe else [])]  # see `with_epochs`
+        hint = f" (did you mean {names}?)" if inside else did_you_mean(loc[-1], keys)
+        known = ", ".join(sorted(keys)) or "none"
         return f"`{where}`: unknown key{hint or f'; known here: {known}'}{source}"
     if error["type"] == "missing":
         return f"`{where}`: required, but not given"

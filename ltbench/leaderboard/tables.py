@@ -23,7 +23,7 @@ from ltbench.records.literature import (
     same_ratio,
 )
 from ltbench.records.record import Record, Status
-from ltbench.records.store import records
+from ltbench.records.store import no_collection, records
 from ltbench.records.titles import dataset_names, matches, usual_title
 
 if TYPE_CHECKING:
@@ -175,7 +175,11 @@ def board_rows(folder: Path | None = None, *, checked: bool = False) -> list[Row
         Rows with the table's columns; of reproduced ones also ``recipe``, ``registered`` and
         ``records``.
     """
-    found = records(folder)
+    with no_collection():
+        return _board_rows(records(folder), checked=checked)
+
+
+def _board_rows(found: list[Record], *, checked: bool) -> list[Row]:
     if checked:
         found = _of_their_recipes(found)
     ours = []

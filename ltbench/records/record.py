@@ -103,7 +103,7 @@ class Record(Part):
             raise ValueError("origin paper needs a citation and has no checkpoint")
         if self.status == "verified" and self.verification is None:
             raise ValueError("status verified needs a verification")
-        if max(*self.metrics.class_counts, *self.metrics.total) >= MOST_IMAGES:
+        if max(max(self.metrics.class_counts), max(self.metrics.total)) >= MOST_IMAGES:
             raise ValueError(f"metrics count more than {MOST_IMAGES:,} images of a class")
         if self.complete == bool(self.shortened):
             raise ValueError("complete must be true exactly when shortened is empty")

@@ -15,6 +15,7 @@ UNSEALED = (*OUTSIDE, "schema_version", "checksums")  # have no checksum of thei
 
 _DIGESTS: dict[bytes, str] = {}  # of resolved recipes, by the SHA-256 of their text
 _MOST_DIGESTS = 10_000
+_REMEMBERED = 4096  # characters of the longest text whose hash is remembered
 
 
 def texts_of(content: Mapping[str, Any]) -> dict[str, str]:
@@ -46,10 +47,17 @@ def checksums_of(
         texts: of ``texts_of``, if they are at hand.
     """
     return {
-        key: hashlib.sha256(text.encode()).hexdigest()[:12]
+        key: (_remembered if len(text) <= _REMEMBERED else _short_hash)(text)
         for key, text in (texts or texts_of(content)).items()
         if key not in UNSEALED
     }
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+_remembered = functools.lru_cache(maxsize=4096)(_short_hash)
 
 
 def run_id_of(content: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> str:

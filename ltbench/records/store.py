@@ -63,7 +63,7 @@ def read_records(folder: Path | None = None) -> Found:
 def load_records(folder: Path | None = None) -> tuple[dict[Path, Record], list[str]]:
     """Return the sound records under a folder by path, and a line for each other file."""
     found, notes, marks = {}, [], verifications()
-    with _no_collection():
+    with no_collection():
         for path in record_files(folder):
             try:
                 record = Record.load(path)
@@ -78,7 +78,7 @@ def load_records(folder: Path | None = None) -> tuple[dict[Path, Record], list[s
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Let no garbage be looked for among many records that all stay."""
     enabled = gc.isenabled()
     gc.disable()

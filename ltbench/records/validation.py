@@ -180,3 +180,8 @@ def write_selection(folder: Path, facts: SelectionFacts) -> None:
         UserError: it could not be written.
     """
     write_atomic(folder / SELECTION, (facts.model_dump_json(indent=1) + "\n").encode())
+
+
+def is_candidate(folder: Path) -> bool:
+    """Return whether a folder holds a run that was evaluated on validation images only."""
+    return (folder / VALIDATION).is_file() and not (folder / "record.json").is_file()

@@ -236,6 +236,8 @@ def test_a_run_on_validation_images_has_no_record(tmp_path: Path):
     assert json.loads((tmp_path / "validation.json").read_text())["images"] == 39
     assert not (tmp_path / "record.json").exists()
     assert not runner_module.run(recipe, quiet=True).fresh
+    with pytest.warns(UserWarning, match="must not decide that choice"):
+        CliRunner().invoke(cli.cli, ["eval", f"model={tmp_path}"], catch_exceptions=False)
     (tmp_path / "validation.json").write_text("{}")
     with pytest.raises(UserError, match="does not hold validation results"):
         runner_module.run(recipe, quiet=True)
