@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import subprocess
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import device
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "torchjd")
+JOBS = "LTBENCH_JOBS"  # environment variable: number of runs at the same time
 SOURCES = ("ltbench", "recipes", "pyproject.toml")  # paths of a checkout that can affect a run
 
 
@@ -61,6 +63,16 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def share_of_cores() -> int:
+    """Return the number of cores over the processes that share them, at least 1.
+
+    These are the ranks that torchrun started on this machine, times runs at the same time.
+    """
+    given = [os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", JOBS)]
+    processes = math.prod(int(text) for text in given if text.isdecimal() and int(text))
+    return max(1, cores() // processes)
+
+
 def gpu_name(where: device) -> str | None:
     """Return the name of a GPU as reported by its driver, or ``None`` for the CPU."""
     if where.type != "cuda":
@@ -68,6 +80,36 @@ def gpu_name(where: device) -> str | None:
     import torch
 
     return torch.cuda.get_device_name(where)
+
+
+def gpu_numerics(where: device) -> dict[str, bool] | None:
+    """Return torch's present settings on which a GPU's numbers depend, or ``None`` for the CPU.
+
+    Returns:
+        ``tf32_convolutions`` and ``tf32_matmul`` (products of float32 rounded to 10 bits of
+        mantissa, where the GPU can), ``cudnn_benchmark`` (convolution algorithms chosen by time)
+        and ``deterministic`` (algorithms that repeat bit for bit only).
+    """
+    if where.type != "cuda":
+        return None
+    import torch
+
+    able = torch.cuda.get_device_capability(where) >= (8, 0)  # Ampere
+    backends = torch.backends
+    return {
+        "tf32_convolutions": able and _tf32(backends.cudnn, getattr(backends.cudnn, "conv", None)),
+        "tf32_matmul": able and _tf32(backends.cuda.matmul, backends.cuda.matmul),
+        "cudnn_benchmark": bool(backends.cudnn.benchmark),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _tf32(old: Any, new: Any) -> bool:
+    """Return a setting by its old name, or by its new one if that was used to set it (2.9)."""
+    try:
+        return bool(old.allow_tf32)
+    except RuntimeError:
+        return bool(new.fp32_precision == "tf32")
 
 
 def emulates_bfloat16(where: device) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 _MIX1, _MIX2, _STEP = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
 
@@ -51,6 +52,22 @@ def keyed_uniform(key: int, counters: np.ndarray) -> np.ndarray:
     return (keyed_bits(key, counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def keyed_uniform_on_device(key: int, counters: Tensor) -> Tensor:
+    """Return one float32 in [0, 1) per counter: the upper 24 of ``keyed_bits``.
+
+    Args:
+        key: key of the stream, a non-negative integer below 2**63.
+        counters: non-negative int64; their device computes the numbers.
+    """
+    with np.errstate(over="ignore"):
+        start = int(_finish(np.uint64(key) + np.uint64(_STEP))) + _STEP
+    z = counters * _signed(_STEP) + _signed(start)
+    z = (z ^ _shifted(z, 30)) * _signed(_MIX1)
+    z = (z ^ _shifted(z, 27)) * _signed(_MIX2)
+    z = z ^ _shifted(z, 31)
+    return _shifted(z, 40).float() * 2.0**-24
+
+
 def keyed_permutation(key: int, n: int) -> np.ndarray:
     """Return a permutation of ``range(n)`` as int64: the order of ``n`` keyed random numbers."""
     return np.argsort(keyed_bits(key, np.arange(n)), kind="stable").astype(np.int64)
@@ -61,3 +78,14 @@ def _finish(z: np.ndarray | np.uint64) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
     return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+def _signed(number: int) -> int:
+    """Return the int64 with the lower 64 bits of a number."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Return int64 numbers shifted to the right as if they had no sign."""
+    shifted: Tensor = (z >> bits) & (2 ** (64 - bits) - 1)
+    return shifted

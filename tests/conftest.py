@@ -24,7 +24,10 @@ GROUPS = {
     "hub": ("hub",),
     "leaderboard": ("leaderboard",),
     "bench": ("bench",),
-    "ranks": ("test_distributed.py", "test_unused_parameters.py", "test_batchnorm.py"),
+    "ranks": (
+        *("test_distributed.py", "test_unused_parameters.py", "test_batchnorm.py"),
+        *("test_rows.py", "test_overlap.py", "test_groups.py"),
+    ),
     "shards": ("shards", "test_stream_recipes.py"),
     "cifar": ("test_cifar.py",),
     "prepare": ("test_prepare.py",),

@@ -30,7 +30,7 @@ def reference_recipe(recipe: Recipe) -> Recipe:
     solvers stay. All else is as in the recipe.
     """
     tree = _with_exact_plot(recipe, from_features=False)
-    tree["run"] |= {"precision": "fp32", "channels_last": False}
+    tree["run"] |= {"precision": "fp32", "channels_last": False, "compile": "none"}
     return build_recipe(tree)
 
 

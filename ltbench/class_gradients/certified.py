@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ltbench.class_gradients.engine import Engine, Pass
 from ltbench.class_gradients.gram import with_products
+from ltbench.distributed.copies import to_device
 from ltbench.gradients import Gradient, added, each
 from ltbench.moo._gram import check_preference, factor, length
 from ltbench.moo._simplex import minimise
@@ -25,16 +29,24 @@ Direction = Gradient  # one entry per parameter of the part
 class Certified:
     """Direction with a bound on the suboptimality of its weights.
 
+    Gaps are relative to ``c^2 |g_0|^2`` for CAGrad and to ``|g_0|`` for MGDA.
+
     Args:
         direction: the solver's direction, exact for its weights.
         weights: point of the simplex [K].
-        gaps: true duality gap after 0, 1, ... rounds, the last one that of ``direction``; relative
-            to ``c^2 |g_0|^2`` for CAGrad and to ``|g_0|`` for MGDA.
+        measured: true duality gap after 0, 1, ... rounds.
+        gap: that of ``direction``, a scalar of the device.
     """
 
     direction: Direction
     weights: Vector
-    gaps: tuple[float, ...]
+    measured: tuple[float, ...]
+    gap: Tensor
+
+    @property
+    def gaps(self) -> tuple[float, ...]:
+        """True duality gap after 0, 1, ... rounds, the last one that of ``direction``."""
+        return (*self.measured, float(self.gap))
 
 
 def certify(
@@ -47,6 +59,8 @@ def certify(
     average: Direction | None = None,
     tolerance: float = 1e-3,
     rounds: int = 1,
+    places: NDArray[np.intp] | None = None,
+    size: int | None = None,
 ) -> Certified:
     """Solve with an approximate Gram matrix, corrected at the solver's iterates.
 
@@ -54,7 +68,7 @@ def certify(
     forward-mode pass, ``g_k . d`` for all classes, with d the direction of w. These are the exact
     slopes of the solver's objective and give the true duality gap; they are also an exact product
     with the Gram matrix, which is corrected to reproduce it. Then the problem is solved again. The
-    cost of a round does not depend on K.
+    cost of a round does not depend on K. A round reads one block of numbers from the device.
 
     Args:
         engine: computes class gradients.
@@ -65,44 +79,55 @@ def certify(
         average: exact average of the class gradients, if known.
         tolerance: gap at which to stop.
         rounds: maximum number of rounds.
+        places: objective of the passes behind each row of ``gram`` [K]; by default all.
+        size: number of objectives of the passes; K by default.
 
     Raises:
         UserError: the solver cannot be certified.
     """
     check_certifiable(type(solver).__name__.lower(), solver.config)
-    size, device = len(gram), engine.part[0].device
+    number, device = len(gram), engine.part[0].device
+    places = np.arange(number) if places is None else places
+    size = number if size is None else size
 
     def mixture(v: Vector) -> Direction:
-        weights = torch.as_tensor(v, device=device)
+        spread = np.zeros(size)
+        spread[places] = v
+        weights = to_device(torch.as_tensor(spread), device)
         return engine.gradient(passes, lambda one: one.objectives(weights), scalar=False)
 
     if average is None:
-        average = mixture(np.full(size, 1 / size))
-    b = check_preference(preference, size)
-    preferred = average if np.allclose(b, 1 / size) else mixture(b)
-    problem = _Problem.of(solver, size, average, preferred, b)
+        average = mixture(np.full(number, 1 / number))
+    b = check_preference(preference, number)
+    preferred = average if np.allclose(b, 1 / number) else mixture(b)
+    problem = _Problem.of(solver, number, average, preferred, b)
     weights = solver.solve(gram, preference=preference).weights
-    g_w = mixture(weights)
+    at = _Point(problem, mixture(weights))
     bound, gaps = -np.inf, list[float]()
     points, products = list[Vector](), list[Vector]()
     for _ in range(rounds):
-        slopes = engine.slopes(passes, size, problem.steepest(g_w)).cpu().numpy()
+        found = engine.slopes(passes, size, at.steepest)
+        reach, unit, share, value, *all_slopes = torch.cat([at.numbers.to(device), found]).tolist()
+        slopes = np.asarray(all_slopes)[places]
         bound = max(bound, float(slopes.min()))
-        gaps.append(problem.gap(g_w, bound))
+        gaps.append(max(value - bound, 0.0) / unit)
         if not gaps[-1] > tolerance:
             break
-        points.append(problem.b + problem.share(g_w) * weights)
+        points.append(problem.b + share * weights)
         products.append(slopes)
-        weights = problem.corrected(with_products(gram, points, products), weights, slopes)
-        g_w = mixture(weights)
-    else:
-        gaps.append(problem.gap(g_w, bound))  # with the best bound of the previous rounds
-    return Certified(problem.direction(g_w), weights, tuple(gaps))
+        corrected = with_products(gram, points, products)
+        weights = _corrected(corrected, weights, slopes, reach)
+        at = _Point(problem, mixture(weights))
+    gap = (at.value - bound).clamp(min=0) / problem.unit  # the best bound of the previous rounds
+    measured = tuple(gaps[:-1] if len(gaps) > len(points) else gaps)
+    return Certified(at.direction, weights, measured, gap)
 
 
 @dataclass
 class _Problem:
     """Minimise ``F(w) = g_w . g_b + reach |g_w|`` over the simplex; g_b = 0 for MGDA.
+
+    Scalars are float64 tensors of the device.
 
     Args:
         reach: c |g_0| for CAGrad, 1 for MGDA.
@@ -113,11 +138,11 @@ class _Problem:
         rescale: factor of the direction.
     """
 
-    reach: float
+    reach: Tensor
     preferred: Direction | None
     b: Vector
     average: Direction | None
-    unit: float
+    unit: Tensor
     rescale: float
 
     @classmethod
@@ -125,64 +150,89 @@ class _Problem:
         cls, solver: Solver, size: int, average: Direction, preferred: Direction, b: Vector
     ) -> _Problem:
         """Return the problem of a solver."""
-        norm, tiny = _length(average), float(np.finfo(np.float64).tiny)
+        norm, tiny = dot(average, average).sqrt(), float(np.finfo(np.float64).tiny)
         if isinstance(solver, CAGrad):
             c = solver.config.c
             scale = factor(solver.config.rescale, size, c)
-            unit = max((c * norm) ** 2, tiny)
+            unit = ((c * norm) ** 2).clamp(min=tiny)
             return cls(c * norm, preferred, b, average, unit, scale)
         assert isinstance(solver, MGDA)
         scale = factor(solver.config.rescale, size)
-        return cls(1.0, None, 0 * b, None, max(norm, tiny), scale)
-
-    def gap(self, g_w: Direction, bound: float) -> float:
-        """Return the distance of F from a lower bound, relative to ``unit``."""
-        value = self.reach * _length(g_w)
-        if self.preferred is not None:
-            value += dot(g_w, self.preferred)
-        return max(value - bound, 0.0) / self.unit
-
-    def steepest(self, g_w: Direction) -> Direction:
-        """Return d with ``dF / dw_k = g_k . d``."""
-        own = _scaled(g_w, self.share(g_w))
-        return own if self.preferred is None else added(self.preferred, own)
-
-    def direction(self, g_w: Direction) -> Direction:
-        """Return the solver's direction."""
-        found = g_w
-        if self.average is not None:
-            found = added(self.average, _scaled(g_w, self.share(g_w)))
-        return _scaled(found, self.rescale)
-
-    def corrected(self, gram: Vector, weights: Vector, slopes: Vector) -> Vector:
-        """Return the minimiser for a Gram matrix, with F's true slopes at ``weights``.
-
-        A linear term enforces them, so the true minimum is a fixed point.
-        """
-        unit = max(float(gram.diagonal().mean()), float(np.finfo(np.float64).tiny))
-        matrix, reach = gram / unit, self.reach / unit**0.5
-        norm = max(length(matrix, weights), float(np.finfo(np.float64).tiny))
-        return minimise(matrix, slopes / unit - reach * (matrix @ weights) / norm, reach)[0]
-
-    def share(self, g_w: Direction) -> float:
-        """Return ``reach / |g_w|``."""
-        norm = _length(g_w)
-        return self.reach / norm if norm > 0 else 0.0
+        return cls(torch.ones_like(norm), None, 0 * b, None, norm.clamp(min=tiny), scale)
 
 
-def dot(a: Direction, b: Direction) -> float:
-    """Return the inner product of two directions, accumulated over parameters in float64."""
-    inner = [
-        torch.dot(x.flatten(), y.flatten())
-        for x, y in zip(a, b, strict=True)
-        if x is not None and y is not None
-    ]
-    return float(torch.stack(inner).double().sum()) if inner else 0.0
+@dataclass
+class _Point:
+    """A mixture of class gradients, and what the problem says of it."""
+
+    problem: _Problem
+    g_w: Direction
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """``|g_w|``."""
+        return dot(self.g_w, self.g_w).sqrt()
+
+    @cached_property
+    def share(self) -> Tensor:
+        """``reach / |g_w|``, 0 for a zero gradient."""
+        return torch.where(self.norm > 0, self.problem.reach / self.norm, 0.0)
+
+    @cached_property
+    def value(self) -> Tensor:
+        """F at the mixture."""
+        curved = self.problem.reach * self.norm
+        preferred = self.problem.preferred
+        return curved if preferred is None else curved + dot(self.g_w, preferred)
+
+    @property
+    def numbers(self) -> Tensor:
+        """Reach and unit of the problem, share and value of the mixture [4]."""
+        return torch.stack([self.problem.reach, self.problem.unit, self.share, self.value])
+
+    @property
+    def steepest(self) -> Direction:
+        """Direction d with ``dF / dw_k = g_k . d``."""
+        preferred = self.problem.preferred
+        return self._own if preferred is None else added(preferred, self._own)
+
+    @property
+    def direction(self) -> Direction:
+        """The solver's direction."""
+        average = self.problem.average
+        found = self.g_w if average is None else added(average, self._own)
+        return each(lambda gs: torch._foreach_mul(gs, self.problem.rescale), found)
+
+    @cached_property
+    def _own(self) -> Direction:
+        return each(lambda gs: torch._foreach_mul(gs, self.share.to(gs[0].dtype)), self.g_w)
 
 
-def _scaled(a: Direction, factor: float) -> Direction:
-    return each(lambda gs: torch._foreach_mul(gs, factor), a)
+def _corrected(gram: Vector, weights: Vector, slopes: Vector, reach: float) -> Vector:
+    """Return the minimiser for a Gram matrix, with F's true slopes at ``weights``.
+
+    A linear term enforces them, so the true minimum is a fixed point.
+    """
+    unit = max(float(gram.diagonal().mean()), float(np.finfo(np.float64).tiny))
+    matrix, scaled = gram / unit, reach / unit**0.5
+    norm = max(length(matrix, weights), float(np.finfo(np.float64).tiny))
+    return minimise(matrix, slopes / unit - scaled * (matrix @ weights) / norm, scaled)[0]
 
 
-def _length(a: Direction) -> float:
-    return float(dot(a, a) ** 0.5)
+def dot(a: Direction, b: Direction) -> Tensor:
+    """Return the inner product of two directions, a scalar in float64."""
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    if not pairs:
+        return torch.zeros((), dtype=torch.float64)
+    if pairs[0][0].device.type == "cpu":
+        return torch.stack([torch.dot(x.flatten(), y.flatten()) for x, y in pairs]).double().sum()
+    # On a GPU, three kernels instead of one or more for each parameter.
+    ordered = [(in_order(x, x), in_order(y, x)) for x, y in pairs]
+    first, second = (torch.cat(parts) for parts in zip(*ordered, strict=True))
+    return (first * second).sum(dtype=torch.float64)
+
+
+def in_order(x: Tensor, like: Tensor) -> Tensor:
+    """Return the entries of a tensor in the order that another one of its shape has in memory."""
+    order = sorted(range(x.dim()), key=like.stride, reverse=True)
+    return x.permute(order).reshape(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ltbench.class_gradients.layers import Backward, ClassRows, rule_of, zero_rows
-from ltbench.class_gradients.recorder import Call, Recorder
+from ltbench.class_gradients.layers import Backward, ClassRows, alike, rule_of, zero_rows
+from ltbench.class_gradients.recorder import Call, Recorder, measure_together
 from ltbench.distributed import ranks
 from ltbench.gradients import Gradient, added, held
 from ltbench.models.batchnorm import frozen_statistics
@@ -24,6 +24,7 @@ unpack_dual: Any = forward_ad.unpack_dual
 LOG = logging.getLogger(__name__)
 COLUMNS = 64  # sampled per weight by `fast`: more change the direction by less than 0.1 %
 HELD = 256 * 2**20  # bytes of class gradients in memory at once
+SMALL = 4 * 2**20  # bytes of inputs and outputs up to which alike layers are computed together
 
 Loss = tuple[Tensor, Tensor | None]  # rows [N], and a scalar that belongs to no row
 
@@ -55,12 +56,18 @@ class Pass:
 
     def mixture(self, v: Tensor) -> Tensor:
         """Return the weight of each row in a mixture ``v`` [K] of objectives and all other rows."""
-        return torch.where(self.place < len(v), self.objectives(v), self.rest)
+        return torch.where(self.place < len(v), self._weighted(v), self.rest)
 
     def objectives(self, v: Tensor) -> Tensor:
         """Return the weight of each row in a mixture ``v`` [K] of objectives only."""
-        inside = self.weight * v.to(self.weight)[self.place.clamp(max=len(v) - 1)]
-        return torch.where(self.place < len(v), inside, 0.0)
+        return torch.where(self.place < len(v), self._weighted(v), 0.0)
+
+    def everything(self, size: int) -> Tensor:
+        """Return the weight of each row in the sum of all K objectives and all other rows."""
+        return torch.where(self.place < size, self.weight, self.rest)
+
+    def _weighted(self, v: Tensor) -> Tensor:
+        return self.weight * v.to(self.weight)[self.place.clamp(max=len(v) - 1)]
 
 
 class Engine:
@@ -86,6 +93,7 @@ class Engine:
         self._place = {id(p): i for i, p in enumerate(self.part)}
         self.problem: str | None = None  # why `fast` is not supported; None is not yet checked
         self._warned = ""
+        self.grouped = self.part[0].device.type != "cpu" if self.part else False  # alike layers
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -155,8 +163,12 @@ class Engine:
         rows = self._on_all_ranks(sampled, size + 2)
         ranks.all_reduce_each_(r.rows for r in rows)
         products = self.part[0].new_zeros((size + 2, size + 2), dtype=torch.float64)
-        for r in rows:
-            products += r.scale * (r.rows @ r.rows.T)
+        wide: dict[Any, list[ClassRows]] = {}
+        for i, r in enumerate(rows):
+            wide.setdefault(r.scale if self.grouped else i, []).append(r)
+        for alike_rows in wide.values():
+            table = joined([r.rows for r in alike_rows])
+            products += alike_rows[0].scale * (table @ table.T)
         return summing, products
 
     def _on_all_ranks(self, sampled: dict[int, ClassRows], size: int) -> list[ClassRows]:
@@ -180,12 +192,14 @@ class Engine:
             gradients of K objectives, of the rows of none and of the exact sum [K + 2, n].
         """
         with self._recorded(one) as loss:
-            mixed = one.mixture(one.weight.new_ones(size))
+            mixed = one.everything(size)
             outputs = [call.output for call in self._calls()]
             wanted = [*parameters, *(outputs if additive else ())]
             found = _gradients(loss, wanted, one.rest, one.share)
             own = found[: len(parameters)]
             whole = found[len(parameters) :] if additive else _gradients(loss, outputs, mixed)
+            if self.grouped:
+                measure_together(c for c in self._calls() if c.x.nbytes <= SMALL)
             with self._recorder.constant_statistics():
                 alone = _gradients(loss, outputs, mixed)
             return own, self._rows(alone, whole, one.place, size + 1)
@@ -204,20 +218,32 @@ class Engine:
         """Release the recorded pass, with its graph and features."""
         self._recorder.calls = []
 
-    def exact(self, passes: Sequence[Pass], size: int) -> Tensor:
+    def exact(
+        self, passes: Sequence[Pass], size: int, present: Sequence[int] | None = None
+    ) -> Tensor:
         """Return inner products [K, K] from one backward pass per objective, in float64.
 
         At most ``HELD`` bytes of class gradients are in memory at once; a larger part is processed
         in pieces, each with its own passes.
+
+        Args:
+            passes: the micro-batches of this rank.
+            size: number of objectives K.
+            present: objectives with rows on any rank, if they are known.
         """
         gram = self.part[0].new_zeros((size, size), dtype=torch.float64)
         alone = ranks.world() == 1
         for group in self._groups(size):
-            table = [p.new_zeros((size, *p.shape)) for p in group]
+            # Each row has the layout of its parameter, which adding to all of them at once needs.
+            shapes = [((size, *p.shape), (p.numel(), *p.stride())) for p in group]
+            table = [p.new_empty_strided(*s).zero_() for p, s in zip(group, shapes, strict=True)]
             for one in passes:
                 loss = one.forward() if one.loss is None else one.loss
                 # Ranks loop over the same classes, since synchronised statistics communicate.
-                here = torch.unique(one.place).tolist() if alone else range(size)
+                if alone and (present is None or len(passes) > 1):
+                    here = torch.unique(one.place).tolist()
+                else:
+                    here = range(size) if present is None else present
                 for k in here:
                     if k < size:
                         chosen = torch.where(one.place == k, one.weight, 0.0)
@@ -345,18 +371,32 @@ class Engine:
         by_class = Backward(self._by_call(alone), limit, place, size)
         ordinary = Backward(self._by_call(whole), limit)
         found: dict[int, ClassRows] = {}
-        for call in by_class.gradients:
-            rule = rule_of(call.module) if call.module in self._recorder.owners else None
+        own = {c: z for c, z in by_class.gradients.items() if c.module in self._recorder.owners}
+        for calls in self._together(own):
+            rule = rule_of(calls[0].module)
             if rule is None:
                 continue
-            for new, total in zip(rule(call, by_class), rule(call, ordinary), strict=True):
-                i = self._place.get(id(new.parameter))
-                new.rows = torch.cat([new.rows, total.rows])
-                if i in found:
-                    found[i].rows += new.rows
-                elif i is not None:
-                    found[i] = new
+            both = zip(rule(calls, by_class), rule(calls, ordinary), strict=True)
+            for (name, new, scale), (_, total, _) in both:
+                table = torch.cat([new, total])
+                for call, rows in zip(calls, table.unbind(1), strict=True):
+                    parameter = call.module.get_parameter(name)
+                    i = self._place.get(id(parameter))
+                    if i in found:
+                        found[i].rows += rows
+                    elif i is not None:
+                        found[i] = ClassRows(parameter, rows, scale)
         return [found[i] for i in sorted(found)]
+
+    def _together(self, gradients: Mapping[Call, Tensor]) -> list[list[Call]]:
+        """Split calls into lists of alike ones: of one each on the CPU, as large ones are."""
+        groups: dict[Any, list[Call]] = {}
+        for call, z in gradients.items():
+            small = z.nbytes + call.x.nbytes <= SMALL
+            together = self.grouped and small
+            groups.setdefault(alike(call, z) if together else call, []).append(call)
+        # Those of normalisations first, whose results the layers before them use.
+        return sorted(groups.values(), key=lambda calls: calls[0].statistics is None)
 
     def _calls(self) -> list[Call]:
         """Return the recorded calls from the first one of the part on."""
@@ -365,11 +405,8 @@ class Engine:
         return seen[own[0] :] if own else []
 
     def _by_call(self, gradients: Sequence[Tensor | None]) -> dict[Call, Tensor]:
-        return {
-            call: z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-            for call, z in zip(self._calls(), gradients, strict=True)
-            if z is not None
-        }
+        pairs = zip(self._calls(), gradients, strict=True)
+        return {call: z for call, z in pairs if z is not None}
 
     def _groups(self, size: int) -> list[list[nn.Parameter]]:
         """Split the part into runs of parameters whose class gradients fit in ``HELD`` bytes."""
@@ -382,6 +419,11 @@ class Engine:
             groups[-1].append(p)
             room -= size * p.nbytes
         return groups
+
+
+def joined(tables: list[Tensor]) -> Tensor:
+    """Return tables side by side; without a copy if there is one."""
+    return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
 
 
 def _gradients(

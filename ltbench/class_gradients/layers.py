@@ -1,12 +1,13 @@
-"""Class gradients of single layers, from their inputs and output gradients.
+"""Class gradients of layers, from their inputs and output gradients.
 
 With batch statistics as constants the samples of a batch are independent, so class k's gradient
-of a layer's parameter is the sum of those of its samples.
+of a layer's parameter is the sum of those of its samples. L alike layers are computed together on
+a GPU, where small layers take as long as it takes to launch their kernels; on the CPU L is 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench.class_gradients.columns import Columns, Weighted, outputs
-from ltbench.class_gradients.recorder import Call, normalises_by_batch
+from ltbench.class_gradients.recorder import BatchStatistics, Call, normalises_by_batch
 from ltbench.distributed import ranks
+from ltbench.losses.precision import full
 from ltbench.models.batchnorm import SyncBatchNorm2d
 from ltbench.models.heads import CosineHead, ScaledHead
 
@@ -71,7 +73,7 @@ class Backward:
     """Output gradients of the recorded calls from one backward pass.
 
     Args:
-        gradients: gradient of each call's output, in at least single precision.
+        gradients: gradient of each call's output.
         limit: maximum number of columns of a weight; ``None`` is all.
         place: objective of each sample [B] in a pass with constant batch statistics; ``None`` is
             an ordinary pass, whose only objective is the sum.
@@ -88,6 +90,10 @@ class Backward:
         self.gradients, self.place, self.size, self.limit = gradients, place, size, limit
         self._norms: dict[Call, Tensor] = {}
 
+    def of(self, calls: Sequence[Call], shaped: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return reshaped output gradients of L calls, in at least single precision [L, ...]."""
+        return full(stacked(shaped(self.gradients[call]) for call in calls))
+
     def sum(self, values: Tensor) -> Tensor:
         """Sum per-sample values [B, ...] by objective [K, ...]."""
         if self.place is None:
@@ -96,36 +102,48 @@ class Backward:
         return out.index_add_(0, self.place, values)
 
     def sum_of_products(self, left: Tensor, seen: Tensor) -> Tensor:
-        """Sum outer products ``left x seen`` over positions and samples by objective [K, C, n].
+        """Sum outer products ``left x seen`` over positions and samples by objective [K, L, C, n].
 
         Args:
-            left: [B, positions, G, C / G].
-            seen: [B, positions, G, n].
+            left: [L, B, positions, G, C / G].
+            seen: [L, B, positions, G, n].
         """
         if self.place is None:
-            return torch.einsum("bpgc,bpgd->gcd", left, seen).flatten(0, 1)[None]
-        channels, columns = left.shape[2] * left.shape[3], seen.shape[3]
-        out = left.new_zeros((self.size, channels, columns))
-        count = max(1, CHUNK // (channels * columns * left.element_size()))
-        parts = (torch.split(t, count) for t in (left, seen, self.place))
-        for z, x, place in zip(*parts, strict=True):
-            out.index_add_(0, place, torch.einsum("bpgc,bpgd->bgcd", z, x).flatten(1, 2))
+            return torch.einsum("lbpgc,lbpgd->lgcd", left, seen).flatten(1, 2)[None]
+        layers, channels, columns = len(left), left.shape[3] * left.shape[4], seen.shape[4]
+        out = left.new_zeros((self.size, layers, channels, columns))
+        count = max(1, CHUNK // (layers * channels * columns * left.element_size()))
+        parts = (torch.split(left, count, 1), torch.split(seen, count, 1))
+        for z, x, place in zip(*parts, torch.split(self.place, count), strict=True):
+            products = torch.einsum("lbpgc,lbpgd->lbgcd", z, x).flatten(2, 3)
+            out.index_add_(0, place, products.transpose(0, 1))
         return out
 
-    def norm_gradients(self, call: Call) -> Tensor:
-        """Return this rank's class gradients of a normalisation's shift and scale [K, 2, C]."""
-        if call not in self._norms:
-            assert call.statistics is not None
-            z, normalised = (
-                by_place(t) for t in (self.gradients[call], call.statistics.normalised)
-            )
-            pair = torch.stack([z.sum(1), (z * normalised).sum(1)], dim=1)
-            self._norms[call] = self.sum(pair)
-        return self._norms[call]
+    def norm_gradients(self, calls: Sequence[Call]) -> Tensor:
+        """Return this rank's class gradients of shift and scale of normalisations [K, L, 2, C]."""
+        new = [call for call in calls if call not in self._norms]
+        if new:
+            z = self.of(new, by_place)
+            seen = stacked(by_place(statistics_of(call).normalised) for call in new)
+            pair = torch.stack([z.sum(2), (z * seen).sum(2)], dim=2)
+            self._norms |= zip(new, self.sum(pair.transpose(0, 1)).unbind(1), strict=True)
+        return stacked((self._norms[call] for call in calls), 1)
 
 
-LayerRows = Iterator[ClassRows]
-Rule = Callable[[Call, Backward], LayerRows]
+LayerRows = Iterator[tuple[str, Tensor, float]]  # parameter's name, rows [K, L, n], scale
+Rule = Callable[[Sequence[Call], Backward], LayerRows]
+
+
+def stacked(tensors: Iterable[Tensor], dim: int = 0) -> Tensor:
+    """Stack tensors; without a copy if there is one."""
+    made = list(tensors)
+    return made[0].unsqueeze(dim) if len(made) == 1 else torch.stack(made, dim)
+
+
+def statistics_of(call: Call) -> BatchStatistics:
+    """Return the statistics of a call of a normalisation."""
+    assert call.statistics is not None
+    return call.statistics
 
 
 def rule_of(module: nn.Module) -> Rule | None:
@@ -141,58 +159,79 @@ def rule_of(module: nn.Module) -> Rule | None:
     return _per_sample if type(module) in PER_SAMPLE else None
 
 
-def _weighted(call: Call, backward: Backward) -> LayerRows:
-    layer, z = call.module, backward.gradients[call]
+def alike(call: Call, z: Tensor) -> tuple[Any, ...]:
+    """Return a key that calls have in common if a rule may take them together.
+
+    Args:
+        call: of a layer with a rule.
+        z: gradient of its output.
+    """
+    layer, norm = call.module, call.normalised_by
+    rule = rule_of(layer)
+    if rule is None or rule is _per_sample:
+        return (call,)
+    kind = [type(layer), z.shape, z.dtype, call.x.shape, call.x.dtype]
+    kind += [(n, p.shape, p.requires_grad) for n, p in layer._parameters.items() if p is not None]
+    if isinstance(layer, nn.Conv2d):
+        kind += [layer.stride, layer.padding, layer.dilation, layer.groups]
+    kind += [None if norm is None else (type(norm.module), norm.x.shape)]
+    return tuple(kind)
+
+
+def _weighted(calls: Sequence[Call], backward: Backward) -> LayerRows:
+    layer, like = calls[0].module, backward.gradients[calls[0]]
     assert isinstance(layer, Weighted)
     features = 4 if isinstance(layer, nn.Conv2d) else 2  # otherwise channels come last, not second
-    after_norm = call.normalised_by if z.dim() == features and backward.place is not None else None
-    left = outputs(layer, z)
+    norms = [call.normalised_by for call in calls if call.normalised_by is not None]
+    after_norm = bool(norms) and like.dim() == features and backward.place is not None
+    left = backward.of(calls, lambda z: outputs(layer, z))
     if layer.weight.requires_grad:
         columns = Columns.choose(layer, backward.limit)
-        seen = columns.inputs(layer, call.x.to(z.dtype), z.shape)
+        inputs = (columns.inputs(layer, call.x, like.shape) for call in calls)
+        seen = stacked(inputs).to(left.dtype)
         rows = backward.sum_of_products(left, seen)
-        if after_norm is not None:
-            rows -= _through_norm(layer, after_norm, seen, backward)
-        yield ClassRows(
-            layer.weight,
-            rows.flatten(1),
-            columns.scale,
-        )
+        if after_norm:
+            rows -= _through_norm(layer, norms, seen, backward)
+        yield "weight", rows.flatten(2), columns.scale
     if layer.bias is not None and layer.bias.requires_grad:
-        rows = backward.sum(left.sum(1).flatten(1))
+        rows = backward.sum(left.sum(2).flatten(2).transpose(0, 1))
         # A normalisation removes the shift before it, whose exact gradient is 0.
-        yield ClassRows(layer.bias, rows if after_norm is None else torch.zeros_like(rows))
+        yield "bias", torch.zeros_like(rows) if after_norm else rows, 1.0
 
 
-def _through_norm(layer: Weighted, norm: Call, seen: Tensor, backward: Backward) -> Tensor:
-    """Return the correction of class gradients for the following batch normalisation [K, C, n].
+def _through_norm(
+    layer: Weighted, norms: Sequence[Call], seen: Tensor, backward: Backward
+) -> Tensor:
+    """Return the correction of class gradients for the following normalisations [K, L, C, n].
 
     Its exact backward pass subtracts from each output gradient its mean and its projection onto
     the normalised output, both over all samples, those of other classes included.
     """
-    statistics = norm.statistics
-    assert statistics is not None
-    both = backward.norm_gradients(norm)
-    if statistics.synchronised:
+    statistics = [statistics_of(norm) for norm in norms]
+    both = backward.norm_gradients(norms)
+    if statistics[0].synchronised:
         both = ranks.all_reduce_(both.clone())
-    shift, scale = (both * (statistics.slope / statistics.positions)).unbind(dim=1)
-    normalised = outputs(layer, statistics.normalised.to(seen.dtype))
-    along = torch.einsum("bpgc,bpgd->gcd", normalised, seen).flatten(0, 1)
-    means = seen.sum((0, 1)).repeat_interleave(normalised.shape[3], dim=0)
-    return shift[:, :, None] * means + scale[:, :, None] * along
+    slope = stacked(one.slope for one in statistics)
+    shift, scale = (both * (slope / statistics[0].positions)[:, None]).unbind(dim=2)
+    values = (outputs(layer, one.normalised.to(seen.dtype)) for one in statistics)
+    normalised = stacked(values)
+    along = torch.einsum("lbpgc,lbpgd->lgcd", normalised, seen).flatten(1, 2)
+    means = seen.sum((1, 2)).repeat_interleave(normalised.shape[4], dim=1)
+    return shift[..., None] * means + scale[..., None] * along
 
 
-def _norm(call: Call, backward: Backward) -> LayerRows:
-    layer = call.module
-    shift, scale = backward.norm_gradients(call).unbind(dim=1)
-    for p, rows in ((layer._parameters["weight"], scale), (layer._parameters["bias"], shift)):
+def _norm(calls: Sequence[Call], backward: Backward) -> LayerRows:
+    shift, scale = backward.norm_gradients(calls).unbind(dim=2)
+    for name, rows in (("weight", scale), ("bias", shift)):
+        p = calls[0].module._parameters[name]
         if p is not None and p.requires_grad:
-            yield ClassRows(p, rows)
+            yield name, rows, 1.0
 
 
-def _per_sample(call: Call, backward: Backward) -> LayerRows:
+def _per_sample(calls: Sequence[Call], backward: Backward) -> LayerRows:
     """Differentiate the layer by itself, per sample."""
-    layer, z = call.module, backward.gradients[call]
+    (call,) = calls
+    layer, z = call.module, full(backward.gradients[call])
     wanted = {n: p for n, p in layer._parameters.items() if p is not None and p.requires_grad}
     call_layer: Any = torch.func.functional_call
 
@@ -206,7 +245,7 @@ def _per_sample(call: Call, backward: Backward) -> LayerRows:
     )
     values = {n: p.detach().to(z.dtype) for n, p in wanted.items()}
     for name, found in gradients(values, call.x.to(z.dtype), z).items():
-        yield ClassRows(wanted[name], backward.sum(found).flatten(1))
+        yield name, backward.sum(found).flatten(1)[:, None], 1.0
 
 
 def by_place(features: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench.distributed import ranks
+from ltbench.losses.precision import full
 from ltbench.models.batchnorm import SyncBatchNorm2d, global_moments
 
 
@@ -24,10 +25,12 @@ class BatchStatistics:
     Args:
         module: the layer.
         x: its input [B, C, ...].
+        measured: inverse standard deviation [C] and normalised input, if they are known.
     """
 
     module: _BatchNorm
     x: Tensor
+    measured: tuple[Tensor, Tensor] | None = None
 
     @property
     def synchronised(self) -> bool:
@@ -42,8 +45,8 @@ class BatchStatistics:
         return inverse if weight is None else inverse * weight.detach()
 
     @property
-    def positions(self) -> Tensor:
-        """Number of values in each mean, a scalar."""
+    def positions(self) -> Tensor | float:
+        """Number of values in each mean."""
         return self._all[0]
 
     @property
@@ -52,16 +55,15 @@ class BatchStatistics:
         return self._all[2]
 
     @cached_property
-    def _all(self) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.x.float() if self.x.dtype in (torch.float16, torch.bfloat16) else self.x
+    def _all(self) -> tuple[Tensor | float, Tensor, Tensor]:
+        x = full(self.x)
         with torch.no_grad():
             if self.synchronised:
                 count, mean, var = global_moments(x)
                 inverse = (var + self.module.eps).rsqrt()
                 return count, inverse, (x - over_channels(mean, x)) * over_channels(inverse, x)
-            none: Any = None  # the layer's own kernel, without scale, shift and bookkeeping
-            found = torch.native_batch_norm(x, none, none, none, none, True, 0.0, self.module.eps)
-        return x.new_tensor(x.numel() / x.shape[1]), found[2], found[0]
+            inverse, normalised = self.measured or normalise(x, self.module.eps)
+        return x.numel() / x.shape[1], inverse, normalised
 
 
 @dataclass(eq=False)
@@ -150,6 +152,34 @@ class Recorder:
         self._outputs[id(output)] = (output, output._version, call)
         self.calls.append(call)
         return output
+
+
+def measure_together(calls: Iterable[Call]) -> None:
+    """Measure the batch statistics of alike calls by one kernel, instead of one each."""
+    groups: dict[Any, list[BatchStatistics]] = {}
+    for call in calls:
+        one = call.statistics
+        if one is not None and one.measured is None and not one.synchronised:
+            key = (one.x.shape, one.x.dtype, one.module.eps, one.module.weight is None)
+            groups.setdefault(key, []).append(one)
+    for (shape, _, eps, bare), alike in groups.items():
+        count, channels = len(alike), shape[1]
+        with torch.no_grad():
+            x = torch.cat([one.x for one in alike], dim=1) if count > 1 else alike[0].x
+            scales, features = normalise(full(x), eps)
+            inverse = torch.split(scales, channels)
+            normalised = torch.split(features, channels, dim=1)
+            weights = [one.module.weight.detach() for one in alike] if not bare else []
+            slopes = torch._foreach_mul(inverse, weights) if weights else inverse
+        for i, one in enumerate(alike):
+            one.measured, one.slope = (inverse[i], normalised[i]), slopes[i]
+
+
+def normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return inverse standard deviation [C] and normalised features, from features [B, C, ...]."""
+    none: Any = None  # the layer's own kernel, without scale, shift and bookkeeping
+    found = torch.native_batch_norm(x, none, none, none, none, True, 0.0, eps)
+    return found[2], found[0]
 
 
 def normalises_by_batch(module: nn.Module) -> bool:

@@ -41,6 +41,18 @@ def check_device(name: str) -> str:
     return name
 
 
+def check_workers(value: object) -> object:
+    """Return a number of loader processes, or ``"auto"``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if number != "auto" and (type(number) is not int or not 0 <= number <= 1024):
+        raise ValueError("should be auto or a whole number from 0 to 1024")
+    return number
+
+
 def split_commas(value: object) -> object:
     """Return the parts of a text with commas; anything else as it is."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
@@ -176,6 +188,9 @@ class RunOptions(Config):
     """bf16 runs the forward pass under autocast; weights and solvers stay in full precision."""
     channels_last: bool = True
     """Memory format of images and convolutions."""
+    compile: Literal["none", "inductor"] = Field("none", json_schema_extra=ADDED)
+    """inductor compiles the forward and backward passes of the backbone's stages, under PLOT of
+    those before its part, by torch.compile; the numbers differ in rounding."""
     batchnorm: BatchNormPolicy = "local"
     """Batch statistics of one pass on one rank (local) or of all ranks (sync); or fixed running
     statistics without training scale and shift (frozen); or local statistics, with updates of the
@@ -202,8 +217,12 @@ class RunOptions(Config):
     """Largest time between checkpoints in minutes, written in the background; null is never."""
     timeout_minutes: float = Field(10.0, gt=0, le=YEAR, json_schema_extra=NO_DIGEST)
     """Timeout in minutes of a rank that waits for the others."""
-    workers: int = Field(2, ge=0, le=1024, json_schema_extra=NO_DIGEST)
-    """Processes that decode images; data sets held in memory need none."""
+    workers: Annotated[int | Literal["auto"], BeforeValidator(check_workers)] = Field(
+        "auto", json_schema_extra=NO_DIGEST
+    )
+    """Processes of each rank that decode images; auto is the number of cores, shared among the
+    ranks of a machine and the runs at the same time, at most 16 (2 if `data.stream` is true). Data
+    sets held in memory need none."""
     threads: int = Field(0, ge=0, le=1024, json_schema_extra=NO_DIGEST)
     """CPU threads of torch; 0 is torch's default."""
 

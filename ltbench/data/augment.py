@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ltbench.data.pixels import CONTRAST, SATURATION, blend, number, to_planes
 from ltbench.seeding import keyed_uniform
 
 STRENGTH = 0.4  # of the colour jitter: factors are 1 +- STRENGTH
-BRIGHTNESS, CONTRAST, SATURATION = range(3)
 _ORDERS = np.array(list(itertools.permutations(range(3))))
 _SLOTS = 8  # random numbers reserved per image
 _FLIP, _ORDER, _FACTORS = 0, 1, slice(2, 5)
@@ -77,35 +78,38 @@ def finish(
     out = torch.empty(
         images.shape, device=images.device, memory_format=torch.channels_last, dtype=torch.float32
     )
-    planes = _plane(mean, out), _plane(std, out)
+    scale = _scale(tuple(mean), tuple(std), tuple(images.shape[2:]), images.device)
+    table = None if draws is None else _table(draws, images.device)
     limit = _AT_ONCE.get(images.device.type, _AT_ONCE_ELSEWHERE)
     step = max(1, limit // max(1, images[:1].numel()))
     for start in range(0, len(images), step):
         rows = slice(start, start + step)
         part = images[rows]
-        if draws is not None:
-            part = mirror(part, draws.mirrored[rows])
-        if draws is not None and colours:
-            part = jitter(part, draws.factors[rows], draws.order[rows])
-        normalise(part, *planes, out[rows])
+        if table is not None:
+            part = mirror(part, table[rows, 0])
+        if table is not None and colours:
+            part = jitter(part, table[rows, 1:])
+        normalise(part, *scale, out[rows])
     return out
 
 
-def mirror(images: Tensor, mirrored: np.ndarray) -> Tensor:
+def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     """Return images, some of them flipped horizontally.
 
     Args:
         images: images [B, 3, H, W].
-        mirrored: images to flip, bool [B].
+        mirrored: 1 for images to flip, otherwise 0, float32 [B].
     """
-    rows = np.arange(len(images)) + len(images) * np.asarray(mirrored)
     pixels = images.permute(0, 2, 3, 1)
+    if images.device.type != "cpu":
+        chosen = torch.where(mirrored[:, None, None, None] == 1, pixels.flip(2), pixels)
+        return chosen.permute(0, 3, 1, 2)
+    rows = torch.arange(len(images)) + len(images) * mirrored.to(torch.int64)
     both = torch.cat([pixels, pixels.flip(2)]).flatten(1)  # copying whole rows is fast
-    chosen = both.index_select(0, torch.from_numpy(rows).to(images.device))
-    return chosen.view(pixels.shape).permute(0, 3, 1, 2)
+    return both.index_select(0, rows).view(pixels.shape).permute(0, 3, 1, 2)
 
 
-def jitter(images: Tensor, factors: np.ndarray, order: np.ndarray) -> Tensor:
+def jitter(images: Tensor, table: Tensor) -> Tensor:
     """Return images with jittered brightness, contrast and saturation, applied in order.
 
     The results equal those of torchvision's functions for uint8 images exactly: each step
@@ -113,54 +117,53 @@ def jitter(images: Tensor, factors: np.ndarray, order: np.ndarray) -> Tensor:
 
     Args:
         images: uint8 [B, 3, H, W].
-        factors: factors of brightness, contrast and saturation, float64 [B, 3].
-        order: order of the three, int64 [B, 3].
+        table: parameters of ``blend`` in each of the three steps, float32 [B, 12].
 
     Returns:
         Integers from 0 to 255 as float32 [B, 3, H, W], contiguous.
     """
-    # Each step blends the image with black, its mean grey level, or its greyscale version.
-    pixels = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    ratios = np.take_along_axis(factors, order, axis=1)
-    share = _column(ratios, images.device)
-    rest = _column(1.0 - ratios, images.device)
-    kind = torch.from_numpy(order).to(images.device)[:, :, None, None, None]
-    for step in range(order.shape[1]):
-        grey = _grey(pixels)
-        # Sums of integers are exact in double precision, in any order.
-        total = grey.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
-        mean = (total / grey[0].numel()).to(torch.float32)
-        constant = torch.where(kind[:, step] == CONTRAST, mean, 0.0)
-        other = torch.where(kind[:, step] == SATURATION, grey, constant)
-        pixels.mul_(share[:, step])
-        torch.addcmul(pixels, other, rest[:, step], out=pixels)
-        pixels.clamp_(0, 255).floor_()
-    return pixels
+    planes = to_planes(images.permute(0, 2, 3, 1))
+    for given in torch.split(table[:, :, None, None], 4, 1):
+        planes = blend(planes, *given[:, :, None].unbind(1))
+    return planes
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor, out: Tensor) -> None:
+def normalise(images: Tensor, whole: Tensor, mean: Tensor, std: Tensor, out: Tensor) -> None:
     """Scale images to [0, 1] and normalise them, in three exactly rounded steps.
 
     Args:
         images: integers from 0 to 255 [B, 3, H, W].
+        whole: 255, float32 [1].
         mean: mean, float32, broadcast to the images.
         std: standard deviation, float32, broadcast to the images.
         out: output, float32 [B, 3, H, W].
     """
     out.copy_(images)
-    # 255 as a tensor: for a Python number some devices multiply by the rounded reciprocal.
-    out.div_(out.new_full((1,), 255)).sub_(mean).div_(std)
+    out.div_(whole).sub_(mean).div_(std)
 
 
-def _plane(channels: Sequence[float], images: Tensor) -> Tensor:
-    """Return per-channel constants as an image, because broadcasting three values is slow."""
-    return torch.empty_like(images[:1]).copy_(images.new_tensor(channels)[:, None, None])
+@lru_cache(maxsize=16)
+def _scale(
+    mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return 255, mean and deviation; images, because broadcasting three values is slow."""
+    planes = [
+        torch.tensor(values, dtype=torch.float32).expand(1, *size, 3).contiguous().to(device)
+        for values in (mean, std)
+    ]
+    return number(255, device), planes[0].permute(0, 3, 1, 2), planes[1].permute(0, 3, 1, 2)
 
 
-def _grey(images: Tensor) -> Tensor:
-    red, green, blue = images[:, :1], images[:, 1:2], images[:, 2:]
-    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
+def _table(draws: Draws, device: torch.device) -> Tensor:
+    """Return which images to flip and parameters of three blends, float32 [B, 13].
 
-
-def _column(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(values).to(torch.float32).to(device)[:, :, None, None, None]
+    They go to a device as one block, which the host does not wait for.
+    """
+    factors = np.take_along_axis(draws.factors, draws.order, axis=1)
+    kinds = [draws.order == kind for kind in (CONTRAST, SATURATION)]
+    steps = np.stack([factors, 1.0 - factors, *kinds], axis=2).reshape(len(factors), 12)
+    table = np.hstack([draws.mirrored[:, None], steps]).astype(np.float32)
+    block = torch.from_numpy(table)
+    if device.type == "cuda":
+        block = block.pin_memory()
+    return block.to(device, non_blocking=True)

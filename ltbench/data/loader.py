@@ -19,7 +19,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ltbench.data.base import Split
 from ltbench.data.images import ImageSplit
 from ltbench.data.memory import MemorySplit
-from ltbench.data.workers import check_descriptors, share, worker_errors
+from ltbench.data.workers import (
+    Workers,
+    check_descriptors,
+    loader_processes,
+    share,
+    worker_errors,
+)
 from ltbench.errors import UserError
 from ltbench.files import append
 
@@ -113,7 +119,7 @@ class Loader:
 
     Args:
         split: the images.
-        workers: loader processes; splits that lie in memory use none.
+        workers: loader processes, or ``"auto"``; splits that lie in memory use none.
         device: where the images are wanted; what a split leaves to the device is done there, and
             on an accelerator the bytes of a split in memory lie there too.
         layout: memory format of the images.
@@ -126,13 +132,13 @@ class Loader:
         self,
         split: Split,
         *,
-        workers: int = 0,
+        workers: Workers = 0,
         device: torch.device | str = "cpu",
         layout: torch.memory_format = torch.contiguous_format,
         start_method: str | None = None,
         quarantine: Path | None = None,
     ) -> None:
-        workers = 0 if split.in_memory else workers
+        workers = 0 if split.in_memory else loader_processes(workers)
         self.device, self.layout = torch.device(device), layout
         if isinstance(split, MemorySplit) and self.device.type != "cpu":
             split = split.resident(self.device)
@@ -192,11 +198,10 @@ class Loader:
         """
         parts = world * accumulate
         steps = _steps(len(order), batch_size, parts, last, f"{world} x {accumulate}")
-        if isinstance(self.split, ImageSplit):
-            self.split.prefetch(order[start * batch_size :])
         mine = slice(rank * accumulate, (rank + 1) * accumulate)
         cut = [part for step in steps[start:] for part in np.array_split(step, parts)[mine]]
-        return _grouped(self._run([_job(order, rows, key, views) for rows in cut]), accumulate)
+        jobs = [_job(order, rows, key, views) for rows in cut]
+        return _grouped(self._run(jobs, upcoming=order[start * batch_size :]), accumulate)
 
     def eval_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Loaded]:
         """Iterate over this rank's share of the split, every image exactly once over all ranks.
@@ -217,13 +222,16 @@ class Loader:
         cut = [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
         return self._run([_job(order, rows, None, 1) for rows in cut])
 
-    def _run(self, jobs: Sequence[Job]) -> Iterator[Loaded]:
+    def _run(self, jobs: Sequence[Job], upcoming: np.ndarray | None = None) -> Iterator[Loaded]:
         self._jobs.jobs = jobs
         if self.workers and not self._started:
             check_descriptors(self.workers)
             self._started = True
         with worker_errors() if self.workers else nullcontext():
-            for job, item in zip(jobs, self._loader, strict=True):
+            loading = iter(self._loader)  # starts the processes: before threads, which a fork loses
+            if upcoming is not None and isinstance(self.split, ImageSplit):
+                self.split.prefetch(upcoming)
+            for job, item in zip(jobs, loading, strict=True):
                 if isinstance(item, str):
                     raise UserError(item)
                 self._note(item.notes)
@@ -269,18 +277,20 @@ def batches(
 
 
 def eval_batches(
-    split: Split, batch_size: int, *, workers: int = 0, device: Any = "cpu", **options: Any
+    split: Split, batch_size: int, *, workers: Workers = 0, device: Any = "cpu", **options: Any
 ) -> Iterator[Loaded]:
     """Iterate over a rank's share of a split with loader processes of its own.
 
     Args:
         split: the images.
         batch_size: images per batch of this rank.
-        workers: loader processes.
+        workers: loader processes, or ``"auto"``; no more than batches.
         device: where the images are wanted.
         options: of ``Loader.eval_batches``.
     """
-    return Loader(split, workers=workers, device=device).eval_batches(batch_size, **options)
+    needed = -(-len(split) // (batch_size * int(options.get("world", 1))))
+    loader = Loader(split, workers=min(loader_processes(workers), needed), device=device)
+    return loader.eval_batches(batch_size, **options)
 
 
 class _Jobs(Sampler[Any]):

@@ -5,20 +5,20 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
+from ltbench.data.autoaugment import apply_policy, cut_out, draw_policy
 from ltbench.data.pipelines import MemoryAugment
-from ltbench.data.transforms import GaussianBlur
+from ltbench.data.pixels import rotate, rotations
+from ltbench.data.sim_views import apply_sim, draw_sim
+from ltbench.data.torch_random import TorchRandom
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_bits, keyed_uniform
 
 TURN = 15  # largest rotation in degrees, to either side
-CUTOUT = 16  # side of the square of Cutout
 RESIDENT = 2**30  # bytes of padded images that fit on a device; larger sets stay in main memory
 _SLOTS = 8  # random numbers reserved for one view of one image
 _ROW, _COLUMN, _FLIP, _POLICY, _HOLE_ROW, _HOLE_COLUMN = range(6)
@@ -27,14 +27,14 @@ _ROW, _COLUMN, _FLIP, _POLICY, _HOLE_ROW, _HOLE_COLUMN = range(6)
 class MemorySplit:
     """Images of one size as bytes; implements ``ltbench.data.base.Split``.
 
-    The transforms are torchvision's, for whole batches: crop with a black border of ``pad``
-    pixels, horizontal flip, for ``"rotate"`` a rotation by up to 15 degrees, for ``"strong"``
-    AutoAugment and Cutout, scale to [0, 1], normalise. ``"sim"`` is the augmentation of contrastive
-    learning for small images: resized crop of 0.2 to 1 of the area, flip, colour jitter (0.4, 0.4,
-    0.4, hue 0.1) with probability 0.8, greyscale with probability 0.2, Gaussian blur with
-    probability 0.5; ``"sim_hue"`` has no blur. Random numbers depend on (key, position, view) only,
-    so that pixels are bitwise independent of the batch size. On an accelerator the loader uses
-    ``resident``, which does most of the work there.
+    The transforms are torchvision's, bit for bit, but made for whole batches: crop with a black
+    border of ``pad`` pixels, horizontal flip, for ``"rotate"`` a rotation by up to 15 degrees, for
+    ``"strong"`` AutoAugment and Cutout, scale to [0, 1], normalise. ``"sim"`` is the one of
+    contrastive learning for small images: resized crop of 0.2 to 1 of the area, flip, colour jitter
+    (0.4, 0.4, 0.4, hue 0.1) with probability 0.8, greyscale with probability 0.2, Gaussian blur
+    with probability 0.5; ``"sim_hue"`` has no blur. Random numbers depend on (key, position, view)
+    only, so that pixels are bitwise independent of the batch size. On an accelerator the loader
+    uses ``resident``, which does all but the drawing there.
 
     Reference:
         Cubuk et al., AutoAugment: Learning Augmentation Policies from Data, CVPR 2019,
@@ -148,36 +148,20 @@ class MemorySplit:
             positions: position of each image in the epoch's order, int64 [B].
             view: index of the view, which selects the pipeline.
         """
-        index, top, left, mirrored = self.draw(indices, key=key, positions=positions, view=view).T
+        drawn = self.draw(indices, key=key, positions=positions, view=view)
+        index, top, left, mirrored = drawn[:, :4].astype(np.int64, copy=False).T
         batch = self._crop(index, top, left)
         turned = mirrored == 1
         if turned.any():
             whole = batch.view("V3")[..., 0]  # one item per pixel, for a fast flip
             whole[turned] = whole[turned][:, :, ::-1]
-        augment = self._pipeline(view)
-        if key is None or augment in ("none", "standard"):
-            return batch
-        at = np.asarray(positions, dtype=np.int64) * _SLOTS
-        seeds = keyed_bits(key, at + _POLICY)
-        if augment.startswith("sim"):
-            _each(_sim(*self._size, self.flip, augment == "sim"), batch, seeds)
-            return batch
-        if augment == "rotate":
-            _each(_rotation(), batch, seeds)
-            return batch
-        _each(_policy(), batch, seeds)
-        height, width = self._size
-        _cutout(
-            batch,
-            (keyed_uniform(key, at + _HOLE_ROW) * height).astype(np.int64),
-            (keyed_uniform(key, at + _HOLE_COLUMN) * width).astype(np.int64),
-        )
-        return batch
+        made = _change(self.pipeline(key, view), torch.from_numpy(batch), torch.from_numpy(drawn))
+        return made.numpy()
 
     def draw(
         self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, view: int = 0
     ) -> np.ndarray:
-        """Return the crops and flips of a view, before colours and Cutout.
+        """Return the random parameters of a view.
 
         Args:
             indices: indices of the images, int64 [B].
@@ -186,17 +170,38 @@ class MemorySplit:
             view: as for ``load_bytes``.
 
         Returns:
-            int64 [B, 4]: image, first row and first column in the padded image, 1 if flipped.
+            Image, first row and first column in the padded image, 1 if flipped, then those of the
+            pipeline: nothing, operations and centre of the hole (``"strong"``), ``rotations``, or
+            ``draw_sim``. int64 or float64 [B, 4 or more].
         """
         drawn = np.full((len(indices), 4), self.pad, dtype=np.int64)
         drawn[:, 0], drawn[:, 3] = indices, 0
-        if key is not None and self._pipeline(view) in ("standard", "rotate", "strong"):
-            at = np.asarray(positions, dtype=np.int64) * _SLOTS
-            drawn[:, 1] = keyed_uniform(key, at + _ROW) * (2 * self.pad + 1)
-            drawn[:, 2] = keyed_uniform(key, at + _COLUMN) * (2 * self.pad + 1)
-            if self.flip:
-                drawn[:, 3] = keyed_uniform(key, at + _FLIP) < 0.5
+        augment = self.pipeline(key, view)
+        if key is None or augment == "none":
+            return drawn
+        at = np.asarray(positions, dtype=np.int64) * _SLOTS
+        seeds = keyed_bits(key, at + _POLICY) >> np.uint64(1)
+        if augment in ("sim", "sim_hue"):
+            more = draw_sim(seeds, *self._size, flip=self.flip, blurs=augment == "sim")
+            return np.hstack([drawn, more])
+        drawn[:, 1] = keyed_uniform(key, at + _ROW) * (2 * self.pad + 1)
+        drawn[:, 2] = keyed_uniform(key, at + _COLUMN) * (2 * self.pad + 1)
+        if self.flip:
+            drawn[:, 3] = keyed_uniform(key, at + _FLIP) < 0.5
+        if augment == "rotate":
+            degrees = TorchRandom(seeds, 1).uniform(-TURN, TURN)
+            return np.hstack([drawn, rotations(degrees, *self._size)])
+        if augment == "strong":
+            slots = np.array([_HOLE_ROW, _HOLE_COLUMN])
+            hole = (keyed_uniform(key, at[:, None] + slots) * self._size).astype(np.int64)
+            return np.hstack([drawn, draw_policy(seeds), hole])
         return drawn
+
+    def pipeline(self, key: int | None, view: int) -> MemoryAugment:
+        """Return the pipeline of a view; ``"none"`` without a key."""
+        if key is None:
+            return "none"
+        return (self.augment, *self.augment_views)[min(view, len(self.augment_views))]
 
     def subset(self, indices: np.ndarray) -> MemorySplit:
         """Return a split of some of the images, int64 [M], in this order."""
@@ -234,9 +239,6 @@ class MemorySplit:
         batch: np.ndarray = taken.view(np.uint8).reshape(len(first), height, width, 3)
         return batch
 
-    def _pipeline(self, view: int) -> MemoryAugment:
-        return (self.augment, *self.augment_views)[min(view, len(self.augment_views))]
-
     def _copy(self, device: torch.device) -> Tensor:
         """Return all padded images on a device (cached), uint8 [N * tall * wide, 3]."""
         if device not in self._copies:
@@ -247,10 +249,9 @@ class MemorySplit:
 class ResidentSplit:
     """Images resident on a device, where whole batches are cropped, flipped and normalised.
 
-    ``load`` returns random crop parameters without waiting for the device, and ``finish`` applies
-    them. Views with other augmentations, and all views of sets larger than ``RESIDENT`` bytes, are
-    computed by ``load``; ``finish`` then only normalises the transferred bytes. Pixels are bitwise
-    those of the split.
+    ``load`` draws random parameters without waiting for the device, and ``finish`` applies them.
+    All views of sets larger than ``RESIDENT`` bytes are computed by ``load``; ``finish`` then only
+    normalises the transferred bytes. Pixels are bitwise those of the split.
 
     Args:
         split: the images.
@@ -276,12 +277,11 @@ class ResidentSplit:
         self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
     ) -> tuple[Tensor, ...]:
         """Return per view the output of ``MemorySplit.draw``, or bytes [B, H, W, 3]."""
-        made = []
-        for view, own in enumerate(_view_keys(key, views)):
-            drawn_only = own is None or self.split._pipeline(view) in ("none", "standard")
-            make = self.split.draw if self._fits and drawn_only else self.split.load_bytes
-            made.append(torch.from_numpy(make(indices, key=own, positions=positions, view=view)))
-        return tuple(made)
+        make = self.split.draw if self._fits else self.split.load_bytes
+        return tuple(
+            torch.from_numpy(make(indices, key=own, positions=positions, view=view))
+            for view, own in enumerate(_view_keys(key, views))
+        )
 
     def finish(
         self, views: tuple[Tensor, ...], *, key: int | None, positions: np.ndarray
@@ -290,22 +290,28 @@ class ResidentSplit:
 
         Args:
             views: output of ``load``, on the device.
-            key: unused.
+            key: as given to ``load``.
             positions: unused.
         """
         return tuple(
-            _normalise(view if view.dtype == torch.uint8 else self._cut(view), self._scale)
-            for view in views
+            _normalise(self._pixels(drawn, key, view), self._scale)
+            for view, drawn in enumerate(views)
         )
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the split."""
         return self.split.fingerprint()
 
+    def _pixels(self, drawn: Tensor, key: int | None, view: int) -> Tensor:
+        """Return bytes [B, H, W, 3] made from parameters of ``MemorySplit.draw``."""
+        if drawn.dtype == torch.uint8:  # made already
+            return drawn
+        return _change(self.split.pipeline(key, view), self._cut(drawn), drawn)
+
     def _cut(self, drawn: Tensor) -> Tensor:
         """Apply crops and flips drawn by ``MemorySplit.draw``; return uint8 [B, H, W, 3]."""
         tall, wide = self.split._padded.shape[1:3]
-        index, top, left, mirrored = drawn[:, :, None].unbind(1)
+        index, top, left, mirrored = drawn[:, :4, None].to(torch.int64).unbind(1)
         rows = (index * tall + top + self._rows) * wide + left
         columns = torch.where(mirrored == 1, self._mirrored, self._columns)
         pixels = (rows[:, :, None] + columns[:, None, :]).flatten()
@@ -315,6 +321,18 @@ class ResidentSplit:
 
 def _view_keys(key: int | None, views: int) -> list[int | None]:
     return [None if key is None else derive(key, "view", view) for view in range(views)]
+
+
+def _change(augment: MemoryAugment, images: Tensor, drawn: Tensor) -> Tensor:
+    """Return cropped images [B, H, W, 3] after the rest of a pipeline, drawn by ``draw``."""
+    more = drawn[:, 4:]
+    if augment == "strong":
+        return cut_out(apply_policy(images, more[:, :2]), more[:, 2], more[:, 3])
+    if augment == "rotate":
+        return rotate(images, more)
+    if augment in ("sim", "sim_hue"):
+        return apply_sim(images, more, blurs=augment == "sim")
+    return images
 
 
 def _normalise(pixels: Tensor, scale: tuple[Tensor, ...]) -> Tensor:
@@ -353,45 +371,3 @@ def upsample(images: np.ndarray, size: int) -> np.ndarray:
     enlarged = np.einsum("yi,nijc,xj->nyxc", matrix, images, matrix, optimize=True)
     result: np.ndarray = np.floor(enlarged + 0.5).astype(np.uint8)
     return result
-
-
-@lru_cache(maxsize=1)
-def _policy() -> v2.AutoAugment:
-    return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
-
-
-@lru_cache(maxsize=1)
-def _rotation() -> v2.Compose:
-    return v2.Compose([v2.ToPILImage(), v2.RandomRotation(TURN), v2.PILToTensor()])
-
-
-@lru_cache(maxsize=8)
-def _sim(height: int, width: int, flip: bool, blur: bool) -> v2.Compose:
-    mirror = [v2.RandomHorizontalFlip()] if flip else []
-    blurred = [v2.ToPILImage(), GaussianBlur(0.1, 2.0), v2.PILToTensor()]
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop((height, width), scale=(0.2, 1.0)),
-            *mirror,
-            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-            v2.RandomGrayscale(0.2),
-            *([v2.RandomApply(blurred, p=0.5)] if blur else []),
-        ]
-    )
-
-
-def _each(pipeline: v2.Transform | v2.Compose, batch: np.ndarray, seeds: np.ndarray) -> None:
-    """Apply a pipeline to each image in place, with one seed per image."""
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global CPU generator
-        for image, seed in zip(batch, seeds.tolist(), strict=True):
-            torch.default_generator.manual_seed(seed >> 1)
-            changed = pipeline(torch.from_numpy(image).permute(2, 0, 1))
-            image[:] = changed.permute(1, 2, 0).numpy()
-
-
-def _cutout(batch: np.ndarray, row: np.ndarray, column: np.ndarray) -> None:
-    """Zero squares centred at the given pixels in place, clipped at the border."""
-    y, x = np.arange(batch.shape[1]), np.arange(batch.shape[2])
-    tall = (y >= row[:, None] - CUTOUT // 2) & (y < row[:, None] + CUTOUT // 2)
-    wide = (x >= column[:, None] - CUTOUT // 2) & (x < column[:, None] + CUTOUT // 2)
-    batch[tall[:, :, None] & wide[:, None, :]] = 0

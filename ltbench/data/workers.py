@@ -9,17 +9,31 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ltbench.errors import UserError
+from ltbench.machine import share_of_cores
 
+Workers = int | Literal["auto"]
+
+MOST = 16  # loader processes of a rank that ``"auto"`` starts
 PER_WORKER, OTHERS = 4, 16  # file descriptors of the training process
 FULL = (
     "shared memory (/dev/shm) has no room for a batch of images; use `run.workers=0`, lower the "
     "batch size, or enlarge the memory (64 MiB in Docker by default: --shm-size=8g)"
 )
+
+
+def loader_processes(workers: Workers) -> int:
+    """Return the number of loader processes of this rank.
+
+    Args:
+        workers: number, or ``"auto"`` for as many as its ``share_of_cores``, at most 16.
+    """
+    return min(MOST, share_of_cores()) if workers == "auto" else workers
 
 
 def share(tensors: tuple[Tensor, ...]) -> str:

@@ -11,14 +11,18 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
+from ltbench.distributed.copies import to_device
 from ltbench.distributed.launch import read_launch
 from ltbench.distributed.rendezvous import meet
 from ltbench.errors import UserError
 
+PATIENCE = 6  # timeouts for which ranks wait for work of rank 0: hashing, slow disks
 BUCKET = 25 * 2**20  # bytes of gradients per all-reduce; large enough to amortise the latency
 ABORTED = "this job has lost its process group"
 
 T = TypeVar("T")
+_timeout: list[datetime.timedelta] = []  # of collectives, once the group is formed
+_groups: dict[str, Any] = {}  # by purpose, beside the one of ``all``
 _aborted: list[str] = []  # why this process left its group; it cannot join another one
 
 
@@ -55,7 +59,7 @@ def init(device: torch.device, minutes: float = 10) -> None:
 
     Args:
         device: device of this rank.
-        minutes: timeout of collectives.
+        minutes: timeout of collectives; waiting for work of rank 0 has ``PATIENCE`` times it.
 
     Raises:
         UserError: a variable is missing or wrong, or the group cannot be formed.
@@ -76,6 +80,8 @@ def init(device: torch.device, minutes: float = 10) -> None:
             timeout=wait,
             device_id=device if backend == "nccl" else None,
         )
+        _timeout[:], backend = [wait], "gloo; GLOO_SOCKET_IFNAME names the network interface"
+        barrier()  # gloo connects at the first use of a group
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"could not form a process group with {backend}: {first}") from error
@@ -84,6 +90,7 @@ def init(device: torch.device, minutes: float = 10) -> None:
 def close() -> None:
     """Leave the process group, once all ranks have finished."""
     if td.is_available() and td.is_initialized():
+        _groups.clear()
         td.destroy_process_group()
 
 
@@ -103,6 +110,7 @@ def fail_together() -> Iterator[None]:
             raise
         reason = _peer_failure(error)
         _aborted.append(reason or str(error).partition("\n")[0] or type(error).__name__)
+        _groups.clear()  # what holds a group holds its connections
         # Unlike destroy_process_group, abort does not wait for pending work on the device.
         abort = getattr(td.distributed_c10d, "_abort_process_group", td.destroy_process_group)
         abort()
@@ -114,7 +122,8 @@ def fail_together() -> Iterator[None]:
 def _peer_failure(error: BaseException) -> str:
     """Return the message for a communication error, or an empty string for any other error."""
     text = str(error).partition("\n")[0]
-    if not isinstance(error, td.DistError) and "/gloo/" not in text:
+    connecting = text == "Wait timeout"  # gloo's, for the first collective of a group
+    if not isinstance(error, td.DistError) and "/gloo/" not in text and not connecting:
         return ""
     if "imed out" in text or "imeout" in text:
         return "another rank timed out; see its log, or raise `run.timeout_minutes`"
@@ -143,7 +152,7 @@ def on_all_ranks(work: Callable[[], T]) -> T:
     except UserError as error:
         problem = str(error)
     problems = [""] * world()
-    td.all_gather_object(problems, problem)
+    td.all_gather_object(problems, problem, group=_object_group())
     if len(set(problems)) > 1:
         problems = [f"on rank {r}: {p}" if p else "" for r, p in enumerate(problems)]
     _raise_first(problems)
@@ -167,7 +176,7 @@ def on_main(work: Callable[[], T]) -> T:
             box[0] = work()
         except UserError as error:
             box[1] = str(error)
-    td.broadcast_object_list(box, src=0)
+    td.broadcast_object_list(box, src=0, group=_object_group())
     _raise_first([box[1]])
     result: T = box[0]
     return result
@@ -179,10 +188,34 @@ def _raise_first(problems: Iterable[str]) -> None:
         raise CollectiveError(problem)
 
 
+def gradient_group() -> Any:
+    """Return the group in which gradients are summed; all ranks call it first at the same point."""
+    return _group("gradients", None, 1)
+
+
+def _object_group() -> Any:
+    """Return the group of Python objects and of waiting for rank 0; as ``gradient_group``.
+
+    It is never NCCL's: objects need no GPU, a rank that waits keeps none busy, and a rank whose
+    peer has died raises an error.
+    """
+    return _group("objects", "gloo" if td.get_backend() == "nccl" else None, PATIENCE)
+
+
+def _group(purpose: str, backend: str | None, patience: int) -> Any:
+    if _groups.get("all") is not td.group.WORLD:
+        _groups.clear()
+        _groups["all"] = td.group.WORLD
+    if purpose not in _groups:
+        wait = patience * _timeout[0] if _timeout else None
+        _groups[purpose] = td.new_group(backend=backend, timeout=wait)
+    return _groups[purpose]
+
+
 def barrier() -> None:
     """Wait until all ranks arrive."""
     if world() > 1:
-        td.barrier()
+        td.barrier(group=_object_group())
 
 
 def all_reduce_(tensor: Tensor) -> Tensor:
@@ -247,7 +280,7 @@ class _BucketSum:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._works: list[tuple[Any, Tensor, list[Tensor]]] = []
-        for bucket in _buckets(list(tensors)) if world() > 1 else ():
+        for bucket in buckets_of(list(tensors)) if world() > 1 else ():
             flat = torch.cat([t.reshape(-1) for t in bucket])
             self._works.append((td.all_reduce(flat, async_op=True), flat, bucket))
 
@@ -255,8 +288,8 @@ class _BucketSum:
         """Wait for the reduction and write the sums into the tensors."""
         for work, flat, bucket in self._works:
             work.wait()
-            for t, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
-                t.copy_(part.view_as(t))
+            parts = torch.split(flat, [t.numel() for t in bucket])
+            torch._foreach_copy_(bucket, [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
         self._works = []
 
 
@@ -265,28 +298,42 @@ def all_reduce_mean_(tensors: Iterable[Tensor]) -> None:
     if world() == 1:
         return
     floats = [t for t in tensors if t.is_floating_point()]
-    all_reduce_each_(floats)
-    for t in floats:
-        t.div_(world())
+    for bucket in buckets_of(floats):
+        flat = all_reduce_(torch.cat([t.reshape(-1) for t in bucket])).div_(world())
+        parts = torch.split(flat, [t.numel() for t in bucket])
+        torch._foreach_copy_(bucket, [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
 
 
-def all_gather(tensor: Tensor) -> Tensor:
+def all_gather(tensor: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """Concatenate a tensor over ranks along dimension 0, in rank order, without gradient.
 
-    Ranks may hold different numbers of rows; the other dimensions must agree.
+    Args:
+        tensor: rows of this rank; the other dimensions agree on all ranks.
+        sizes: rows of each rank; ``None`` asks for them, and the host waits for the answer.
     """
     if world() == 1:
         return tensor
-    sizes = _sizes(tensor)
-    most = max(sizes)
-    padded = tensor.detach().new_zeros((most, *tensor.shape[1:]))
-    padded[: len(tensor)] = tensor.detach()
-    parts = [torch.empty_like(padded) for _ in sizes]
-    td.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
+    sizes = sizes_of(tensor) if sizes is None else sizes
+    own, most = tensor.detach().contiguous(), max(sizes)
+    if len(own) < most:
+        own = torch.cat([own, own.new_zeros((most - len(own), *own.shape[1:]))])
+    rows = own.new_empty((world() * most, *own.shape[1:]))
+    td.all_gather_into_tensor(rows, own)
+    if min(sizes) == most:
+        return rows
+    return torch.cat([part[:n] for part, n in zip(torch.split(rows, most), sizes, strict=True)])
 
 
-def all_gather_with_gradient(tensor: Tensor) -> Tensor:
+def all_gather_columns(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Concatenate matrices of one dtype over ranks, each, in one exchange; see ``all_gather``."""
+    if world() == 1:
+        return list(tensors)
+    rows = all_gather(torch.cat(list(tensors), dim=1), sizes)
+    parts = torch.split(rows, [t.shape[1] for t in tensors], dim=1)
+    return [part.contiguous() for part in parts]
+
+
+def all_gather_with_gradient(tensor: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """Differentiable ``all_gather``: the backward pass sums the incoming gradients over ranks.
 
     A loss that is summed over ranks thus has the gradient of the global batch, although each rank
@@ -294,39 +341,82 @@ def all_gather_with_gradient(tensor: Tensor) -> Tensor:
     """
     if world() == 1:
         return tensor
-    gathered: Tensor = _Gather.apply(tensor)
+    gathered: Tensor = _Gather.apply(tensor, sizes_of(tensor) if sizes is None else sizes)
     return gathered
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        ctx.rows = slice(start := offset(tensor), start + len(tensor))
-        return all_gather(tensor)
+    def forward(ctx: Any, tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.sizes = sizes
+        return all_gather(tensor, sizes)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Tensor:
-        summed = all_reduce_(grads[0].clone(memory_format=torch.contiguous_format))
-        own: Tensor = summed[ctx.rows]
-        return own
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        sizes, gradient = ctx.sizes, grads[0]
+        if min(sizes) == max(sizes):
+            own = gradient.new_empty((sizes[0], *gradient.shape[1:]))
+            td.reduce_scatter_tensor(own, gradient.contiguous())
+            return own, None
+        summed = all_reduce_(gradient.clone(memory_format=torch.contiguous_format))
+        start = first_row(sizes)
+        return summed[start : start + sizes[rank()]], None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return all_gather(tangents[0])
+        return all_gather(tangents[0], ctx.sizes)
 
 
-def offset(tensor: Tensor) -> int:
-    """Return the index of this rank's first row in the gathered tensor."""
-    return sum(_sizes(tensor)[: rank()]) if world() > 1 else 0
+def fetch_rows(
+    tensors: Sequence[Tensor], wanted: Sequence[Tensor], sizes: Sequence[int]
+) -> list[Tensor]:
+    """Return rows of the global batch, without gradient; each is sent by the rank that holds it.
+
+    Args:
+        tensors: rows of this rank, the same number in each.
+        wanted: for each rank, the numbers of the rows that it wants; on the CPU, and the same on
+            all ranks.
+        sizes: rows of each rank.
+    """
+    own, device = wanted[rank()], tensors[0].device
+    if world() == 1:
+        rows = to_device(own, device)
+        return [t.detach()[rows] for t in tensors]
+    edges = torch.tensor(sizes).cumsum(0)
+    first = first_row(sizes)
+    asked = [w[(w >= first) & (w < first + sizes[rank()])] - first for w in wanted]
+    holder = torch.bucketize(own, edges, right=True)
+    came = holder.argsort(stable=True)  # rows come by rank, each in the order of ``wanted``
+    rows, places = to_device(torch.cat(asked), device), to_device(came.argsort(), device)
+    sent = [len(a) for a in asked]
+    received = torch.bincount(holder, minlength=world()).tolist()
+    found = []
+    for t in tensors:
+        theirs = t.new_empty((len(own), *t.shape[1:]))
+        td.all_to_all_single(theirs, t.detach()[rows].contiguous(), received, sent)
+        found.append(theirs[places])
+    return found
 
 
-def _sizes(tensor: Tensor) -> list[int]:
+def first_row(sizes: Sequence[int]) -> int:
+    """Return the number of this rank's first row in the global batch.
+
+    Args:
+        sizes: rows of each rank.
+    """
+    return sum(sizes[: rank()])
+
+
+def sizes_of(tensor: Tensor) -> tuple[int, ...]:
+    """Return the number of rows that each rank has; the ranks exchange them, and the host waits."""
+    if world() == 1:
+        return (len(tensor),)
     sizes = torch.zeros(world(), dtype=torch.int64, device=tensor.device)
     sizes[rank()] = len(tensor)
-    return [int(n) for n in all_reduce_(sizes).tolist()]
+    return tuple(int(n) for n in all_reduce_(sizes).tolist())
 
 
-def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+def buckets_of(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """Split tensors, in order, into lists of one dtype and about ``BUCKET`` bytes."""
     buckets: list[list[Tensor]] = []
     room, kind = 0, None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ltbench.data.base import Data, Split
 from ltbench.data.loader import Loaded, eval_batches
+from ltbench.data.workers import Workers
 from ltbench.distributed import ranks
 from ltbench.distributed.device import pick_device
 from ltbench.errors import UserError
@@ -23,7 +24,7 @@ def evaluate_split(
     *,
     device: torch.device,
     rule: str = "strict",
-    workers: int = 0,
+    workers: Workers = 0,
     batch_size: int = 250,
     each: Callable[[Loaded, Tensor], None] | None = None,
 ) -> Metrics:
@@ -35,7 +36,7 @@ def evaluate_split(
         class_counts: training images of each class [C]; they define the shot groups.
         device: device of the module.
         rule: definition of shot groups, see ``ltbench.data.shots.shot_groups``.
-        workers: processes that decode images.
+        workers: processes that decode images, or ``"auto"``.
         batch_size: images per forward pass and rank.
         each: called with every batch of this rank and its logits, float32 [B, C].
 

@@ -209,8 +209,22 @@ def class_radii(class_counts: Counts, size: Tensor, scalars: int, noise: float) 
     Raises:
         UserError: a count is not positive.
     """
-    rest = (checked_counts(class_counts) - 1).clamp(min=1).to(size.device)
-    return noise * size.detach().double().sqrt() / (2**0.5 * (rest * scalars) ** 0.25)
+    return radii_of(radius_divisors(class_counts, scalars).to(size.device), size, noise)
+
+
+def radius_divisors(class_counts: Counts, scalars: int) -> Tensor:
+    """Return the divisor of each class's radius, sqrt(2) (n_k - 1)^(1/4) P^(1/4) [C].
+
+    See ``class_radii``.
+    """
+    rest = (checked_counts(class_counts) - 1).clamp(min=1)
+    divisors: Tensor = 2**0.5 * (rest * scalars) ** 0.25
+    return divisors
+
+
+def radii_of(divisors: Tensor, size: Tensor, noise: float) -> Tensor:
+    """Return the radius of each class [C] from ``radius_divisors``, see ``class_radii``."""
+    return noise * size.detach().double().sqrt() / divisors
 
 
 def _lengths(x: Tensor) -> Tensor:

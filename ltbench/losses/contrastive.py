@@ -60,7 +60,7 @@ def paco_rows(
     scores = full(scores)
     similar, itself = _similarities(anchors, others, start, temperature)
     positive = (labels[:, None] == other_labels) & ~itself
-    weight = scores.new_tensor(gamma).log()  # minus infinity removes features
+    weight = scores.new_full((), gamma).log()  # minus infinity removes features
     spread = torch.cat([scores, similar.masked_fill(itself, -torch.inf) + weight], dim=1)
     drawn = beta * scores.gather(1, labels[:, None])[:, 0]
     drawn = drawn + alpha * (similar * positive).sum(dim=1)
@@ -106,7 +106,8 @@ def balanced_contrastive_rows(
     classes = torch.arange(len(prototypes), device=labels.device)
     member_labels = torch.cat([feature_labels, classes])
     similar, itself = _similarities(anchors, members, start, temperature)
-    sizes = torch.bincount(member_labels, minlength=len(prototypes)).to(similar)  # [C]
+    none, one = similar.new_zeros(len(prototypes)), similar.new_ones(len(member_labels))
+    sizes = none.index_add(0, member_labels, one)  # [C]
     positive = (labels[:, None] == member_labels) & ~itself
     # The anchor itself is excluded from its class, which thus has one member less.
     log_size = torch.where(

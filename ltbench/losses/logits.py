@@ -136,19 +136,27 @@ def lade_regulariser(
         ValueError: ``lam`` is negative.
         UserError: a count is not positive.
     """
+    counts = checked_counts(class_counts)
+    logs = log_prior(counts, LADE_FLOOR)
+    return lade_bound(logits, labels, counts / counts.sum(), logs, lam)
+
+
+def lade_bound(
+    logits: Tensor, labels: Tensor, prior: Tensor, log_prior: Tensor, lam: float = 0.01
+) -> Tensor:
+    """Return ``lade_regulariser`` from the prior and its logarithm with the floor [C] each."""
     if not lam >= 0:
         raise ValueError(f"`lam` must be >= 0, found {lam}")
     logits = full(logits)
     images, num_classes = logits.shape
     if images == 0:
         return logits.sum()
-    counts = checked_counts(class_counts)
-    prior = (counts / counts.sum()).to(logits)
+    prior = prior.to(logits)
     own = logits.gather(1, labels[:, None])[:, 0]  # z_i of the label
     zeros = logits.new_zeros(num_classes)
     present = zeros.index_add(0, labels, torch.ones_like(own))
     first = zeros.index_add(0, labels, own) / (present + LADE_COUNT_FLOOR)
-    shift = math.log(1 / num_classes + LADE_FLOOR) - log_prior(class_counts, LADE_FLOOR).to(logits)
+    shift = math.log(1 / num_classes + LADE_FLOOR) - log_prior.to(logits)
     second = (logits + shift).logsumexp(dim=0) - math.log(images)
     return -(prior * (first - second - lam * second**2)).sum()
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ltbench.config import schema
 from ltbench.data.base import DatasetInfo
+from ltbench.distributed import ranks
 from ltbench.models.backbone import Backbone
 from ltbench.models.branches import Branches
 from ltbench.models.heads import LinearHead
@@ -27,6 +28,7 @@ class Batch:
         lam: weight of the first label in a mixed image, in [0, 1].
         streams: additional batches of the same step, by the name of their stream.
         extra: tensors that ``prepare`` passes to ``loss``, e.g. noise shared by all passes.
+        sizes: images that each rank has of this micro-batch; empty if not known.
     """
 
     views: tuple[Tensor, ...]
@@ -36,6 +38,12 @@ class Batch:
     lam: float = 1.0
     streams: Mapping[str, Batch] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def per_rank(self) -> tuple[int, ...]:
+        """Images that each rank has; the ranks exchange the numbers if they are not known."""
+        return self.sizes or ranks.sizes_of(self.labels)
 
     def unmixed(self) -> Batch:
         """Return the batch with the first labels only (second pass of the released PLOT)."""
@@ -70,8 +78,12 @@ class Progress:
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return the CPU generator of this step and purpose, the same on every rank."""
+        return torch.Generator().manual_seed(self.key(purpose))
+
+    def key(self, purpose: str) -> int:
+        """Return the key of random numbers of this step and purpose, the same on every rank."""
         counters = (self.stage, self.epoch, self.step, self.micro)
-        return torch.Generator().manual_seed(derive(self.seed, purpose, *counters))
+        return derive(self.seed, purpose, *counters)
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,7 @@ class Method(nn.Module):
     trains: ClassVar[bool] = True  # False: post-hoc, `make_head` does everything; as in METHODS
     freeze: ClassVar[tuple[str, ...]] = ()  # frozen parts, e.g. ("backbone",)
     frozen_bn: ClassVar[Literal["train", "eval"]] = "train"  # mode of BN in frozen parts
+    moving_shapes: ClassVar[bool] = False  # True: the sizes of its convolutions differ by step
 
     transform: Callable[[Any], Tensor] | None = None  # evaluation transform of a loaded model
 

@@ -60,13 +60,14 @@ class BCL(Method):
         logits = self.head(features[:count])
         anchors = unit(self.projection(features))[count:]  # [2B, d]
         anchor_labels = labels.repeat(2)
+        sizes = [2 * n for n in batch.per_rank]
         contrast = balanced_contrastive_rows(
             anchors,
             anchor_labels,
-            ranks.all_gather_with_gradient(anchors),
-            ranks.all_gather(anchor_labels),
+            ranks.all_gather_with_gradient(anchors, sizes),
+            ranks.all_gather(anchor_labels, sizes),
             unit(self.prototypes(self.head.weight.T)),
-            start=ranks.offset(anchors),
+            start=ranks.first_row(sizes),
             temperature=config.temperature,
         )
         rows = torch.cat([logit_adjusted_rows(logits, labels, self.offset).to(contrast), contrast])

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from ltbench.distributed import ranks
 from ltbench.losses import cross_entropy_rows, mixup_rows
-from ltbench.losses.adaptive import class_perturbed_logits, class_radii
+from ltbench.losses.adaptive import class_perturbed_logits, radii_of, radius_divisors
 from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.methods.mixup import Mixup
@@ -30,6 +30,14 @@ class CCSAM(Mixup):
     Config = options.CCSAM
     config: options.CCSAM
     head: nn.Linear
+    divisors: Tensor
+
+    def setup(self, previous: Method | None) -> None:
+        """Create the divisors of the radii from the class counts."""
+        super().setup(previous)
+        scalars = sum(p.numel() for p in self.head.parameters())
+        divisors = radius_divisors(self.info.class_counts, scalars)
+        self.register_buffer("divisors", divisors, persistent=False)
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the previous classifier if it is linear, else a new one."""
@@ -64,16 +72,14 @@ class CCSAM(Mixup):
         parameters = list(self.head.parameters())
         scalars = sum(p.numel() for p in parameters)
         size = sum((p.detach() ** 2).sum() for p in parameters) ** 0.5
+        sizes = batch.per_rank
+        everyone = ranks.all_gather_columns([inputs, residuals], sizes)
         return class_perturbed_logits(
             logits,
             features,
             batch.labels,
-            anchors=(
-                ranks.all_gather(batch.labels),
-                ranks.all_gather(inputs),
-                ranks.all_gather(residuals),
-            ),
-            radii=class_radii(self.info.class_counts, size, scalars, self.config.noise),
+            anchors=(ranks.all_gather(batch.labels, sizes), everyone[0], everyone[1]),
+            radii=radii_of(self.divisors, size, self.config.noise),
             scalars=scalars,
             bias=self.head.bias is not None,
         )

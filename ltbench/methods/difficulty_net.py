@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from ltbench.distributed import ranks
+from ltbench.distributed.copies import to_device
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.adaptive import difficulty_weights, driver_loss
 from ltbench.methods import options
@@ -123,7 +124,7 @@ class DifficultyNet(Method):
         """
         images, labels = batch.views[0], batch.labels
         meta = batch.streams["meta"]
-        sizes = torch.tensor([len(labels), len(meta.labels)], device=labels.device)
+        sizes = to_device(torch.tensor([len(labels), len(meta.labels)]), labels.device)
         ranks.all_reduce_(sizes)
         trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
         with frozen_statistics(self):

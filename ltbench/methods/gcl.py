@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.mixup import Mixup
 from ltbench.methods.previous import require_previous
 from ltbench.models.heads import CosineHead
+from ltbench.seeding import keyed_uniform_on_device
 
 SPREAD = 1 / 3  # standard deviation of the noise, which is clipped at 1
 
@@ -26,9 +27,9 @@ class GCL(Mixup):
     Departures: the scale belongs to the classifier, not to the loss, so that confidences are
         those of the trained model. Noise is drawn once per step, so that all passes of an update
         (SAM, PLOT) share it; each label of a mixed image has its own draw, as in the authors'
-        code. A mixed image is one row with the class of its first label. Losses on held-out
-        images have no noise, unlike the authors'. A cosine classifier of the previous stage is
-        kept, any other is replaced.
+        code; on a GPU the draws are others than on the CPU. A mixed image is one row with the
+        class of its first label. Losses on held-out images have no noise, unlike the authors'. A
+        cosine classifier of the previous stage is kept, any other is replaced.
     """
 
     Config = options.GCL
@@ -55,15 +56,22 @@ class GCL(Mixup):
         self.register_buffer("sizes", cloud_sizes(self.info.class_counts), persistent=False)
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
-        """Mix the batch and draw the noise of both labels; all ranks use the same generator."""
+        """Mix the batch and draw the noise of both labels; it does not depend on the ranks."""
+        batch = replace(batch, sizes=batch.per_rank)
         if self.config.alpha > 0:
             batch = super().prepare(batch, at)
-        start, images = ranks.offset(batch.labels), len(ranks.all_gather(batch.labels))
-        shape = (2, images, self.info.num_classes)
-        drawn = SPREAD * torch.randn(shape, generator=at.generator("gcl"))
-        own = drawn.abs().clamp(max=1)[:, start : start + len(batch.labels)]
-        first, second = own.to(batch.labels.device)
+        first, second = self._noise(batch, at)
         return replace(batch, extra={**batch.extra, "noise": first, "partner_noise": second})
+
+    def _noise(self, batch: Batch, at: Progress) -> Tensor:
+        """Return the noise of both labels of this rank's images [2, B, C]."""
+        sizes, classes, device = batch.per_rank, self.info.num_classes, batch.labels.device
+        start, images = ranks.first_row(sizes), sum(sizes)
+        own = range(start, start + len(batch.labels))
+        if device.type != "cpu":
+            return noise_on_device(at.key("gcl"), own, images, classes, device)
+        drawn = torch.randn((2, images, classes), generator=at.generator("gcl"))
+        return (SPREAD * drawn[:, own.start : own.stop]).abs().clamp(max=1)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one loss row per image, with the class of its first label."""
@@ -78,6 +86,25 @@ class GCL(Mixup):
         cfg = self.config
         lowered = cfg.noise * noise.to(self.sizes) * self.sizes  # [B, C]
         return gcl_rows(logits, labels, lowered, cfg.scale, cfg.margin, cfg.focus)
+
+
+def noise_on_device(key: int, rows: range, images: int, classes: int, device: Any) -> Tensor:
+    """Return the noise of both labels of some images, each number a function of key and place.
+
+    Args:
+        key: of the step.
+        rows: the images, in the global batch.
+        images: size of the global batch.
+        classes: number of classes C.
+        device: that draws the numbers.
+
+    Returns:
+        Absolute values of Gaussian numbers, at most 1 [2, number of rows, C].
+    """
+    places = torch.arange(rows.start * classes, rows.stop * classes, device=device)
+    uniform = keyed_uniform_on_device(key, torch.stack([places, places + images * classes]))
+    drawn = SPREAD * 2**0.5 * torch.erfinv(uniform)
+    return drawn.clamp(max=1).view(2, len(rows), classes)
 
 
 class GCLStage2(GCL):

@@ -46,6 +46,7 @@ class InnerAdam(nn.Module):
     def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Update the parameters in place."""
         steps = [self.steps.clone() for _ in parameters]
+        on_gpu = self.steps.device.type == "cuda"  # there, the host does not wait for the step
         adam(
             list(parameters),
             list(gradients),
@@ -53,7 +54,8 @@ class InnerAdam(nn.Module):
             [self.get_buffer(f"square_{i}") for i in range(len(parameters))],
             [],
             steps,
-            foreach=False,
+            foreach=on_gpu,
+            capturable=on_gpu,
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from ltbench.distributed import ranks
 from ltbench.losses import log_prior, logit_adjusted_rows
-from ltbench.losses.logits import lade_regulariser
+from ltbench.losses.class_counts import checked_counts
+from ltbench.losses.logits import LADE_FLOOR, lade_bound
 from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
@@ -24,10 +25,18 @@ class LADE(Method):
     Config = options.LADE
     config: options.LADE
     offset: Tensor
+    prior: Tensor
+    floored: Tensor
 
     def setup(self, previous: Method | None) -> None:
-        """Create the log prior from the class counts."""
-        self.register_buffer("offset", log_prior(self.info.class_counts), persistent=False)
+        """Create the prior and its logarithms from the class counts."""
+        counts = checked_counts(self.info.class_counts)
+        for name, values in (
+            ("offset", log_prior(counts)),
+            ("prior", counts / counts.sum()),
+            ("floored", log_prior(counts, LADE_FLOOR)),
+        ):
+            self.register_buffer(name, values, persistent=False)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one loss row per image, and the regulariser of the global batch."""
@@ -35,8 +44,9 @@ class LADE(Method):
         rows = logit_adjusted_rows(logits, batch.labels, self.offset)
         shared = None
         if self.config.alpha > 0:
-            everyone = ranks.all_gather_with_gradient(logits)
-            labels = ranks.all_gather(batch.labels)
-            bound = lade_regulariser(everyone, labels, self.info.class_counts, self.config.lam)
+            sizes = batch.per_rank
+            everyone = ranks.all_gather_with_gradient(logits, sizes)
+            labels = ranks.all_gather(batch.labels, sizes)
+            bound = lade_bound(everyone, labels, self.prior, self.floored, self.config.lam)
             shared = self.config.alpha * bound
         return Rows(rows, batch.labels, images=len(rows), shared=shared, logits=logits.detach())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ltbench.distributed import ranks
+from ltbench.distributed.copies import to_device
 from ltbench.errors import UserError
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.adaptive import bounded_noise, seed_acceptance, translate
@@ -37,10 +38,10 @@ class M2m(Method):
     kind: ClassVar[Kind] = "sampler"
     freeze: ClassVar[tuple[str, ...]] = ("helper",)
     frozen_bn: ClassVar[Literal["train", "eval"]] = "eval"
+    moving_shapes: ClassVar[bool] = True  # a step translates as many images as the draw admits
 
     Config = options.M2m
     config: options.M2m
-    counts: Tensor
     mean: Tensor
     std: Tensor
 
@@ -64,8 +65,6 @@ class M2m(Method):
         for name, values in {"mean": info.mean, "std": info.std}.items():
             buffer = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
-        counts = torch.tensor(info.class_counts, dtype=torch.float64)
-        self.register_buffer("counts", counts, persistent=False)
 
     def train(self, mode: bool = True) -> M2m:
         """Set the mode of all but the helper, which stays in evaluation mode."""
@@ -78,24 +77,31 @@ class M2m(Method):
         if at.epoch < self.config.generate_from:
             return batch
         generator = at.generator("m2m")
-        labels = ranks.all_gather(batch.labels)
-        places, seeds = self.draw(labels.cpu(), generator)
+        sizes = batch.per_rank
+        labels = ranks.all_gather(batch.labels, sizes).cpu()
+        places, seeds = self.draw(labels, generator)
         if not len(places):  # on every rank
             return batch
         images = batch.views[0]
         uniform = torch.rand((len(places), *images.shape[1:]), generator=generator)
-        everyone = ranks.all_gather(images)
-        first = ranks.offset(batch.labels)
-        own = (places >= first) & (places < first + len(images))
+        first = ranks.first_row(sizes)
+        holder = torch.bucketize(places, torch.tensor(sizes).cumsum(0), right=True)
+        wanted = [seeds[holder == r] for r in range(len(sizes))]
+        own = holder == ranks.rank()
+        (sources,) = ranks.fetch_rows([images], wanted, sizes)
         if not own.any():
             return batch
-        own_places, own_seeds = places[own].to(labels.device), seeds[own].to(labels.device)
+        device = images.device
+        targets, seed_labels = labels[places[own]], labels[seeds[own]]
         generated, confidence = self.generate(
-            everyone[own_seeds], labels[own_places], labels[own_seeds], uniform[own].to(images)
+            sources,
+            to_device(targets, device),
+            to_device(seed_labels, device),
+            to_device(uniform[own], device).to(images),
         )
-        accepted = confidence >= self.config.gamma
-        changed = images.clone()
-        changed[(own_places - first)[accepted]] = generated[accepted]
+        accepted = (confidence >= self.config.gamma)[:, None, None, None]
+        changed, rows = images.clone(), to_device(places[own] - first, device)
+        changed[rows] = torch.where(accepted, generated, images[rows])
         return replace(batch, views=(changed, *batch.views[1:]))
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -105,7 +111,7 @@ class M2m(Method):
             labels: labels of the global batch [B], on the CPU.
             generator: random generator of all draws.
         """
-        counts = self.counts.cpu()
+        counts = torch.tensor(self.info.class_counts, dtype=torch.float64)
         kept, lucky = torch.rand((2, len(labels)), generator=generator, dtype=torch.float64)
         places = (kept >= counts[labels] / counts.max()).nonzero()[:, 0]
         chances = seed_acceptance(counts, labels[places], labels, self.config.beta)

@@ -32,11 +32,11 @@ class Mixup(Method):
         """Mix the batch with a permutation of itself; all ranks draw the same."""
         alpha, generator = self.config.alpha, at.generator("mixup")
         uniform = torch.rand((), generator=generator, dtype=torch.float64)
-        images = len(ranks.all_gather(batch.labels))
+        batch = replace(batch, sizes=batch.per_rank)
         return mix(
             batch,
             lam=float(betaincinv(alpha, alpha, uniform.item())),
-            permutation=torch.randperm(images, generator=generator),
+            permutation=torch.randperm(sum(batch.sizes), generator=generator),
         )
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
@@ -55,9 +55,13 @@ def mix(batch: Batch, lam: float, permutation: Tensor) -> Batch:
     Args:
         batch: images of this rank.
         lam: weight of the first image, in [0, 1].
-        permutation: partner of each image of the global batch, ranks in order.
+        permutation: partner of each image of the global batch, ranks in order; on the CPU.
     """
-    start = ranks.offset(batch.labels)
-    partners = permutation[start : start + len(batch.labels)].to(batch.labels.device)
-    views = tuple(lam * view + (1 - lam) * ranks.all_gather(view)[partners] for view in batch.views)
-    return replace(batch, views=views, partner=ranks.all_gather(batch.labels)[partners], lam=lam)
+    sizes = batch.per_rank
+    *others, partner = ranks.fetch_rows(
+        [*batch.views, batch.labels], torch.split(permutation, list(sizes)), sizes
+    )
+    views = tuple(
+        lam * view + (1 - lam) * other for view, other in zip(batch.views, others, strict=True)
+    )
+    return replace(batch, views=views, partner=partner, lam=lam)

@@ -72,9 +72,11 @@ class PaCo(Method):
             for mine, own in self._pairs():
                 mine.lerp_(own.to(mine), 1 - self.config.momentum)
         features = self.twin["projection"](self.twin["backbone"](batch.views[1]))
-        keys = ranks.all_gather(F.normalize(features, dim=1))
-        extra = {**batch.extra, "keys": keys, "key_labels": ranks.all_gather(batch.labels)}
-        return replace(batch, extra=extra)
+        sizes = batch.per_rank
+        keys = ranks.all_gather(F.normalize(features, dim=1), sizes)
+        labels = ranks.all_gather(batch.labels, sizes)
+        extra = {**batch.extra, "keys": keys, "key_labels": labels}
+        return replace(batch, extra=extra, sizes=sizes)
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return one row per anchor; contrasts are anchors and keys of all ranks and the queue."""
@@ -82,13 +84,14 @@ class PaCo(Method):
         features = self.backbone(batch.views[0])
         logits = self.head(features)
         anchors = F.normalize(self.projection(features).to(keys), dim=1)
+        sizes = batch.per_rank
         rows = paco_rows(
             logits.to(keys) + self.offset.to(keys),
             anchors,
             batch.labels,
-            torch.cat([ranks.all_gather_with_gradient(anchors), keys, self.queue]),
+            torch.cat([ranks.all_gather_with_gradient(anchors, sizes), keys, self.queue]),
             torch.cat([labels, labels, self.queue_labels]),
-            start=ranks.offset(anchors),
+            start=ranks.first_row(sizes),
             alpha=config.alpha,
             beta=config.beta,
             gamma=config.gamma,

@@ -63,7 +63,7 @@ class ResLT(Method):
         labels = batch.labels
         logits = self.head(branch_features(self.backbone, self.head, batch.views[0]))
         learners = (1 + self.medium_and_tail.double() + self.tail)[labels]  # [B]
-        totals = torch.stack([learners.sum(), learners.new_tensor(len(labels))])
+        totals = torch.stack([learners.sum(), learners.new_full((), len(labels))])
         losses, images = ranks.all_reduce_(totals).unbind()
         rows = reslt_rows(
             logits,

@@ -96,6 +96,6 @@ def mean_share(class_weights: Tensor, labels: Tensor) -> Tensor:
         labels: class of each row of this rank [B]; the mean is over all ranks.
     """
     weights = class_weights[labels]
-    sums = torch.stack([weights.sum(), weights.new_tensor(float(len(labels)))])
+    sums = torch.stack([weights.sum(), weights.new_full((), float(len(labels)))])
     total, images = ranks.all_reduce_(sums).unbind()
     return weights * (images / total)

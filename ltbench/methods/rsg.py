@@ -42,6 +42,7 @@ class RSG(LDAMDRW):
     """
 
     kind: ClassVar[Kind] = "architecture"
+    moving_shapes: ClassVar[bool] = True  # a step generates as many maps as it has tail images
 
     Config = options.RSG
     config: options.RSG
@@ -60,7 +61,9 @@ class RSG(LDAMDRW):
         """Return one row per image and one per generated sample of this rank."""
         cfg, last = self.config, len(self.backbone.stages) - 1
         maps = self.backbone.run(batch.views[0], 0, last)
-        seen, classes = ranks.all_gather(maps.detach()), ranks.all_gather(batch.labels)
+        sizes = batch.per_rank
+        seen = ranks.all_gather(maps.detach(), sizes)
+        classes = ranks.all_gather(batch.labels, sizes)
         shared = self.transfer.center_rows(seen, classes).mean()
         if at.epoch < cfg.generate_from:
             shared = cfg.center_weight * (shared + same_class_loss(self.pairs, seen, classes))
@@ -68,9 +71,9 @@ class RSG(LDAMDRW):
         else:
             new, tails, loss = self.generate(seen, classes)
             shared = cfg.center_weight * shared + cfg.variation_weight * loss
-            own = torch.tensor_split(torch.arange(len(new)), ranks.world())[ranks.rank()]
-            maps = torch.cat([maps, new[own].to(maps)])
-            labels = torch.cat([batch.labels, tails[own]])
+            world, rank = ranks.world(), ranks.rank()
+            maps = torch.cat([maps, new.tensor_split(world)[rank].to(maps)])
+            labels = torch.cat([batch.labels, tails.tensor_split(world)[rank]])
         logits = self.head(self.backbone.run(maps, last))
         rows = self.criterion(logits, labels)
         deferred = cfg.reweight_from is not None and at.epoch >= cfg.reweight_from

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltbench.losses.precision import full
+
 
 class LinearHead(nn.Linear):
     """Linear classifier with the initialisation of the long-tailed literature.
@@ -56,7 +58,16 @@ class CosineHead(nn.Module):
             self.weight.copy_(F.normalize(self.weight.uniform_(-1, 1), dim=0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits [B, C] in [-scale, scale]."""
+        """Return logits [B, C] in [-scale, scale].
+
+        Under autocast they are in single precision: half would round a logit of 30 by up to 0.1.
+        """
+        if torch.is_autocast_enabled(features.device.type):
+            with torch.autocast(features.device.type, enabled=False):
+                return self._logits(full(features))
+        return self._logits(features)
+
+    def _logits(self, features: Tensor) -> Tensor:
         return self.scale * (F.normalize(features, dim=1) @ F.normalize(self.weight, dim=0))
 
     def extra_repr(self) -> str:

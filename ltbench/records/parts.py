@@ -5,7 +5,14 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from ltbench.config.schema import NAME, NAME_LENGTH
 from ltbench.digest import canonical
@@ -122,6 +129,19 @@ class CodeFacts(Part):
     dirty: bool | None = None
 
 
+class GpuNumerics(Part):
+    """Settings of torch on which a GPU's numbers depend, as they were at the end of the run."""
+
+    tf32_convolutions: bool
+    """Convolutions of float32 used TF32, which has 10 bits of mantissa."""
+    tf32_matmul: bool
+    """Matrix products of float32 used TF32."""
+    cudnn_benchmark: bool
+    """cuDNN's algorithms were chosen by their time, which differs between runs."""
+    deterministic: bool
+    """Only kernels that repeat bit for bit were used."""
+
+
 class ExecutionFacts(Part):
     """Hardware, ranks, precision and cost of a run."""
 
@@ -142,6 +162,15 @@ class ExecutionFacts(Part):
     libraries: dict[str, str]
     wall_seconds: float = Field(ge=0)
     peak_memory_bytes: int = Field(ge=0)
+    gpu_numerics: GpuNumerics | None = None
+    """Absent on the CPU and in older records."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.gpu_numerics is None:
+            content.pop("gpu_numerics", None)
+        return content
 
 
 class CheckpointFacts(Part):

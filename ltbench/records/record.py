@@ -16,13 +16,14 @@ from ltbench.digest import canonical, parse_json, read_regular
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
 from ltbench.files import write_atomic
-from ltbench.machine import environment, gpu_name, peak_memory
+from ltbench.machine import environment, gpu_name, gpu_numerics, peak_memory
 from ltbench.records.parts import (
     CheckpointFacts,
     CodeFacts,
     DatasetFacts,
     Date,
     ExecutionFacts,
+    GpuNumerics,
     Part,
     RecipeFacts,
     VerificationFacts,
@@ -305,7 +306,7 @@ def make_record(
     from ltbench.data.overlap import same_content
     from ltbench.models.loading import describe_weights
 
-    around, facts = environment(), recipe_facts(recipe)
+    around, facts, numerics = environment(), recipe_facts(recipe), gpu_numerics(device)
     start = f"timm:{recipe.backbone.name}" if recipe.backbone.pretrained else None
     if recipe.backbone.weights is not None:
         start = describe_weights(recipe.backbone.weights)  # a path says nothing elsewhere
@@ -339,6 +340,7 @@ def make_record(
             libraries={**around["libraries"], **plugins.versions(facts.resolved)},
             wall_seconds=round(seconds, 2),
             peak_memory_bytes=peak_memory(device),
+            gpu_numerics=GpuNumerics(**numerics) if numerics else None,
         ),
         metrics=metrics,
         checkpoint=CheckpointFacts(

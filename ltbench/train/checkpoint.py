@@ -257,7 +257,10 @@ def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str
 def load_optimizer(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
-    """Put back what ``optimizer_tensors`` took out."""
+    """Put back what ``optimizer_tensors`` took out, in the memory layout of the parameters.
+
+    Otherwise a multi-tensor optimizer would need a kernel for each of them.
+    """
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*tensors.items(), *numbers.items()]:
         index, _, key = name.partition(".")
@@ -265,6 +268,11 @@ def load_optimizer(
     full = optimizer.state_dict()
     full["state"] = state
     optimizer.load_state_dict(full)
+    for parameter, entry in optimizer.state.items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                like = torch.empty_like(parameter, dtype=value.dtype, device=value.device)
+                entry[key] = like.copy_(value)
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from ltbench.config.recipe import Choice, Recipe, Training
 from ltbench.data import SAMPLERS
 from ltbench.data.base import Data, Split
-from ltbench.data.loader import Loaded, Loader, steps_per_epoch
+from ltbench.data.loader import Last, Loaded, Loader, steps_per_epoch
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.methods import METHODS
@@ -71,8 +71,8 @@ class Feed:
     ) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each step of an epoch, from step ``start`` on."""
         stage, training = self.recipe.stages[index], self.recipe.training(index)
-        seed = self.recipe.seed
-        order = self.order(index, epoch)
+        seed, world = self.recipe.seed, ranks.world()
+        order, passes = self.order(index, epoch), stage.passes(world)
 
         def read(split: Split, name: str, order: np.ndarray, views: int) -> Iterator[list[Loaded]]:
             return self._loader(name, split).batches(
@@ -81,8 +81,8 @@ class Feed:
                 key=derive(seed, name, index, epoch),
                 views=views,
                 rank=ranks.rank(),
-                world=ranks.world(),
-                accumulate=stage.passes(ranks.world()),
+                world=world,
+                accumulate=passes,
                 start=start,
                 last=stage.last_batch,
             )
@@ -95,14 +95,15 @@ class Feed:
                 sampler, split.labels, derive(seed, f"order of {name}", index), training, epoch
             )
             sources.append(read(split, f"augment {name}", np.resize(own, len(order)), 1))
-        for step in zip(*sources, strict=True):
+        sizes = step_sizes(len(order), training.batch_size, world, passes, stage.last_batch)
+        for cut, step in zip(sizes[start:], zip(*sources, strict=True), strict=True):
             streams = [
                 dict(zip(method.streams, map(_batch, parts), strict=True))
                 for parts in zip(*step[1:], strict=True)
             ] or [{} for _ in step[0]]
             yield [
-                replace(_batch(main), streams=more)
-                for main, more in zip(step[0], streams, strict=True)
+                replace(_batch(main), streams=more, sizes=own)
+                for main, more, own in zip(step[0], streams, cut, strict=True)
             ]
 
     def _loader(self, name: str, split: Split) -> Loader:
@@ -117,6 +118,31 @@ class Feed:
                 quarantine=None if self.folder is None else self.folder / quarantine,
             )
         return self._loaders[name]
+
+
+def step_sizes(
+    n: int, batch_size: int, world: int, passes: int, last: Last
+) -> list[list[tuple[int, ...]]]:
+    """Return for each step and each of its micro-batches how many images every rank has.
+
+    Args:
+        n: length of the order.
+        batch_size: images per step over all ranks and micro-batches.
+        world: number of ranks.
+        passes: micro-batches per step and rank.
+        last: see ``steps_per_epoch``.
+    """
+    steps = steps_per_epoch(n, batch_size, world=world, accumulate=passes, last=last)
+    full = n - batch_size * (steps - 1) if last == "keep" else batch_size
+    images = [batch_size] * (steps - 1) + [full]
+    return [_cut(number, world, passes) for number in images]
+
+
+def _cut(images: int, world: int, passes: int) -> list[tuple[int, ...]]:
+    """Return how many images of a step each rank has in each micro-batch, as loaders cut it."""
+    each, more = divmod(images, world * passes)
+    parts = [each + (part < more) for part in range(world * passes)]
+    return [tuple(parts[micro::passes]) for micro in range(passes)]
 
 
 def trained_val(data: Data) -> Split | None:

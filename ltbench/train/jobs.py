@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ltbench.errors import UserError
+from ltbench.machine import JOBS
 from ltbench.train.grid import Cell, known, run_cell
 from ltbench.train.plan import stage_title
 from ltbench.train.progress import NoProgress
@@ -202,17 +203,20 @@ class _Worker:
 
 @contextlib.contextmanager
 def limited_threads(jobs: int) -> Iterator[None]:
-    """Limit processes started inside to their share of the threads."""
-    if THREADS in os.environ:
-        yield
-        return
-    import torch
+    """Limit processes started inside to their share of the threads and cores."""
+    own = {JOBS: str(jobs)}
+    if THREADS not in os.environ:
+        import torch
 
-    os.environ[THREADS] = str(max(1, torch.get_num_threads() // jobs))
+        own[THREADS] = str(max(1, torch.get_num_threads() // jobs))
+    before = dict(os.environ)
+    os.environ.update(own)
     try:
         yield
     finally:
-        del os.environ[THREADS]
+        for name in own:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def download_data(cells: Sequence[Cell]) -> None:

@@ -20,6 +20,7 @@ from ltbench.evaluation.metrics import Metrics
 from ltbench.evaluation.summary import metrics_json, text_table
 from ltbench.files import write_atomic
 from ltbench.machine import emulates_bfloat16
+from ltbench.methods import METHODS
 from ltbench.methods.build import describe_model
 from ltbench.methods.weights import write_weights
 from ltbench.records.record import RECORD, WEIGHTS, Record, make_record, recipe_facts
@@ -31,6 +32,7 @@ from ltbench.records.validation import (
 )
 from ltbench.seeding import derive
 from ltbench.train.claim import RunFolder
+from ltbench.train.compiled import check_compiler
 from ltbench.train.curves import write_curves
 from ltbench.train.feed import check_unseen
 from ltbench.train.identity import Images, evaluated
@@ -114,6 +116,8 @@ def run(
     check_installed(recipe.log)
     device = pick_device(recipe.run.device)
     set_up_torch(recipe)
+    if recipe.run.compile != "none":
+        check_compiler(device)
     ranks.init(device, recipe.run.timeout_minutes)
     if recipe.run.precision == "bf16" and emulates_bfloat16(device) and ranks.is_main():
         warnings.warn(
@@ -193,11 +197,15 @@ def _run(
 
 
 def set_up_torch(recipe: Recipe) -> None:
-    """Set threads, deterministic kernels and the global seed of this process."""
+    """Set threads, deterministic kernels and the global seed of this process.
+
+    cuDNN times its algorithms once for each size, except for methods whose sizes change every step.
+    """
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     if recipe.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(recipe.run.deterministic)
-    torch.backends.cudnn.benchmark = not recipe.run.deterministic
+    moving = any(METHODS.get(stage.method.name).moving_shapes for stage in recipe.stages)
+    torch.backends.cudnn.benchmark = not (recipe.run.deterministic or moving)
     torch.manual_seed(derive(recipe.seed, "process"))

@@ -28,6 +28,7 @@ from ltbench.models.image_size import ERRORS
 from ltbench.seeding import derive
 from ltbench.train import checkpoint, step_errors
 from ltbench.train.checkpoint import Position, Snapshot
+from ltbench.train.compiled import CompiledStages, compiled_stages
 from ltbench.train.epoch_stats import EpochStats
 from ltbench.train.feed import Feed
 from ltbench.train.freezing import freeze, set_modes
@@ -59,6 +60,9 @@ class StageRun(StepRun):
         self.per_epoch = feed.steps(index)
         self._parts: PartStatistics | None = None
         self._stepped = False
+        self._compiled: CompiledStages | None = None
+        if self.recipe.run.compile == "inductor":
+            self._compiled = CompiledStages(method, compiled_stages(method, self.stage.update))
 
     @property
     def total(self) -> int:
@@ -138,7 +142,7 @@ class StageRun(StepRun):
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return the loss rows of one micro-batch."""
-        with self._statistics(at):
+        with self._statistics(at), self._passes(batch):
             return super().loss(batch, at)
 
     def summary(self) -> dict[str, float | None]:
@@ -177,6 +181,13 @@ class StageRun(StepRun):
     def _statistics(self, at: Progress) -> AbstractContextManager[None]:
         """Return a context in which a micro-batch moves running statistics of its own."""
         return nullcontext() if self._parts is None else self._parts.of(at.micro)
+
+    def _passes(self, batch: Batch) -> AbstractContextManager[None]:
+        """Return a context in which the passes of a batch of full size are compiled."""
+        parts = ranks.world() * self.stage.passes(ranks.world())
+        if self._compiled is None or len(batch.labels) * parts != self.training.batch_size:
+            return nullcontext()
+        return self._compiled.active()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.run.precision == "fp32":

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 
 from ltbench.config import schema
 from ltbench.distributed import ranks
+from ltbench.distributed.overlap import OverlappedSum
 from ltbench.errors import UserError
 from ltbench.gradients import Gradient, added, held
 from ltbench.methods.base import Batch, Method, Progress, Rows
@@ -32,6 +32,7 @@ class StepRun:
     method: Method
     optimizer: Optimizer
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    _sums: dict[tuple[int, ...], OverlappedSum] = field(default_factory=dict, init=False)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -97,6 +98,7 @@ class StepRun:
         extra: Gradient | None = None
         kept = []
         parameters = self.parameters if parameters is None else parameters
+        summing = self._summing(parameters)
         for micro, batch in enumerate(batches):
             out = self.loss(batch, replace(at, micro=micro))
             total, weight = weighted_sum(out)
@@ -105,18 +107,22 @@ class StepRun:
                     out.shared, parameters, retain_graph=True, allow_unused=True
                 )
                 extra = list(found) if extra is None else added(extra, found)
-            total.backward(  # type: ignore[no-untyped-call]
-                retain_graph=retain_graph, inputs=parameters
-            )
+            last = micro + 1 == len(batches) and extra is None
+            with summing.during_backward() if last else nullcontext():
+                total.backward(  # type: ignore[no-untyped-call]
+                    retain_graph=retain_graph, inputs=parameters
+                )
             shared = out.shared.detach() if out.shared is not None else total.new_zeros(())
             sums += torch.stack([total.detach(), weight, shared, shared.new_ones(())]).double()
             kept.append(detached(out))
-        ranks.all_reduce_(sums)
-        terms = [[p.grad for p in parameters]]
-        if extra is not None:  # on no rank, or on all of them
-            terms.append(extra)
-        summed = ranks.GradientSum(chain(*terms), parameters * len(terms)).wait()
-        gradient, shares = summed[: len(parameters)], summed[len(parameters) :]
+        shares: Gradient = []
+        if extra is None:  # on no rank, or on all of them
+            gradient = summing.wait(sums)
+        else:
+            ranks.all_reduce_(sums)
+            both = [*(p.grad for p in parameters), *extra]
+            summed = ranks.GradientSum(both, parameters * 2).wait()
+            gradient, shares = summed[: len(parameters)], summed[len(parameters) :]
         if there := held(gradient):
             torch._foreach_div_(there, sums[1].to(there[0].dtype))
         if extra is not None:
@@ -125,6 +131,13 @@ class StepRun:
         for p, g in zip(parameters, gradient, strict=True):
             p.grad = g
         return sums[0] / sums[1] + sums[2] / sums[3], kept
+
+    def _summing(self, parameters: list[nn.Parameter]) -> OverlappedSum:
+        """Return the sum of these parameters' gradients over ranks, kept from step to step."""
+        key = tuple(map(id, parameters))
+        if key not in self._sums:
+            self._sums[key] = OverlappedSum(parameters)
+        return self._sums[key]
 
 
 class Update:
@@ -145,7 +158,7 @@ def weighted_sum(out: Rows) -> tuple[Tensor, Tensor]:
     rows = out.rows.float() if out.rows.dtype in (torch.bfloat16, torch.float16) else out.rows
     total = rows.sum() if out.weight is None else (rows * out.weight).sum()
     if out.divide == "images" or out.weight is None:
-        return total, total.new_tensor(float(out.images))
+        return total, total.new_full((), float(out.images))
     return total, out.weight.detach().sum().to(total.dtype)
 
 

@@ -50,11 +50,12 @@ class ClassObjectives:
         device = outs[0].rows.device
         table = torch.zeros((num_classes + 1, 3), dtype=torch.float64, device=device)
         for out in outs:
-            rows, weight = out.rows.detach().double(), _weight(out).double()
-            table[:num_classes].index_add_(
-                0, out.labels, torch.stack([torch.ones_like(rows), rows, weight], dim=1)
-            )
-            table[num_classes, 0] += out.images if out.divide == "images" else weight.sum()
+            rows = out.rows.detach().double()
+            one = torch.ones_like(rows)
+            weight = one if out.weight is None else out.weight.detach().double()
+            values = torch.stack([one, rows, weight], dim=1)
+            table[:num_classes].index_add_(0, out.labels, values)
+            table[num_classes, 0].add_(out.images if out.divide == "images" else weight.sum())
         ranks.all_reduce_(table)
         counts, sums, weights = table[:num_classes].unbind(dim=1)
         means = sums / counts.clamp(min=1)
@@ -78,7 +79,9 @@ class ClassObjectives:
 
     def cotangents(self, out: Rows) -> tuple[Tensor, Tensor]:
         """Return the weight of each row in its class's objective and in the ordinary loss [N]."""
-        weight = _weight(out).double()
+        given = out.weight
+        weight = out.rows.new_ones(len(out.rows), dtype=torch.float64) if given is None else given
+        weight = weight.detach().double()
         ordinary = weight / self.divisor
         spread = self._collapse(out)
         whole = (ordinary + spread).to(out.rows.dtype)
@@ -100,10 +103,6 @@ class ClassObjectives:
         least = {"all": 0, "present": 1, "official": 2}[self.collapse_divisor]
         n = (self.counts >= least).sum().clamp(min=1)
         away = out.rows.detach().double() - self.means[out.labels]
-        below = (self.counts[out.labels] - 1) * self.std[out.labels] * n
-        spread = torch.where(below > 0, away / below.where(below > 0, 1.0), 0.0)
+        below = ((self.counts - 1) * self.std * n)[out.labels]
+        spread = torch.where(below > 0, away / below, 0.0)
         return self.collapse_weight * spread
-
-
-def _weight(out: Rows) -> Tensor:
-    return torch.ones_like(out.rows) if out.weight is None else out.weight.detach()

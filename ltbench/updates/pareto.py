@@ -14,6 +14,7 @@ from ltbench.class_gradients.certified import certify
 from ltbench.class_gradients.engine import Engine, Loss, Pass
 from ltbench.class_gradients.gram import with_exact_sum
 from ltbench.distributed import ranks
+from ltbench.distributed.copies import to_device
 from ltbench.gradients import Gradient, added, each
 from ltbench.models.batchnorm import frozen_statistics
 from ltbench.moo.base import Solution, Solver, Vector
@@ -53,6 +54,12 @@ class Task:
         """True if the objectives and the rows of no objective add up to the ordinary loss."""
         return self.objectives.additive and not self.shared
 
+    @property
+    def left_out(self) -> bool:
+        """True if a class of the batch is no objective."""
+        here = self.objectives.counts > 0
+        return len(self.chosen) < len(here) and bool(here.sum() > here[self.chosen].sum())
+
     def solve(self, gram: Vector, losses: Vector, classes: Vector) -> Solution:
         """Solve for the objectives of some classes."""
         return self.solver.solve(
@@ -67,8 +74,10 @@ class Task:
 
     def numbers(self, *more: Tensor) -> tuple[Vector, ...]:
         """Copy mean loss, count and index of the chosen classes, and ``more``, in one transfer."""
-        own = (self.objectives.means, self.objectives.counts)
-        tensors = [*(t[self.chosen] for t in own), self.chosen, *more]
+        own = [self.objectives.means, self.objectives.counts]
+        if len(self.chosen) < len(own[0]):
+            own = [t[self.chosen] for t in own]
+        tensors = [*own, self.chosen, *more]
         flat = torch.cat([t.double().reshape(-1) for t in tensors]).cpu().numpy()
         parts = np.split(flat, np.cumsum([t.numel() for t in tensors])[:-1])
         return tuple(p.reshape(t.shape) for p, t in zip(parts, tensors, strict=True))
@@ -92,15 +101,16 @@ class Direction:
     classes: Vector
     weights: Vector
     gram: Vector
-    gap: float
+    gap: float | Tensor
 
 
 def exact(task: Task) -> Direction:
     """Solve with exact class gradients; one backward pass per class."""
     engine, passes = task.engine, task.passes
-    losses, counts, classes, gram = task.numbers(engine.exact(passes, len(task.chosen)))
+    losses, counts, classes = task.numbers()
     present = np.flatnonzero(counts > 0)
-    gram = gram[np.ix_(present, present)]
+    products = engine.exact(passes, len(counts), present.tolist()).cpu().numpy()
+    gram = products[np.ix_(present, present)]
     solution = task.solve(gram, losses[present], classes[present])
     ordinary = engine.gradient(passes, _ordinary, task.rest) if task.rest else []
     direction = _mixture(task, _scatter(solution, present, len(counts)))
@@ -121,29 +131,31 @@ def fast(task: Task) -> Direction:
 
 def certified(task: Task, tolerance: float, rounds: int) -> Direction:
     """Solve with approximate class gradients, corrected at the solver's iterates."""
-    size = len(task.chosen)
-    left_out = bool((task.objectives.counts > 0).sum() > size)
+    left_out = task.left_out
     known = task.additive and not left_out  # then the ordinary gradient is that of the sum
     part = task.engine.part if known else []
     summing, table = _approximate(task, [*task.rest, *part])
     found = summing.wait()
     ordinary, total = found[: len(task.rest)], found[len(task.rest) :]
-    _, _, classes, products = task.numbers(table)
-    gram = _gram_of(np.arange(size), products)
+    _, counts, classes, products = task.numbers(table)
+    present = np.flatnonzero(counts > 0)
+    gram, classes = _gram_of(present, products), classes[present]
     result = certify(
         task.engine,
         task.passes,
         gram,
         task.solver,
         preference=task.preference_of(classes),
-        average=each(lambda gs: torch._foreach_div(gs, size), total) if known else None,
+        average=each(lambda gs: torch._foreach_div(gs, len(present)), total) if known else None,
         tolerance=tolerance,
         rounds=rounds,
+        places=present,
+        size=len(counts),
     )
     direction = result.direction
     if left_out or task.shared:
-        direction = added(direction, _mixture(task, np.zeros(size)))
-    return Direction(ordinary, direction, classes, result.weights, gram, result.gaps[-1])
+        direction = added(direction, _mixture(task, np.zeros(len(counts))))
+    return Direction(ordinary, direction, classes, result.weights, gram, result.gap)
 
 
 def _approximate(task: Task, parameters: list[nn.Parameter]) -> tuple[ranks.GradientSum, Tensor]:
@@ -167,7 +179,7 @@ def _scatter(solution: Solution, present: Index, size: int) -> Vector:
 
 def _mixture(task: Task, coefficients: Vector) -> Gradient:
     """Return the exact gradient of a mixture of objectives plus the rows of no objective."""
-    v = torch.as_tensor(coefficients, device=task.chosen.device)
+    v = to_device(torch.as_tensor(coefficients), task.chosen.device)
     return task.engine.gradient(task.passes, lambda one: one.mixture(v))
 
 

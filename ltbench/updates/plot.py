@@ -12,6 +12,7 @@ from ltbench.class_gradients.engine import Engine, Loss, Pass
 from ltbench.config import schema
 from ltbench.config.recipe import Choice
 from ltbench.distributed import ranks
+from ltbench.distributed.copies import to_device
 from ltbench.errors import UserError
 from ltbench.losses import plot_class_weights
 from ltbench.methods.base import Batch, Progress, Rows
@@ -25,7 +26,7 @@ from ltbench.updates.base import Log, StepRun, Update
 from ltbench.updates.objectives import ClassObjectives
 from ltbench.updates.sam import perturbed
 
-FIXED = 128  # number of classes up to which `fast` keeps absent ones, for constant shapes
+FIXED = 128  # number of classes up to which absent ones are kept, for constant shapes
 
 
 class Plot(Update):
@@ -173,14 +174,17 @@ class Plot(Update):
             collapse_in_class_gradients=cfg.collapse_in_class_gradients,
         )
         chosen = self._choose(objectives.counts, at)
-        place = torch.full_like(objectives.counts, len(chosen), dtype=torch.int64)
-        place[chosen] = torch.arange(len(chosen), device=place.device)
+        every = len(chosen) == len(counts)  # then each label is its own place
+        if not every:
+            place = torch.full_like(objectives.counts, len(chosen), dtype=torch.int64)
+            place[chosen] = torch.arange(len(chosen), device=place.device)
         passes = []
         for again, out, loss in zip(forwards, outs, losses, strict=True):
             own, ordinary = objectives.cotangents(out)
             share = 1 / (ranks.world() * len(batches))
             kept = loss if one else None
-            passes.append(Pass(again, place[out.labels], own, ordinary, share, kept))
+            where = out.labels if every else place[out.labels]
+            passes.append(Pass(again, where, own, ordinary, share, kept))
             shared |= out.shared is not None
         inside = {id(p) for p in part}
         return pareto.Task(
@@ -202,13 +206,14 @@ class Plot(Update):
     def _choose(self, counts: Tensor, at: Progress) -> Tensor:
         """Return the candidate objectives, ascending: the classes present, or a sample of them.
 
-        On an accelerator, ``fast`` keeps absent classes unless there are many: shapes then stay
-        the same from step to step, and nothing has to be read back from the device.
+        On an accelerator absent classes stay unless there are many: shapes are then the same from
+        step to step, and nothing has to be read back from the device.
         """
         limit = self.config.max_classes
-        fixed = self.config.class_gradients == "fast" and _on_accelerator(counts)
+        fixed = _on_accelerator(counts)
         if limit is not None and limit < len(counts):
-            keys = torch.rand(len(counts), generator=at.generator("classes")).to(counts.device)
+            uniform = torch.rand(len(counts), generator=at.generator("classes"))
+            keys = to_device(uniform, counts.device)
             drawn = torch.topk(keys + (counts > 0), limit).indices.sort().values
             return drawn if fixed else drawn[counts[drawn] > 0]
         if fixed and len(counts) <= FIXED:

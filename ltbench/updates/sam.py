@@ -63,8 +63,9 @@ def perturbed(parameters: Sequence[nn.Parameter], rho: float, keep: float = 0.0)
     if not moved:
         yield
         return
-    start = [p.detach().clone() for p in moved]
+    start = [torch.empty_like(p) for p in moved]
     with torch.no_grad():
+        torch._foreach_copy_(start, moved)
         scale = rho / (gradient_norm(gradients) + EPS)
         torch._foreach_add_(moved, list(torch._foreach_mul(gradients, scale)))
     try:

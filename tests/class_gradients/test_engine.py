@@ -136,6 +136,24 @@ def test_layers_before_and_after_one_normalisation_are_exact():
     torch.testing.assert_close(products, table @ table.T, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("columns", [None, 4])
+def test_alike_layers_taken_together_give_the_products_of_each(columns):
+    """What a GPU does, to launch fewer kernels."""
+    model = CifarResNet(20, num_classes=CLASSES)
+    task, products = problem(model, size=16), []
+    for grouped in (False, True):
+        engine = Engine(model, [*model.layer2.parameters(), *model.layer3.parameters()], columns)
+        engine.grouped = grouped
+        with engine.recording():
+            loss = task[0]()
+        one = Pass(task[0], task[1], task[2], task[2], loss=loss)
+        assert engine.supports_fast(one), engine.problem
+        products.append(engine.fast([one], CLASSES, [], additive=True)[1])
+        groups = engine._together({call: call.x for call in engine._calls()})
+        assert (max(map(len, groups)) > 4) == grouped
+    torch.testing.assert_close(products[1], products[0], rtol=1e-10, atol=1e-14)
+
+
 def test_linear_layer_before_a_normalisation_is_exact():
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, CLASSES)

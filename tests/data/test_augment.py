@@ -7,7 +7,7 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms.v2 import functional as F
 
 from ltbench.data import augment
-from ltbench.data.augment import Draws, draw, finish, jitter, mirror
+from ltbench.data.augment import Draws, _table, draw, finish, jitter, mirror
 from ltbench.data.pipelines import IMAGENET_STATS
 from ltbench.seeding import keyed_bits
 
@@ -27,6 +27,10 @@ def by_torchvision(images: torch.Tensor, draws: Draws) -> torch.Tensor:
             image = STEPS[step](image, float(factors[step]))
         done.append(image)
     return torch.stack(done)
+
+
+def coloured(draws: Draws) -> torch.Tensor:
+    return _table(draws, torch.device("cpu"))[:, 1:]
 
 
 # Random numbers ------------------------------------------------------------------------------
@@ -65,7 +69,7 @@ def test_draws_are_spread_as_the_literature_has_them() -> None:
 def test_colours_equal_torchvisions_in_every_order() -> None:
     images, draws = noise(48, 31, 29), draw(3, np.arange(48))
     assert len(np.unique(draws.order, axis=0)) == 6
-    found = jitter(images, draws.factors, draws.order)
+    found = jitter(images, coloured(draws))
     assert found.dtype == torch.float32
     assert torch.equal(found, by_torchvision(images, draws).float())
 
@@ -74,7 +78,7 @@ def test_colours_of_photographs_equal_torchvisions() -> None:
     photos = np.stack(load_sample_images().images)[:, 100:324, 200:424]
     images = torch.from_numpy(photos).permute(0, 3, 1, 2).repeat(6, 1, 1, 1)
     draws = draw(9, np.arange(len(images)))
-    found = jitter(images, draws.factors, draws.order)
+    found = jitter(images, coloured(draws))
     assert torch.equal(found, by_torchvision(images, draws).float())
 
 
@@ -84,7 +88,7 @@ def test_colours_equal_torchvisions_for_all_bytes_and_many_factors() -> None:
     image = grid.T.reshape(1, 3, 43, -1)
     for key in range(40):
         draws = draw(key, np.arange(1))
-        found = jitter(image, draws.factors, draws.order)
+        found = jitter(image, coloured(draws))
         assert torch.equal(found, by_torchvision(image, draws).float())
 
 
@@ -92,7 +96,7 @@ def test_the_contrast_turns_about_a_mean_that_is_exact() -> None:
     images = torch.full((1, 3, 300, 301), 255, dtype=torch.uint8)
     images[0, :, 0, 0] = 0  # single precision could not add these up
     factors, order = np.array([[1.0, 0.0, 1.0]]), np.array([[0, 1, 2]])
-    found = jitter(images, factors, order)
+    found = jitter(images, coloured(Draws(np.zeros(1), factors, order)))
     grey = np.floor(np.float32(255 * 0.9999)) * (300 * 301 - 1) / (300 * 301)
     assert (found == np.floor(grey)).all()
 
@@ -100,7 +104,9 @@ def test_the_contrast_turns_about_a_mean_that_is_exact() -> None:
 def test_factors_of_one_change_nothing() -> None:
     images = noise()
     order = np.tile([2, 0, 1], (N, 1))
-    assert torch.equal(jitter(images, np.ones((N, 3)), order), images.float())
+    assert torch.equal(
+        jitter(images, coloured(Draws(np.zeros(N), np.ones((N, 3)), order))), images.float()
+    )
     assert torch.equal(images, noise())  # what was given is untouched
 
 
@@ -109,8 +115,8 @@ def test_factors_of_one_change_nothing() -> None:
 
 def test_mirroring_is_of_the_chosen_images() -> None:
     images = noise(5, 6, 9)
-    chosen = np.array([True, False, False, True, True])
-    found = mirror(images, chosen)
+    chosen = [True, False, False, True, True]
+    found = mirror(images, torch.tensor(chosen).float())
     for image, before, yes in zip(found, images, chosen, strict=True):
         assert torch.equal(image, before.flip(2) if yes else before)
 
@@ -121,7 +127,7 @@ def test_finishing_is_mirror_colours_and_exact_normalisation() -> None:
     plain = finish(images, *IMAGENET_STATS)
     assert plain.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(plain, (images.float() / 255 - mean) / std)
-    flipped = mirror(images, draws.mirrored)
+    flipped = mirror(images, torch.from_numpy(draws.mirrored).float())
     found = finish(images, *IMAGENET_STATS, draws)
     assert torch.equal(found, (flipped.float() / 255 - mean) / std)
     found = finish(images, *IMAGENET_STATS, draws, colours=True)
@@ -164,6 +170,29 @@ def test_an_empty_batch_stays_empty() -> None:
         SIDE,
         SIDE,
     )
+
+
+def test_constants_are_made_once_and_the_host_looks_at_nothing_of_a_device() -> None:
+    """Tensors on the device "meta" have shapes only: whoever asks for a value gets an error."""
+    images = noise(5).to("meta")
+    made = []
+    for key in range(3):
+        found = finish(images, *IMAGENET_STATS, draw(key, np.arange(5)), colours=True)
+        assert found.device.type == "meta"
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        made.append(augment._scale.cache_info().misses)
+    assert made[0] == made[1] == made[2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_host_does_not_wait_for_a_device() -> None:
+    images, draws = noise(9, 64, 64).cuda(), draw(8, np.arange(9))
+    finish(images, *IMAGENET_STATS, draws, colours=True)  # makes the constants
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        finish(images, *IMAGENET_STATS, draws, colours=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

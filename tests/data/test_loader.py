@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,21 @@ def test_global_random_state_is_neither_read_nor_moved(split: ImageSplit) -> Non
     list(batches(split, order, BATCH, key=0, workers=1, start=2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_processes_start_before_threads_that_a_fork_would_lose(
+    split: ImageSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    monkeypatch.setattr(
+        ImageSplit,
+        "prefetch",
+        lambda self, order: begun.append((len(multiprocessing.active_children()), order.tolist())),
+    )
+    before = len(multiprocessing.active_children())
+    steps = batches(split, np.arange(N), BATCH, key=0, workers=2, start=1)
+    next(steps)
+    assert begun == [(before + 2, list(range(BATCH, N)))]
 
 
 def test_start_resumes_inside_an_epoch_without_loading(split: ImageSplit) -> None:

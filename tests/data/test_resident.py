@@ -40,6 +40,7 @@ def finished(data, key, views=2):
         {"augment_views": ["sim", "strong"]},
         {"augment": "strong"},
         {"augment": "sim"},
+        {"augment": "rotate", "augment_views": ["sim_hue"]},
     ],
     ids=str,
 )
@@ -59,20 +60,25 @@ def test_enlarged_images_too():
     assert torch.equal(got, want)
 
 
-def test_only_what_was_drawn_is_moved_unless_colours_change(monkeypatch):
+def test_only_what_was_drawn_is_moved_unless_the_set_is_too_large(monkeypatch):
     def moved(key, **options):
         views = split(**options).resident(CPU).load(INDICES, key=key, positions=POSITIONS, views=2)
         return [(view.dtype, tuple(view.shape)) for view in views]
 
     drawn, pixels = (torch.int64, (N, 4)), (torch.uint8, (N, 12, 16, 3))
+    strong, sim = (torch.int64, (N, 8)), (torch.float64, (N, 40))
     assert moved(1) == moved(1, augment="none") == [drawn, drawn]
-    assert moved(1, augment_views=["strong"]) == [drawn, pixels]
-    assert moved(1, augment="sim") == [pixels, pixels]
+    assert moved(1, augment_views=["strong"]) == [drawn, strong]
+    assert moved(1, augment="sim") == [sim, sim]
     assert moved(None, augment="strong") == [drawn, drawn]
     monkeypatch.setattr(memory, "RESIDENT", 1000)  # bytes
-    assert moved(1) == moved(None) == [pixels, pixels]
-    (got, _), (want, _) = finished(split().resident(CPU), 1), finished(split(), 1)
-    assert torch.equal(got, want)
+    assert moved(1) == moved(None) == moved(1, augment="sim") == [pixels, pixels]
+    for options in ({}, {"augment": "strong"}):
+        (got, _), (want, _) = (
+            finished(split(**options).resident(CPU), 1),
+            finished(split(**options), 1),
+        )
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
@@ -95,10 +101,11 @@ def test_loaders_make_the_same_batches(layout):
     assert torch.equal(whole, expected)
 
 
-@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("views", [1, 4])
 def test_nothing_on_the_device_is_looked_at_by_the_host(views):
     """Tensors on the device "meta" have shapes only: whoever asks for a value gets an error."""
-    loader = Loader(split(augment_views=["strong"]), device="meta", layout=torch.channels_last)
+    host = split(augment_views=["strong", "sim", "rotate"])
+    loader = Loader(host, device="meta", layout=torch.channels_last)
     assert isinstance(loader.split, ResidentSplit)
     assert len(loader.split) == N
     steps = list(loader.batches(np.arange(N), 8, key=1, views=views))
@@ -137,14 +144,14 @@ def test_on_the_cpu_nothing_changes():
 
 @gpu
 def test_a_gpu_shows_the_bits_of_the_host_and_never_waits():
-    host, order = split(augment_views=["strong"]), keyed_permutation(2, N)
+    host, order = split(augment_views=["strong", "sim", "rotate"]), keyed_permutation(2, N)
     loader = Loader(host, device="cuda", layout=torch.channels_last)
-    list(loader.batches(order, 8, key=4, views=2))  # puts the bytes there
+    list(loader.batches(order, 8, key=4, views=4))  # puts the bytes there
     torch.cuda.set_sync_debug_mode("error")
     try:
-        steps = list(loader.batches(order, 8, key=4, views=2))
+        steps = list(loader.batches(order, 8, key=4, views=4))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for (want,), (got,) in zip(Loader(host).batches(order, 8, key=4, views=2), steps, strict=True):
+    for (want,), (got,) in zip(Loader(host).batches(order, 8, key=4, views=4), steps, strict=True):
         assert all(torch.equal(a, b.cpu()) for a, b in zip(want.views, got.views, strict=True))
         assert torch.equal(want.labels, got.labels.cpu())

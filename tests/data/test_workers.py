@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils.data import dataloader
 
+from ltbench import machine
 from ltbench.data import workers
-from ltbench.data.loader import Loader
+from ltbench.data.loader import Loader, eval_batches
 from ltbench.errors import UserError
 
 
@@ -39,6 +40,36 @@ def refused(match: str, count: int = 1) -> None:
     with pytest.raises(UserError, match=match) as caught:
         read(Loader(Split(), workers=count))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_auto_is_the_cores_over_the_processes_that_share_them(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 12)
+    for name in ("LOCAL_WORLD_SIZE", machine.JOBS):
+        monkeypatch.delenv(name, raising=False)
+    assert workers.loader_processes("auto") == 12
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert workers.loader_processes("auto") == 3
+    monkeypatch.setenv(machine.JOBS, "2")
+    assert workers.loader_processes("auto") == 1
+    assert workers.loader_processes(7) == 7
+    assert workers.loader_processes(0) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "99")
+    assert workers.loader_processes("auto") == 1
+    monkeypatch.setattr(machine, "cores", lambda: 400)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "x")
+    assert workers.loader_processes("auto") == workers.MOST
+    assert Loader(Split(), workers="auto").workers == workers.MOST
+    assert len(list(eval_batches(Split(), 5, workers="auto"))) == 2
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_stream_whose_batches_depend_on_it_has_the_same_number_everywhere(monkeypatch):
+    stream = pytest.importorskip("ltbench.data.shards.stream")
+    for cores in (1, 64):
+        monkeypatch.setattr(machine, "cores", cores.__int__)
+        assert stream.StreamLoader(Split(), workers="auto").workers == stream.READERS
+    assert stream.StreamLoader(Split(), workers=5).workers == 5
 
 
 def test_batches_come_in_shared_memory():

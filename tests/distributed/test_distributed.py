@@ -61,9 +61,13 @@ def train(name: str, key: str, norm: str, micro: int = 1, steps: int = 2) -> lis
     x, y = toys.images(22)
     order = y.argsort(stable=True)
     x, y = x[order].double(), y[order]
+    shares = torch.tensor_split(torch.arange(22), ranks.world())
     for step in range(steps):
-        own = torch.tensor_split(torch.arange(22), ranks.world())[ranks.rank()]
-        parts = [Batch((x[rows],), y[rows], rows) for rows in torch.tensor_split(own, micro)]
+        cut = [torch.tensor_split(own, micro) for own in shares]
+        parts = [
+            Batch((x[rows],), y[rows], rows, sizes=tuple(len(other[i]) for other in cut))
+            for i, rows in enumerate(cut[ranks.rank()])
+        ]
         toys.step(update, run, parts, toys.at(step))
         ranks.all_reduce_mean_(running_statistics(method))
     return [p.detach().clone() for p in method.parameters()]

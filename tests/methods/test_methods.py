@@ -13,7 +13,6 @@ from torch import nn
 import ltbench
 from ltbench.config import validation
 from ltbench.data.base import DatasetInfo
-from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.methods import METHODS
 from ltbench.methods.base import Batch, Progress
@@ -404,24 +403,6 @@ def test_mixup_without_partners_or_with_a_full_share_is_cross_entropy():
     full = dataclasses.replace(batch, lam=1.0)
     assert torch.allclose(method.loss(full, toys.at()).rows, ce, atol=1e-6)
     assert not torch.allclose(method.loss(batch, toys.at()).rows, ce, atol=1e-3)
-
-
-@pytest.mark.parametrize("sizes", [(6, 6), (7, 5), (12, 0)])
-def test_ranks_mix_as_one_process_does(monkeypatch, sizes):
-    """Stand-ins for the collectives: what they return is what ranks would exchange."""
-    x, y = toys.images(12)
-    method = make("mixup", toys.backbone(), toys.COUNTS)
-    whole = method.prepare(Batch((x,), y, torch.arange(12)), toys.at(4))
-    start = 0
-    for size in sizes:
-        own = slice(start, start + size)
-        monkeypatch.setattr(ranks, "all_gather", lambda t: x if t.dim() == 4 else y)
-        monkeypatch.setattr(ranks, "offset", lambda t, start=start: start)
-        part = method.prepare(Batch((x[own],), y[own], torch.arange(12)[own]), toys.at(4))
-        assert torch.equal(part.views[0], whole.views[0][own])
-        assert torch.equal(part.partner, whole.partner[own])
-        assert part.lam == whole.lam
-        start += size
 
 
 # Weights and shifts --------------------------------------------------------------------------

@@ -143,3 +143,17 @@ def test_a_classifier_that_goes_on_is_not_drawn_anew():
     weight = first.head.weight.detach().clone()
     second = build_method(recipe, 1, info, first)
     assert torch.equal(second.head.head.weight, weight)
+
+
+def test_cosines_keep_single_precision_under_autocast():
+    torch.manual_seed(0)
+    head, features = CosineHead(64, 10, scale=30.0), torch.randn(32, 64)
+    exact = head(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head(features)
+        assert head(features.bfloat16()).dtype == torch.float32
+    assert found.dtype == torch.float32
+    assert torch.equal(found, exact)
+    whole = torch.compile(head, fullgraph=True, backend="eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(whole(features), exact)

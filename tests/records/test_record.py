@@ -18,7 +18,7 @@ from ltbench.data.base import Data, DatasetInfo
 from ltbench.digest import digest_of
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import BINS, Metrics
-from ltbench.machine import emulates_bfloat16, environment
+from ltbench.machine import emulates_bfloat16, environment, gpu_numerics
 from ltbench.records.record import Record, load_content, make_record, record_text, validate_record
 from ltbench.records.sealing import checksums_of, run_id_of
 
@@ -387,3 +387,43 @@ def test_exported_schema_is_in_sync_and_without_torch():
     assert written == module.schema(), "run: python tools/export_schema.py"
     code = "import sys, ltbench.records.record; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_record_says_what_a_gpu_computed_with(tmp_path, monkeypatch):
+    on_cpu = record_of(tmp_path)
+    assert "gpu_numerics" not in on_cpu.model_dump(mode="json")["execution"]  # as older ones
+    found = {
+        "tf32_convolutions": True,
+        "tf32_matmul": False,
+        "cudnn_benchmark": True,
+        "deterministic": False,
+    }
+    monkeypatch.setattr("ltbench.records.record.gpu_numerics", lambda _device: found)
+    on_gpu = record_of(tmp_path)
+    path = tmp_path / "record.json"
+    on_gpu.save(path)
+    assert load_content(path)["execution"]["gpu_numerics"] == found
+    assert Record.load(path) == on_gpu
+
+
+def test_tf32_is_read_by_whichever_name_set_it(monkeypatch):
+    gpu = torch.device("cuda")
+    assert gpu_numerics(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    for tf32 in (False, True):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+        found = gpu_numerics(gpu)
+        assert found is not None
+        assert (found["tf32_convolutions"], found["tf32_matmul"]) == (tf32, False)
+
+    class Mixed:  # as torch does after its new names were used
+        fp32_precision = "tf32"
+
+        @property
+        def allow_tf32(self):
+            raise RuntimeError("a mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Mixed())
+    assert gpu_numerics(gpu)["tf32_matmul"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
+    assert not gpu_numerics(gpu)["tf32_matmul"]  # Turing has none

@@ -170,10 +170,13 @@ def test_processes_divide_the_threads(monkeypatch):
     for count, share in ((3, "2"), (20, "1")):
         with jobs.limited_threads(count):
             assert os.environ["OMP_NUM_THREADS"] == share
-        assert "OMP_NUM_THREADS" not in os.environ
+            assert os.environ["LTBENCH_JOBS"] == str(count)
+        assert not {"OMP_NUM_THREADS", "LTBENCH_JOBS"} & set(os.environ)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     with jobs.limited_threads(4):
         assert os.environ["OMP_NUM_THREADS"] == "5"
+        assert os.environ["LTBENCH_JOBS"] == "4"
+    assert os.environ["OMP_NUM_THREADS"] == "5"
 
 
 def test_lines_tell_runs_apart():

@@ -5,6 +5,7 @@ import torch
 
 from ltbench.config.optim import Optim, Schedule
 from ltbench.errors import UserError
+from ltbench.train import checkpoint
 from ltbench.train.optim import build_optimizer, set_lr
 
 SCHEDULES = {
@@ -94,3 +95,27 @@ def test_unmatched_lr_factor_is_refused():
             [("head.weight", torch.nn.Parameter(torch.zeros(1)))],
             Optim(lr=1.0, lr_factors={"heed": 0.1}),
         )
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_resumed_optimizer_has_its_moments_in_the_layout_of_the_weights(name):
+    """Else each weight takes its own kernels, since those of several need equal strides."""
+
+    def layer():
+        torch.manual_seed(0)
+        return torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+
+    optim = Optim(name=name, lr=0.1)
+    net, again = layer(), layer()
+    first, second = (build_optimizer(n.named_parameters(), optim) for n in (net, again))
+    net(torch.ones(2, 3, 8, 8)).sum().backward()
+    first.step()
+    tensors, numbers = checkpoint.optimizer_tensors(first)
+    checkpoint.load_optimizer(second, checkpoint.copied(tensors), numbers)
+    pairs = zip(first.state.items(), second.state.items(), strict=True)
+    for (weight, expected), (_, found) in pairs:
+        assert expected.keys() == found.keys()
+        for key, value in found.items():
+            assert torch.equal(value, expected[key])
+            if value.shape == weight.shape:
+                assert value.stride() == weight.stride()

@@ -17,22 +17,33 @@ import webdataset as wds
 from isal.isal_zlib import crc32 as crc32_of
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ltbench.data.base import Split
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import Last, Loaded, Loader, steps_per_epoch
 from ltbench.data.shards.reader import ShardSource
-from ltbench.data.workers import check_descriptors, share, worker_errors
+from ltbench.data.workers import Workers, check_descriptors, share, worker_errors
 from ltbench.digest import open_regular
 from ltbench.errors import UserError
 from ltbench.remote.http import Body
 from ltbench.seeding import derive, keyed_permutation
 
 HELD = 1000  # images that a process holds to shuffle them
+READERS = 2  # loader processes unless a number is given
 _BLOCK = 512  # of a tar
 _PATIENCE = 100  # reads at the end of a tar
 
 
 class StreamLoader(Loader):
-    """A ``Loader`` whose training epochs come from ``stream_batches``; evaluation is as usual."""
+    """A ``Loader`` whose training epochs come from ``stream_batches``; evaluation is as usual.
+
+    Args:
+        split: the images.
+        workers: loader processes, on which the batches depend; ``"auto"`` is 2 on every machine.
+        options: of ``Loader``.
+    """
+
+    def __init__(self, split: Split, *, workers: Workers = 0, **options: Any) -> None:
+        super().__init__(split, workers=READERS if workers == "auto" else workers, **options)
 
     def batches(
         self,
