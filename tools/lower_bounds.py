@@ -63,9 +63,7 @@ def main() -> int:
         return 0
     python = build(Path(sys.argv[1]))
     subprocess.run([str(python), "-m", "pip", "list", "--format=freeze"], check=True)
-    return subprocess.run(
-        [str(python), "-m", "pytest", "-n", "1", *sys.argv[2:]], cwd=ROOT
-    ).returncode
+    return subprocess.run([str(python), "-m", "pytest", *sys.argv[2:]], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

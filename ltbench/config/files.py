@@ -28,8 +28,16 @@ RATIO = re.compile(r"if[0-9]+")  # variants that are imbalance ratios
 
 
 def list_recipes(pattern: str = "*") -> list[str]:
-    """Return the names of the recipes that match a shell pattern."""
-    return sorted(fnmatch.filter(_files(recipes_dir()), pattern), key=natural)
+    """Return the names of the recipes that match a shell pattern.
+
+    A pattern that matches none of them, such as ``*_small``, is compared with names with a variant.
+    """
+    files = _files(recipes_dir())
+    names = fnmatch.filter(files, pattern)
+    if not names:
+        variants = (f"{name}_{variant}" for name in files for variant in list_variants(name))
+        names = fnmatch.filter(variants, pattern)
+    return sorted(names, key=natural)
 
 
 def family(name: str) -> str:
@@ -44,9 +52,11 @@ def family(name: str) -> str:
 
 def recipe_summary(name: str) -> str:
     """Return a recipe's description: its `description:` line, read without parsing the file."""
-    for line in _file(name).read_text(encoding="utf-8").splitlines():
+    path, variants = _find(name)
+    more = f", variant {variants}" if variants else ""
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("description:"):
-            return line.removeprefix("description:").strip().strip("\"'")
+            return line.removeprefix("description:").strip().strip("\"'") + more
     return ""
 
 

@@ -82,6 +82,7 @@ def run_details(seeds: Sequence[Record], zoo: Zoo) -> dict[str, Any]:
             ["memory", f"{memory} at most"],
             ["precision", precision],
             ["libraries", ", ".join(f"{k} {v}" for k, v in execution.libraries.items())],
+            *([["values chosen", first.selected.summary]] if first.selected else []),
         ],
         "data": [first.dataset.train_sha256, first.dataset.test_sha256],
         "classes": _classes(seeds),

@@ -185,7 +185,9 @@ def _board_rows(found: list[Record], *, checked: bool) -> list[Row]:
     ours = []
     for seeds in seeds_of_rows(found):
         (row,) = average_seeds(seeds)
-        row["note"] = "; ".join(filter(None, (remark(seeds[0]), row["note"])))
+        chosen = seeds[0].selected
+        choice = "" if chosen is None else f"values chosen: {chosen.summary}"
+        row["note"] = "; ".join(filter(None, (remark(seeds[0]), row["note"], choice)))
         for column in ("dataset", "method", "backbone", "epochs", "source", "note"):
             row[column] = visible(row[column], None)
         cited = row["origin"] == "published"

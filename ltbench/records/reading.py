@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import re
 from typing import Any
 
@@ -13,12 +13,40 @@ from pydantic_core.core_schema import ValidationInfo
 from ltbench.digest import JSON_BYTES, canonical
 from ltbench.records.parts import RecipeFacts
 
-SHARED = 32_768  # characters of the longest text that is remembered
+LONGEST = 32_768  # characters of the longest text that is remembered
 _OWN = ("run_id", "seed", "execution", "metrics", "checkpoint", "checksums")  # in each another one
 _LINE = re.compile(r'"([a-z_]{1,40})": (.+)')
 
 
-def as_written(raw: bytes) -> tuple[dict[str, Any], dict[str, str]] | None:
+class Shared:
+    """Values that many records of one reading have in common, parsed and checked once.
+
+    The records share them, so they must not be changed; a reading of its own has its own.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._recipes: dict[str, RecipeFacts | None] = {}
+
+    def value(self, text: str) -> Any:
+        """Return the value of a canonical text; errors as ``_value``."""
+        if text not in self._values:
+            self._values[text] = _value(text)
+        return self._values[text]
+
+    def recipe(self, text: str) -> RecipeFacts | None:
+        """Return the recipe of a record from its canonical text; ``None`` if it is not sound."""
+        if not text or len(text) > LONGEST:
+            return None
+        if text not in self._recipes:
+            with contextlib.suppress(ValidationError):
+                self._recipes[text] = RecipeFacts.model_validate_json(text, strict=True)
+        return self._recipes.setdefault(text, None)
+
+
+def as_written(
+    raw: bytes, shared: Shared | None = None
+) -> tuple[dict[str, Any], dict[str, str]] | None:
     """Return content and canonical texts of a file that ``record_text`` wrote.
 
     Each field is a line there, its value in canonical form. Any other file is none, even if it
@@ -26,6 +54,7 @@ def as_written(raw: bytes) -> tuple[dict[str, Any], dict[str, str]] | None:
 
     Args:
         raw: bytes of the file.
+        shared: values of the records read with it.
 
     Returns:
         What ``parse_json`` and ``texts_of`` would find, or ``None``.
@@ -40,25 +69,14 @@ def as_written(raw: bytes) -> tuple[dict[str, Any], dict[str, str]] | None:
             if found is None or found[1] in texts:
                 return None
             key, text = found.groups()
-            shared = key not in _OWN and len(text) <= SHARED
-            content[key] = (_remembered if shared else _value)(text)
+            if shared is not None and key not in _OWN and len(text) <= LONGEST:
+                content[key] = shared.value(text)
+            else:
+                content[key] = _value(text)
             texts[key] = text
     except ValueError:
         return None
     return content, dict(sorted(texts.items()))
-
-
-def known_recipe(text: str) -> RecipeFacts | None:
-    """Return the recipe of a record from its canonical text; ``None`` if that is no sound one.
-
-    Seeds of one recipe share one, whose values must not be changed.
-    """
-    if not text or len(text) > SHARED:
-        return None
-    try:
-        return _recipe(text)
-    except ValidationError:
-        return None
 
 
 def instead(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> RecipeFacts:
@@ -79,13 +97,3 @@ def _value(text: str) -> Any:
     if canonical(value) != text:
         raise ValueError("not canonical")
     return value
-
-
-@functools.lru_cache(maxsize=8192)
-def _remembered(text: str) -> Any:
-    return _value(text)
-
-
-@functools.lru_cache(maxsize=8192)
-def _recipe(text: str) -> RecipeFacts:
-    return RecipeFacts.model_validate_json(text, strict=True)

@@ -28,7 +28,7 @@ from ltbench.records.parts import (
     RecipeFacts,
     VerificationFacts,
 )
-from ltbench.records.reading import as_written, instead, known_recipe
+from ltbench.records.reading import Shared, as_written, instead
 from ltbench.records.sealing import (
     checksums_of,
     joined,
@@ -127,14 +127,18 @@ class Record(Part):
         write_atomic(path, record_text(self.model_dump(mode="json")))
 
     @classmethod
-    def load(cls, path: Path) -> Record:
+    def load(cls, path: Path, shared: Shared | None = None) -> Record:
         """Read a record and check it.
+
+        Args:
+            path: its file.
+            shared: values of the records that are read with it.
 
         Raises:
             UserError: it is missing, truncated, foreign or edited.
         """
-        content, texts = _opened(path)
-        found = _validated(content, texts)
+        content, texts = _opened(path, shared)
+        found = _validated(content, texts, shared)
         lines = [line for _, line in found] if isinstance(found, list) else []
         problems = lines or seal_problems(content, texts)
         if isinstance(found, list) or problems:
@@ -155,10 +159,10 @@ def load_content(path: Path) -> Any:
     return _opened(path)[0]
 
 
-def _opened(path: Path) -> tuple[Any, dict[str, str]]:
+def _opened(path: Path, shared: Shared | None = None) -> tuple[Any, dict[str, str]]:
     """Return the parsed JSON of a record's file and the canonical texts of its fields."""
     try:
-        return _parsed(read_regular(path, LARGEST))
+        return _parsed(read_regular(path, LARGEST), shared)
     except OSError as error:
         raise UserError(f"cannot read the record {path}: {error.strerror}") from error
     except ValueError as error:
@@ -178,9 +182,9 @@ def read_content(text: bytes) -> Any:
     return _parsed(text)[0]
 
 
-def _parsed(raw: bytes) -> tuple[Any, dict[str, str]]:
+def _parsed(raw: bytes, shared: Shared | None = None) -> tuple[Any, dict[str, str]]:
     """Return the parsed JSON of a record and the canonical texts of its fields."""
-    written = as_written(raw)
+    written = as_written(raw, shared)
     if written is not None:
         return written
     content = parse_json(raw, strict=True)
@@ -215,13 +219,14 @@ def schema_problems(content: Any) -> list[tuple[str, str]]:
 
 
 def _validated(
-    content: Any, texts: Mapping[str, str] | None = None
+    content: Any, texts: Mapping[str, str] | None = None, shared: Shared | None = None
 ) -> Record | list[tuple[str, str]]:
     """Return the record that a content is, or the violations of the schema.
 
     Args:
         content: parsed JSON.
         texts: of ``texts_of``, if they are at hand.
+        shared: values of the records that are read with it.
     """
     if not isinstance(content, dict) or not {"schema_version", "run_id"} <= set(content):
         return [("", "is not a record of ltbench: expected schema_version and run_id at the top")]
@@ -240,7 +245,7 @@ def _validated(
     found = None if plain else _CONTROL.search(text)
     if found:
         return [("", f"holds a control character, {found[1]!a}, which no record needs")]
-    recipe = known_recipe(texts.get("recipe", ""))
+    recipe = (shared or Shared()).recipe(texts.get("recipe", ""))
     if recipe is not None:
         text = joined({**texts, "recipe": "null"})
     try:  # strict: 9.0, "9", true are no counts

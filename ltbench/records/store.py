@@ -17,6 +17,7 @@ from ltbench.errors import UserError, visible
 from ltbench.files import write_json
 from ltbench.records.claims import check_date, choose
 from ltbench.records.parts import VerificationFacts
+from ltbench.records.reading import Shared
 from ltbench.records.record import Record
 
 MARKS = "verified.json"
@@ -61,12 +62,15 @@ def read_records(folder: Path | None = None) -> Found:
 
 
 def load_records(folder: Path | None = None) -> tuple[dict[Path, Record], list[str]]:
-    """Return the sound records under a folder by path, and a line for each other file."""
-    found, notes, marks = {}, [], verifications()
+    """Return the sound records under a folder by path, and a line for each other file.
+
+    Records of one recipe share its values, which must not be changed.
+    """
+    found, notes, marks, shared = {}, [], verifications(), Shared()
     with no_collection():
         for path in record_files(folder):
             try:
-                record = Record.load(path)
+                record = Record.load(path, shared)
                 check_date(record)
             except UserError as error:
                 notes.append(visible(f"{path} left aside: {str(error).splitlines()[0]}", None))

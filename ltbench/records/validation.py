@@ -155,6 +155,15 @@ class SelectionFacts(Part):
     refit: bool = False
     """Trained again with the chosen values on training and validation images together."""
 
+    @property
+    def summary(self) -> str:
+        """One line for tables, e.g. ``best of 3 on 39 validation images (balanced)``."""
+        count, images = len(self.candidates), "image" if self.val_images == 1 else "images"
+        refit = ", trained again on all" if self.refit else ""
+        return (
+            f"best of {count:,} on {self.val_images:,} validation {images} ({self.metric}){refit}"
+        )
+
 
 def read_selection(folder: Path) -> SelectionFacts | None:
     """Return how the recipe of a run was chosen, if ``write_selection`` was called for its folder.

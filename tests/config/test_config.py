@@ -5,7 +5,7 @@ import yaml
 
 from ltbench import get_recipe, list_recipes
 from ltbench.config import files
-from ltbench.config.files import assign, build_recipe, describe, family
+from ltbench.config.files import assign, build_recipe, describe, family, recipe_summary
 from ltbench.config.words import parse_words
 from ltbench.errors import UserError
 
@@ -27,6 +27,13 @@ def test_every_recipe_resolves_and_says_what_it_is():
         if not (recipe.target or recipe.note):
             wrong.append(f"{name}: name the result it aims at, or say in `note:` why there is none")
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_pattern_that_matches_no_recipe_is_compared_with_variants():
+    assert list_recipes("ce_cifar*_small") == ["ce_cifar10_small"]
+    assert recipe_summary("ce_cifar10_small").endswith(", variant small")
+    assert not [name for name in list_recipes("ce_*") if name.endswith("_small")]
+    assert list_recipes("no_such_*") == []
 
 
 @pytest.mark.parametrize("ratio", [10, 20, 50, 200])

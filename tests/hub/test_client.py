@@ -53,7 +53,7 @@ def test_creating_twice_is_fine_and_a_foreign_namespace_is_not(hub, use_token):
     client.create_repo("lab/results", kind="dataset")
     client.create_repo("lab/page", kind="space", space_sdk="static")
     assert hub.repositories["space", "lab/page"].sdk == "static"
-    with pytest.raises(UserError, match=r"repository bob/net: your token has no right"):
+    with pytest.raises(UserError, match=r"repository bob/net: your token does not permit this"):
         client.create_repo("bob/net")
     use_token(None)
     with pytest.raises(UserError, match="hf auth login"):
@@ -65,9 +65,9 @@ def test_a_token_that_only_reads_may_not_commit(hub, use_token):
     client.create_repo(NET)
     use_token("hf_ReaderOfAlice")
     client.create_repo(NET)  # is there: fine
-    with pytest.raises(UserError, match=f"commit to {NET}: your token has no right") as caught:
+    with pytest.raises(UserError, match=f"commit to {NET}: your token does not permit") as caught:
         client.commit(NET, {"a.json": b"1"}, "add", parent=None)
-    assert "may write" in str(caught.value)
+    assert "write access" in str(caught.value)
     assert hub.files(NET) == {}
 
 

@@ -83,7 +83,7 @@ def test_runs_tables_and_their_configs(hub, place):
     assert frames["per_class"]["correct"].sum() == sum(sum(r.metrics.correct) for r in records)
     ours = frames["results"][frames["results"]["origin"] == "reproduced"]
     assert ours["n"].tolist() == [2]
-    assert len(frames["published"]) == 457
+    assert len(frames["published"]) == 573
 
 
 def test_publishing_again_commits_nothing(hub, place, pages):

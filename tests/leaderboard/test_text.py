@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from ltbench.cli.leaderboard import leaderboard as commands
+from ltbench.leaderboard.details import run_details
 from ltbench.leaderboard.layout import Column, fitted, line_up, measure, wrap
 from ltbench.leaderboard.merged import merged
 from ltbench.leaderboard.overview import Overview, overview
@@ -18,7 +19,9 @@ from ltbench.leaderboard.tables import board_rows, select_rows
 from ltbench.leaderboard.text import Text, short_sources
 from ltbench.records.record import Record
 from ltbench.records.store import load_records
+from ltbench.records.validation import CandidateFacts, SelectionFacts
 from tests.leaderboard import boards
+from tests.records.made import made
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,3 +157,25 @@ def test_generated_records_are_sound(tmp_path):
     assert load_records(tmp_path)[1] == []
     ours = [row for row in board_rows(tmp_path, checked=True) if row["origin"] == "reproduced"]
     assert sorted(row["n"] for row in ours) == [1, 2, 2]
+
+
+def test_a_row_says_that_its_values_were_chosen(tmp_path):
+    facts = SelectionFacts(
+        metric="balanced",
+        search="grid",
+        split_sha256="c" * 64,
+        val_images=39,
+        seeds=(0,),
+        candidates=tuple(
+            CandidateFacts(values={"lr": lr}, digest="d" * 16, score=s, by_seed=(s,))
+            for lr, s in (("0.1", 0.4), ("0.2", 0.5))
+        ),
+        chosen=1,
+        tied=1,
+    )
+    record = made("lab", 0, [50, 40, 30]).model_copy(update={"selected": facts}).sealed()
+    boards.write(tmp_path, [record])
+    (row,) = (row for row in board_rows(tmp_path) if row.get("records"))
+    choice = "best of 2 on 39 validation images (balanced)"
+    assert f"values chosen: {choice}" in row["note"]
+    assert ["values chosen", choice] in run_details(row["records"], {})["hardware"]

@@ -9,7 +9,7 @@ import pytest
 
 from ltbench.digest import canonical, parse_json
 from ltbench.errors import UserError
-from ltbench.records.reading import as_written, known_recipe
+from ltbench.records.reading import Shared, as_written
 from ltbench.records.record import Record, load_content, record_text, validate_record
 from ltbench.records.sealing import checksums_of, run_id_of, texts_of
 from ltbench.records.store import load_records, record_files
@@ -21,7 +21,7 @@ FILES = record_files()
 def test_a_written_file_is_read_as_any_other(path: Path, tmp_path: Path):
     raw = path.read_bytes()
     content = parse_json(raw, strict=True)
-    assert as_written(raw) == (content, texts_of(content))
+    assert as_written(raw) == as_written(raw, Shared()) == (content, texts_of(content))
     again = tmp_path / "indented.json"
     again.write_text(json.dumps(content, indent=2))
     assert as_written(again.read_bytes()) is None
@@ -55,7 +55,8 @@ def test_what_is_not_in_canonical_form_is_read_slowly(old, new):
 
 def test_a_known_recipe_spares_no_check(tmp_path: Path):
     content = load_content(FILES[0])
-    assert known_recipe(canonical(content["recipe"])) is not None
+    shared = Shared()
+    assert shared.recipe(canonical(content["recipe"])) is not None
     for change in (
         lambda recipe: recipe["resolved"]["run"].update(precision="fp64"),
         lambda recipe: recipe.update(digest="0" * 16),
@@ -68,10 +69,26 @@ def test_a_known_recipe_spares_no_check(tmp_path: Path):
         edited["run_id"] = run_id_of(edited)
         assert validate_record(edited)
         (tmp_path / "a.json").write_bytes(record_text(edited))
-        with pytest.raises(UserError, match="recipe"):
-            Record.load(tmp_path / "a.json")
+        for reading in (None, shared):
+            with pytest.raises(UserError, match="recipe"):
+                Record.load(tmp_path / "a.json", reading)
     (tmp_path / "a.json").write_bytes(record_text(content))
-    assert Record.load(tmp_path / "a.json").recipe == Record.load(FILES[0]).recipe
+    again = Record.load(tmp_path / "a.json", shared)
+    assert again.recipe == Record.load(FILES[0]).recipe
+    assert again.recipe is Record.load(FILES[0], shared).recipe
+
+
+def test_a_changed_value_is_read_anew():
+    """What a caller does with a record's values does not reach the next reading."""
+    for change in (
+        lambda: load_content(FILES[0])["recipe"]["resolved"].clear(),
+        lambda: Record.load(FILES[0]).recipe.resolved.clear(),
+        lambda: load_records()[0][FILES[0]].recipe.resolved.clear(),
+    ):
+        change()
+        assert load_content(FILES[0])["recipe"]["resolved"]
+        assert Record.load(FILES[0]).recipe.resolved
+        assert load_records()[0][FILES[0]].recipe.resolved
 
 
 def test_files_are_found_in_order_without_hidden_ones(tmp_path: Path):
