@@ -188,9 +188,11 @@ class RunOptions(Config):
     """bf16 runs the forward pass under autocast; weights and solvers stay in full precision."""
     channels_last: bool = True
     """Memory format of images and convolutions."""
-    compile: Literal["none", "inductor"] = Field("none", json_schema_extra=ADDED)
+    compile: Literal["none", "graphs", "inductor"] = Field("none", json_schema_extra=ADDED)
     """inductor compiles the forward and backward passes of the backbone's stages, under PLOT of
-    those before its part, by torch.compile; the numbers differ in rounding."""
+    those before its part, by torch.compile; the numbers differ in rounding. graphs captures the
+    same kernels as without it in CUDA graphs, in stages with plain updates; other stages run as
+    without it."""
     batchnorm: BatchNormPolicy = "local"
     """Batch statistics of one pass on one rank (local) or of all ranks (sync); or fixed running
     statistics without training scale and shift (frozen); or local statistics, with updates of the

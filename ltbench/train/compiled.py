@@ -1,4 +1,4 @@
-"""Forward passes of a backbone's stages, compiled by TorchInductor (``run.compile=inductor``)."""
+"""Passes of a backbone's stages, compiled or captured in CUDA graphs (``run.compile``)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ltbench.config.recipe import Choice
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 
+BACKENDS = {"inductor": "inductor", "graphs": "cudagraphs"}  # of torch.compile, by run.compile
 RECOMPILE_LIMIT = 64  # variants of one function: stages, modes of normalisation, passes
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -59,17 +60,24 @@ class CompiledStages:
                 del module.forward
 
 
-def compiled_stages(method: Method, update: Choice) -> list[str]:
+def compiled_stages(
+    method: Method, update: Choice, how: str = "inductor", passes: int = 1
+) -> list[str]:
     """Return the stages that are compiled under an update.
 
     Under PLOT they are those before its part, whose layers it records and differentiates by class;
-    under an update that is not known here there are none.
+    under an update that is not known here there are none. CUDA graphs are for plain steps of one
+    pass: what a graph returns, gradients included, is overwritten by its next replay.
 
     Args:
         method: of the training stage.
         update: of the training stage.
+        how: ``inductor`` or ``graphs``.
+        passes: forward and backward passes over micro-batches of a step.
     """
     stages = list(method.backbone.stages)
+    if how == "graphs":
+        return stages if update.name == "plain" and passes == 1 else []
     if update.name in ("plain", "sam"):
         return stages
     part = getattr(update.config, "part", ()) if update.name == "plot" else "whole"
@@ -81,12 +89,23 @@ def compiled_stages(method: Method, update: Choice) -> list[str]:
     return stages[: min(places, default=len(stages))]
 
 
-def check_compiler(device: torch.device) -> None:
-    """Check that what the compiler needs on a device is installed.
+def check_compiler(device: torch.device, how: str = "inductor") -> None:
+    """Check that what ``run.compile`` needs on a device is there.
+
+    Args:
+        device: of the training.
+        how: ``inductor`` or ``graphs``.
 
     Raises:
         UserError: it is not.
     """
+    if how == "graphs":
+        if device.type != "cuda":
+            raise UserError(
+                f"`run.compile=graphs` captures CUDA graphs and needs a GPU; the device is "
+                f"{device.type}: leave run.compile out, or use run.compile=inductor"
+            )
+        return
     if device.type == "cuda" and find_spec("triton") is None:
         raise UserError(
             "`run.compile=inductor` needs Triton on a GPU; pip install triton, or leave it out"

@@ -117,7 +117,7 @@ def run(
     device = pick_device(recipe.run.device)
     set_up_torch(recipe)
     if recipe.run.compile != "none":
-        check_compiler(device)
+        check_compiler(device, recipe.run.compile)
     ranks.init(device, recipe.run.timeout_minutes)
     if recipe.run.precision == "bf16" and emulates_bfloat16(device) and ranks.is_main():
         warnings.warn(

@@ -28,7 +28,7 @@ from ltbench.models.image_size import ERRORS
 from ltbench.seeding import derive
 from ltbench.train import checkpoint, step_errors
 from ltbench.train.checkpoint import Position, Snapshot
-from ltbench.train.compiled import CompiledStages, compiled_stages
+from ltbench.train.compiled import BACKENDS, CompiledStages, compiled_stages
 from ltbench.train.epoch_stats import EpochStats
 from ltbench.train.feed import Feed
 from ltbench.train.freezing import freeze, set_modes
@@ -61,8 +61,10 @@ class StageRun(StepRun):
         self._parts: PartStatistics | None = None
         self._stepped = False
         self._compiled: CompiledStages | None = None
-        if self.recipe.run.compile == "inductor":
-            self._compiled = CompiledStages(method, compiled_stages(method, self.stage.update))
+        if (how := self.recipe.run.compile) != "none":
+            passes = self.stage.passes(ranks.world())
+            names = compiled_stages(method, self.stage.update, how, passes)
+            self._compiled = CompiledStages(method, names, BACKENDS[how])
 
     @property
     def total(self) -> int:

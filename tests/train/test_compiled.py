@@ -53,6 +53,13 @@ def test_plot_keeps_its_part_as_it_is(choice, stages):
     assert compiled_stages(toys.method("ce"), choice) == stages
 
 
+@pytest.mark.parametrize(
+    ("key", "passes", "captured"), [("plain", 1, 3), ("plain", 2, 0), ("sam", 1, 0), ("plot", 1, 0)]
+)
+def test_cuda_graphs_are_for_plain_steps_of_one_pass(key, passes, captured):
+    assert len(compiled_stages(toys.method("ce"), update(key), "graphs", passes)) == captured
+
+
 def steps(method, stage_run, key, passes):
     """Weights after two steps, the passes compiled or not, and the second loss."""
     changed = make_update(key, method)
@@ -86,13 +93,14 @@ def test_a_captured_graph_gives_the_same_steps(key):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "cudagraphs"])  # on a CPU neither captures
 @pytest.mark.parametrize("name", [*toys.STAGE1, *toys.STAGE2])
-def test_every_method_trains_with_compiled_stages(name):
+def test_every_method_trains_with_compiled_stages(name, backend):
     results = []
     for wanted in (False, True):
         method, stage_run = ready(name)
         stages = compiled_stages(method, update("plain"))
-        passes = CompiledStages(method, stages, backend="aot_eager") if wanted else None
+        passes = CompiledStages(method, stages, backend=backend) if wanted else None
         results.append(steps(method, stage_run, "plain", passes))
     for a, b in zip(results[0][0], results[1][0], strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -147,12 +155,16 @@ def test_without_a_compiler_the_reason_is_said(monkeypatch):
     monkeypatch.setattr(compiled, "find_spec", lambda _name: None)
     with pytest.raises(UserError, match="needs Triton"):
         check_compiler(torch.device("cuda"))
+    with pytest.raises(UserError, match="needs a GPU; the device is cpu"):
+        check_compiler(torch.device("cpu"), "graphs")
+    check_compiler(torch.device("cuda"), "graphs")  # no code is generated
 
 
 def test_the_digest_names_it_unless_it_is_off():
     plain = get_recipe("ce_cifar10")
     assert get_recipe("ce_cifar10", "run.compile=none").digest == plain.digest
-    assert get_recipe("ce_cifar10", "run.compile=inductor").digest != plain.digest
+    for how in ("graphs", "inductor"):
+        assert get_recipe("ce_cifar10", f"run.compile={how}").digest != plain.digest
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from ltbench.data.longtail import class_profile
 from ltbench.data.memory import MemorySplit
 from ltbench.methods.base import Batch, Progress, Rows
 from ltbench.models.backbone import create_backbone
-from ltbench.train.compiled import CompiledStages, compiled_stages
+from ltbench.train.compiled import BACKENDS, CompiledStages, compiled_stages
 from ltbench.train.run import set_up_torch
 
 CASES = (
@@ -53,21 +53,22 @@ def steps(place: Place) -> Iterator[Row]:
 
 
 def compiled(place: Place) -> Iterator[Row]:
-    """Time steps with `run.compile=inductor`, and compare their loss with that of eager ones."""
+    """Time steps under `run.compile`, and compare their loss with that of eager ones."""
     torch.backends.cudnn.benchmark = True
     for case, precision in SMALL if place.small else (CASES[0], CASES[-1]):
         made = Steps(case, device=str(place.device), precision=precision)
-        for pipeline in PIPELINES[:1] if place.small else PIPELINES[:3]:
+        ways = [(pipeline, "inductor") for pipeline in PIPELINES[:3]]
+        for pipeline, how in ways[:1] if place.small else [("plain", "graphs"), *ways]:
             if place.late():
                 return
             start = time.perf_counter()
-            backend = "aot_eager" if place.small else "inductor"  # no code is generated
-            eager, step = (_step(made, pipeline, how) for how in ("", backend))
+            backend = "aot_eager" if place.small else BACKENDS[how]  # no code is generated
+            eager, step = (_step(made, pipeline, chosen) for chosen in ("", backend))
             apart = abs(float(step()["loss"]) / float(eager()["loss"]) - 1)
             row: Row = {"loss": f"{apart:.0e}", "s to compile": time.perf_counter() - start}
             row["s to compile"] = round(row["s to compile"], 1)
             good = apart <= LOSS_APART[precision]
-            what = f"compiled {pipeline}, {precision}, {case.title}"
+            what = f"{how} {pipeline}, {precision}, {case.title}"
             yield {"what": what, "ok": good, **row, **_measured(step, place)}
 
 
