@@ -44,7 +44,8 @@ class CompiledStages:
             (module, torch.compile(module.forward, backend=backend, dynamic=False))
             for stage in stages
             for module in method.backbone.modules_of(stage)
-            if any(True for _ in module.children())  # in single layers there is nothing to fuse
+            if any(True for child in module.children() for _ in child.parameters())
+            # in single layers, and in pooling, there is nothing to fuse
         ]
 
     @contextmanager

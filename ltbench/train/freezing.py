@@ -6,7 +6,8 @@ from torch import nn
 
 from ltbench.config.recipe import BatchNormPolicy, Stage
 from ltbench.errors import UserError
-from ltbench.methods.base import Method, begins
+from ltbench.methods.base import Method, begins, lies_in
+from ltbench.models.adapters import NAME
 from ltbench.models.batchnorm import scale_and_shift, set_batchnorm_mode
 
 
@@ -36,6 +37,7 @@ def freeze(method: Method, stage: Stage, batchnorm: BatchNormPolicy = "local") -
                 "parameter's name"
             )
         frozen |= {id(p) for p in found} - (trained_bn if prefix not in method.freeze else set())
+    frozen -= _kept(method, stage)
     for parameter in method.parameters():
         parameter.requires_grad_(id(parameter) not in frozen)
     if batchnorm in ("frozen", "statistics"):
@@ -48,6 +50,28 @@ def freeze(method: Method, stage: Stage, batchnorm: BatchNormPolicy = "local") -
         for module in method.modules()
         if (own := list(module.parameters())) and all(id(p) in frozen for p in own)
     ]
+
+
+def _kept(method: Method, stage: Stage) -> set[int]:
+    """Return the parameters that are trained although they lie in frozen parts.
+
+    Raises:
+        UserError: a part that the stage names does not exist.
+    """
+    kept: set[int] = set()
+    for part in method.but if stage.but is None else stage.but:
+        found = [p for names, p in method.known_as() if any(lies_in(n, part) for n in names)]
+        if not found and part in {*method.backbone.stages, "last"}:
+            found = method.parameters_of(part)
+        if not found and stage.but is not None:
+            hint = (
+                "the backbone has no adapters: add backbone.adapters=adaptformer"
+                if part == NAME
+                else "use parts of a parameter's name, or a stage of the backbone"
+            )
+            raise UserError(f"`but`: nothing is called `{part}`; {hint}")
+        kept |= {id(p) for p in found}
+    return kept
 
 
 def set_modes(
