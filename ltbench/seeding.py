@@ -22,6 +22,36 @@ def derive(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
+class EpochKey(int):
+    """Key of an epoch's random numbers that also says which epoch it is.
+
+    It is a number like any other key, and everything that depends on the epoch is thus a function
+    of the key, in loader processes and after a resume too.
+
+    Args:
+        key: the number.
+        epoch: 0-based epoch of the stage.
+        epochs: number of epochs of the stage.
+    """
+
+    epoch: int
+    epochs: int
+
+    def __new__(cls, key: int, epoch: int, epochs: int) -> EpochKey:
+        """Return the key."""
+        made = super().__new__(cls, key)
+        made.epoch, made.epochs = epoch, epochs
+        return made
+
+    def __getnewargs__(self) -> tuple[int, int, int]:  # type: ignore[override]
+        return int(self), self.epoch, self.epochs
+
+
+def epoch_of(key: int) -> tuple[int, int]:
+    """Return the 0-based epoch of a key and the number of epochs; of a plain number (0, 2)."""
+    return (key.epoch, key.epochs) if isinstance(key, EpochKey) else (0, 2)
+
+
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """Return a CPU generator for one purpose."""
     import torch

@@ -15,7 +15,7 @@ FLOORS = (
     "data models moo",
     "methods class_gradients evaluation",
     "updates records",
-    "train hub",
+    "train hub importing",
     "diagnose bench leaderboard __init__",
     "cli",
     "__main__",

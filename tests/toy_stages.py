@@ -15,6 +15,8 @@ from ltbench.updates.base import StepRun
 KINDS = {
     "plain": ("plain", {}),
     "sam": ("sam", {"rho": 0.05}),
+    "focal-sam": ("focal_sam", {"rho": 0.05}),
+    "imb-sam": ("imb_sam", {"rho": 0.05}),
     "plot-cagrad": ("plot", {"part": "last"}),
     "plot-mgda": ("plot", {"solver": {"name": "mgda"}, "collapse_weight": 0.0}),
     "plot-pcgrad": ("plot", {"solver": "pcgrad", "part": "whole"}),

@@ -20,6 +20,7 @@ from ltbench.updates.base import Log, StepRun, Update
 COUNTS = (60, 30, 12, 5)
 INFO = DatasetInfo("toy", COUNTS, ("a", "b", "c", "d"))
 FRESH = ["m2m"]  # begin anew; the stage before is their helper
+BEFORE = {"shike_stage2": "shike"}  # the method of the stage before, where `ce` will not do
 POSTHOC = [name for name, part in METHODS.parts().items() if not part.trains]
 STAGE2 = [name for name in METHODS.parts() if METHODS.get(name).kind == "two-stage"] + FRESH
 STAGE1 = [name for name in METHODS.parts() if name not in STAGE2 + POSTHOC]
@@ -32,11 +33,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bbn": {"branch_at": "last"},
     "ride": {"branch_at": "layer1", "reweight_from": 0},
     "sade": {"branch_at": "layer1"},
+    "dirmixe": {"branch_at": "layer1", "draws": 6, "penalty_from": 0, "penalty": 0.1},
+    "etf": {"lengths": "batch"},
+    "balpoe": {"branch_at": "layer1"},
+    "mdcs": {"branch_at": "layer1"},
     "rsg": {"generate_from": 0, "reweight_from": 0, "centers": 3},
     "m2m": {"generate_from": 0, "gamma": 0.0, "beta": 0.5},  # most searches are accepted
     "cc_sam": {"noise": 0.5},
     "paco": {"queue": 44, "dim": 8},
+    "gpaco": {"queue": 44, "dim": 8},
     "bcl": {"dim": 8},
+    "proco": {"dim": 8},
+    "ncl": {"hard": 2},
+    "nclpp": {"hard": 2, "copies": 2},
     "difficulty_net": {"hidden": 8},
 }
 
@@ -77,8 +86,12 @@ def dressed(plain: Batch, method: Method) -> Batch:
     x = plain.views[0]
     views = tuple(x * (1 - 0.2 * view) for view in range(method.views))
     streams = {
-        name: Batch((x.flip(2) * (1 + 0.1 * i),), plain.labels, plain.index)
-        for i, name in enumerate(method.streams)
+        name: Batch(
+            tuple(x.flip(2) * (1 + 0.1 * (i + view)) for view in range(stream.views)),
+            plain.labels,
+            plain.index,
+        )
+        for i, (name, stream) in enumerate(method.streams_for(method.config).items())
     }
     return replace(plain, views=views, streams=streams)
 
@@ -113,15 +126,16 @@ def backbone(norm: bool = True, seed: int = 0) -> Backbone:
 
 
 def method(name: str, norm: bool = True, seed: int = 0):
-    """A method on the tiny network, on top of a cross-entropy stage where it needs one."""
+    """A method on the tiny network, on top of another stage where it needs one."""
     cls = METHODS.get(name)
     options = validation.build_options("METHODS", name, OPTIONS.get(name, {}))
     net = backbone(norm, seed)
     torch.manual_seed(seed + 1)
     previous = None
     if name in STAGE2 + POSTHOC:
-        ce = METHODS.get("ce")
-        previous = ce(validation.build_options("METHODS", "ce", {}), net, INFO)
+        first = BEFORE.get(name, "ce")
+        given = validation.build_options("METHODS", first, OPTIONS.get(first, {}))
+        previous = METHODS.get(first)(given, net, INFO)
     if name in FRESH:
         net = backbone(norm, seed + 7)
     try:

@@ -24,10 +24,22 @@ import numpy as np
 from PIL import Image
 
 from ltbench.data.longtail import class_profile
-from ltbench.data.official import ImageNetLT, INat18, PlacesLT, facts
+from ltbench.data.official import (
+    ImageNetLT,
+    INat18,
+    ISICArchiveLT,
+    PlacesLT,
+    SemiAves,
+    SemiFungi,
+    SemiINat,
+    facts,
+)
 from ltbench.seeding import derive, keyed_bits, keyed_uniform
 
-OFFICIAL = {config.registered: config for config in (ImageNetLT, PlacesLT, INat18)}
+OFFICIAL = {
+    config.registered: config
+    for config in (ImageNetLT, PlacesLT, INat18, ISICArchiveLT, SemiAves, SemiFungi, SemiINat)
+}
 
 
 def draw(label: int, number: int, size: int) -> Image.Image:

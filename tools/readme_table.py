@@ -10,6 +10,7 @@ from method_gallery import KINDS
 
 from ltbench.leaderboard import nearest_published
 from ltbench.leaderboard.catalogue import catalogue
+from ltbench.leaderboard.settings import SETTINGS
 from ltbench.leaderboard.tables import board_rows, plain_markdown, section_order
 from ltbench.methods import METHODS
 from ltbench.records.literature import marks
@@ -22,7 +23,9 @@ Row = dict[str, Any]
 
 
 def results(folder: Path | None = None) -> str:
-    """Return the table in Markdown: a section per data set, ratio and track, a line per method.
+    """Return the table in Markdown: a section per data set, ratio, setting and track.
+
+    A method is one line of it.
 
     Shortened runs are left to the leaderboard.
 
@@ -40,7 +43,8 @@ def results(folder: Path | None = None) -> str:
     sections: dict[tuple[str, ...], list[Row]] = {}
     for row in ours:
         place = f"{row['dataset']}, ratio {row['imbalance_ratio']:g}, {row['backbone']}"
-        sections.setdefault((place, row["track"]), []).append(row)
+        where = f"{SETTINGS[row['setting']]}; {row['track']}"
+        sections.setdefault((place, where), []).append(row)
     parts = [
         "Overall accuracy in percent, mean ± standard deviation. ≈ ties with the best of its "
         "track; † has a footnote in `ltbench leaderboard`."

@@ -21,6 +21,7 @@ from ltbench.class_gradients.columns import Columns, Weighted, outputs
 from ltbench.class_gradients.recorder import BatchStatistics, Call, normalises_by_batch
 from ltbench.distributed import ranks
 from ltbench.losses.precision import full
+from ltbench.models.adapters import Scale
 from ltbench.models.batchnorm import SyncBatchNorm2d
 from ltbench.models.heads import CosineHead, ScaledHead
 
@@ -32,6 +33,7 @@ PER_SAMPLE: set[type[nn.Module]] = {
     LayerNorm2d,
     CosineHead,
     ScaledHead,
+    Scale,
 }
 """Layers that treat samples independently; add your own here."""
 

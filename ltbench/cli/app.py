@@ -20,6 +20,7 @@ from ltbench.cli.display import clean, say
 from ltbench.cli.evaluate import eval_
 from ltbench.cli.export import export
 from ltbench.cli.hub import download, publish
+from ltbench.cli.importing import import_
 from ltbench.cli.leaderboard import leaderboard
 from ltbench.cli.new import new
 from ltbench.cli.predict import predict
@@ -54,8 +55,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(bench, compare, data, diagnose, download, eval_, export, leaderboard, list_, new, predict),
-    *(publish, run, show),
+    *(bench, compare, data, diagnose, download, eval_, export, import_, leaderboard, list_, new),
+    *(predict, publish, run, show),
 )
 for command in COMMANDS:
     cli.add_command(command)

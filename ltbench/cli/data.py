@@ -62,9 +62,29 @@ class Show(Config):
     out: Path = Field(Path("long_tail.png"), description="picture of the long tail")
 
 
+class TextTable(Config):
+    """Words of `ltbench data text-table`."""
+
+    dataset: str = Field(description="name of the data set")
+    out: Path = Field(description="file to write, ending in .safetensors")
+    encoder: str = Field(
+        "vit_base_patch16_clip_quickgelu_224.openai",
+        description="image encoder of the recipe, by its name in timm",
+    )
+    prompt: str = Field("a photo of a {}.", description="sentence, with {} for the class name")
+    names: Path | None = Field(
+        None, description="file with one English name per line, in class order"
+    )
+    weights: str | None = Field(None, description="file of OpenCLIP's weights of the encoder")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    options: dict[str, Any] = Field(
+        {}, json_schema_extra=REST, description="options of the data set, e.g. root=DIR"
+    )
+
+
 @click.group(cls=Group)
 def data() -> None:
-    """Pack a data set into shards, check it, look at it."""
+    """Pack a data set into shards, check it, look at it; text features of its classes."""
 
 
 @data.command(cls=WordsCommand, options=Prepare)
@@ -84,6 +104,7 @@ def prepare(words: tuple[str, ...]) -> None:
       ltbench data prepare dataset=cifar10 root=DIR out=SHARDS
     """  # noqa: D301, E501
     given = read_words(words, Prepare)
+    from ltbench.data.official import EDITIONS
     from ltbench.data.prepare import Packing, prepare
     from ltbench.train.progress import counting
 
@@ -118,6 +139,8 @@ def prepare(words: tuple[str, ...]) -> None:
     plain(f"  ltbench data show {quote(str(out))}")
     suffix = DATASETS.facts(dataset).suffix
     name = f"mislas_plot_{suffix}" if suffix else "mislas data=shards"
+    if dataset in EDITIONS and "imbalance_ratio" in given.options:
+        name += f"_if{given.options['imbalance_ratio']}"
     plain(f"  ltbench run recipe={name} {quote(f'data.root={out}')}")
 
 
@@ -202,6 +225,45 @@ def show(words: tuple[str, ...]) -> None:
     _print_rows("shot groups of the training part", group_rows(train.class_counts))
     write_atomic(out, picture(train.dataset, train.class_counts))
     plain(f"long tail   {out}")
+
+
+@data.command("text-table", cls=WordsCommand, options=TextTable)
+@click.argument("words", nargs=-1, metavar="dataset=NAME out=FILE [key=value ...]")
+def text_table(words: tuple[str, ...]) -> None:
+    """Write the text features of the class names, from which a classifier can begin (LIFT).
+
+    The text encoder is OpenCLIP's: pip install 'ltbench[text]'. The file is small, has half
+    precision, and says which classes, names and encoder it is of.
+
+    \b
+    Examples:
+      ltbench data text-table dataset=cifar100 out=cifar100.safetensors
+      ltbench data text-table dataset=imagenet_lt root=DIR names=names.txt out=imagenet.safetensors
+      ltbench run recipe=lift_cifar100 data.root=DIR stages.0.method.init.file=cifar100.safetensors
+    """  # noqa: D301
+    given = read_words(words, TextTable)
+    from ltbench.config.validation import build_options
+    from ltbench.data.listing import read_names
+    from ltbench.data.text_table import sentences, write_table
+    from ltbench.distributed.device import pick_device
+    from ltbench.models.text import text_features
+
+    names_of = {part.suffix: name for name, part in DATASETS.parts().items()}
+    dataset = names_of.get(given.dataset, given.dataset)
+    config: Any = build_options("DATASETS", dataset, given.options)
+    classes = config.named_classes()
+    names = classes if given.names is None else read_names(given.names, len(classes))
+    lines = sentences(names, given.prompt)
+    device = str(pick_device(given.device))
+    features = text_features(lines, given.encoder, weights=given.weights, device=device)
+    digest = write_table(
+        given.out, features, classes=classes, names=names, encoder=given.encoder,
+        prompt=given.prompt,
+    )  # fmt: skip
+    count, width = features.shape
+    plain(f"{given.out}: {count:,} classes, {width} numbers each, e.g. `{lines[0]}`")
+    plain(f"encoder {given.encoder}, SHA-256 {digest[:12]}")
+    plain(f"\nnext:\n  stages.0.method.init.file={quote(str(given.out))} for a recipe of LIFT")
 
 
 def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:

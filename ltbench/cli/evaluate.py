@@ -33,6 +33,17 @@ class Evaluate(Config):
         None, description="folder for predictions, results by class and the confusion matrix"
     )
     table: Literal["csv", "parquet"] = Field("csv", description="format of the predictions in out")
+    encoder: str | None = Field(
+        None, description="file of the encoder's weights, for adapters published apart from it"
+    )
+    crops: Literal["centre", "five"] = Field(
+        "centre",
+        description="five: a second evaluation with the mean of the logits of five crops, at the "
+        "corners and in the centre",
+    )
+    expand: int = Field(
+        24, ge=0, le=2048, description="pixels by which the short side is longer than five crops"
+    )
     batch_size: int = Field(250, ge=1, le=100_000, description="images per forward pass")
     plugins: tuple[str, ...] = OWN_PARTS
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -52,6 +63,7 @@ def eval_(words: tuple[str, ...]) -> None:
       ltbench eval model=runs/quickstart-1a2b3c4d/seed0 out=results
       ltbench eval model=RUN/model.safetensors data.root=DIR
       ltbench eval model=quickstart seed=0                      a trained model by its name
+      ltbench eval model=RUN crops=five expand=24               with and without five crops
       ltbench eval model=hf-hub:ORG/NAME@COMMIT data.root=DIR
       ltbench eval model=RUN dataset=list data.root=DIR data.train=train.txt data.test=new.txt
     """  # noqa: D301
@@ -59,7 +71,7 @@ def eval_(words: tuple[str, ...]) -> None:
     from ltbench.config.validation import build_options
     from ltbench.evaluation.evaluate import evaluate
     from ltbench.evaluation.report import check_folder, write_report
-    from ltbench.evaluation.summary import shot_line
+    from ltbench.evaluation.summary import DERIVED, shot_line
     from ltbench.evaluation.tables import Outcomes
     from ltbench.hub.load import load_described
     from ltbench.methods.weights import check_classes
@@ -69,7 +81,7 @@ def eval_(words: tuple[str, ...]) -> None:
     if given.out is not None:
         check_folder(given.out)
     plugins.load_plugins(given.plugins)
-    method, facts = load_described(given.model, seed=given.seed)
+    method, facts = load_described(given.model, seed=given.seed, encoder=given.encoder)
     if (folder := Path(given.model)).is_dir() and is_candidate(folder):
         warnings.warn(
             f"{folder} was evaluated on validation images, to choose among several runs: results "
@@ -83,26 +95,37 @@ def eval_(words: tuple[str, ...]) -> None:
     rule = facts["recipe"].get("shot_rule", "strict")
     data = config.load()  # type: ignore[attr-defined]
     check_classes(facts, data.info, given.model)
-    outcomes = Outcomes()
-    with counting(errors) as progress:
-        done = 0
-
-        def each(loaded: Loaded, logits: Tensor) -> None:
-            nonlocal done
-            done += len(logits)
-            progress("images", done, len(data.test))
-            if given.out is not None:
-                outcomes(loaded, logits)
-
-        metrics = evaluate(
-            method, data, rule=rule, class_counts=facts["class_counts"], device=given.device,
-            workers=given.workers, batch_size=given.batch_size, each=each,
-        )  # fmt: skip
     title = f"{facts['recipe']['name']} on {name}"
-    console.print(metrics_table(title, metrics))
+    about: dict[str, Any] = {
+        "model": given.model,
+        "recipe": facts["recipe"]["name"],
+        "dataset": name,
+    }
+    for expand in (None, given.expand) if given.crops == "five" else (None,):
+        outcomes = Outcomes()  # with five crops those of the second evaluation
+        with counting(errors) as progress:
+            done = 0
+
+            def each(loaded: Loaded, logits: Tensor, outcomes: Outcomes = outcomes) -> None:
+                nonlocal done
+                done += len(logits)
+                progress("images", done, len(data.test))
+                if given.out is not None:
+                    outcomes(loaded, logits)
+
+            metrics = evaluate(
+                method, data, rule=rule, class_counts=facts["class_counts"], device=given.device,
+                workers=given.workers, batch_size=given.batch_size, each=each, five_crops=expand,
+            )  # fmt: skip
+        if expand is not None:
+            title += f", five crops (+{expand})"
+        console.print(metrics_table(title, metrics))
+        if given.crops == "five" and expand is None:
+            about["centre_crop"] = {name: getattr(metrics, name) for name in DERIVED}
+        elif given.crops == "five":
+            about |= {"crops": "five", "expand": expand}
     console.print(f"{shot_line(metrics)}, by training images", soft_wrap=True)
     if given.out is not None:
-        about = {"model": given.model, "recipe": facts["recipe"]["name"], "dataset": name}
         files = write_report(
             given.out, metrics, outcomes, data.test, method.class_names, about=about, title=title,
             table=given.table,

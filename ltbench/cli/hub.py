@@ -35,6 +35,9 @@ class Publish(Config):
     half: bool = Field(
         False, description="float16 weights; they are evaluated anew on the run's test data"
     )
+    apart: bool = Field(
+        False, description="leave out the frozen encoder that adapters belong to, and name it"
+    )
     licence: str | None = Field(None, description="licence of the weights, e.g. mit")
     plugins: tuple[str, ...] = OWN_PARTS
     private: bool = Field(False, description="only members see the repository")
@@ -74,6 +77,7 @@ def publish(words: tuple[str, ...], dry_run: bool) -> None:
         half=given.half,
         licence=given.licence,
         private=given.private,
+        apart=given.apart,
     )
     _show(done)
 

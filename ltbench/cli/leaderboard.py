@@ -26,9 +26,14 @@ class Filters(Config):
     ratio: str | None = Field(None, description="imbalance ratio")
     backbone: str | None = Field(None, description="pattern of the backbone's name")
     method: str | None = Field(None, description="pattern of the method's name")
+    setting: str | None = Field(
+        None, description="what rows may be compared with: plain, strong, pretrained or unknown"
+    )
     track: str | None = Field(None, description="pattern of the training's protocol")
-    status: str | None = Field(None, description="paper, claimed, reproduced or verified")
-    origin: str | None = Field(None, description="published or reproduced")
+    status: str | None = Field(
+        None, description="paper, imported, claimed, reproduced or verified"
+    )
+    origin: str | None = Field(None, description="published, imported or reproduced")
     plot: str | None = Field(None, description="true or false: rows with or without PLOT")
     max_epochs: int | None = Field(
         None, ge=1, description="rows whose longest stage is known to have at most this many epochs"
@@ -103,7 +108,7 @@ def table(words: tuple[str, ...], form: str | None) -> None:
     \b
     Examples:
       ltbench leaderboard
-      ltbench leaderboard dataset=cifar100 ratio=100 max_epochs=200
+      ltbench leaderboard dataset=cifar100 ratio=100 setting=plain
       ltbench leaderboard dataset=inat method="*plot*" sort=few
       ltbench leaderboard origin=reproduced track="200 epochs*" --markdown
     """  # noqa: D301

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from ltbench.config.explain import Explanation
     from ltbench.config.recipe import Recipe
 
-KINDS = ("recipes", "models", "methods", "updates", "solvers", "samplers", "backbones", "datasets")
+KINDS = (
+    *("recipes", "models", "methods", "updates", "solvers", "samplers", "backbones", "datasets"),
+    "releases",
+)
 
 
 class List(Config):
@@ -60,6 +63,7 @@ def list_(kind: str, words: tuple[str, ...], in_full: bool) -> None:
       ltbench list methods "*cr*" --long    paper, kind, departures, recipes, results
       ltbench list backbones "resnext*"     timm's names too, when ours do not match
       ltbench list models pretrained=true   trained models: their results, where they lie
+      ltbench list releases "*imagenet_lt*" checkpoints of the literature, for `ltbench import`
     """  # noqa: D301
     given = read_words(words, List)
     plugins.load_plugins(given.plugins)
@@ -193,6 +197,10 @@ def listing(kind: str, pattern: str, *, pretrained: bool = False) -> list[tuple[
         if pretrained:
             return zoo.listing(pattern)
         kind = "backbones"  # what `create_model` knows
+    if kind == "releases":
+        from ltbench.importing.releases import releases
+
+        return [(name, known.summary) for name, known in releases(pattern).items()]
     registry: Any = find_registry(kind.upper())
     plugins.load_installed()
     names = registry.names(pattern)

@@ -35,8 +35,8 @@ neck_chans no_embed_class norm_eps norm_layer num_blocks num_features num_heads
 num_init_features num_kv_heads num_reg_tokens output_stride pad_type patch_norm patch_size
 patch_sizes patch_stride pool_size pos_embed pre_norm preact pretrained_window_sizes proj_bias
 qk_dim qk_norm qkv_bias reduction reg_tokens rel_pos_dim rel_pos_type replace_stem_pool
-rope_type se_ratio sr_ratios stem_bias stem_chs stem_kernel_size stem_norm stem_size stem_stride
-stem_type stem_width strict_img_size stride strides use_abs_pos use_expand_proj use_grn
+rope_type se_ratio shortcut sr_ratios stem_bias stem_chs stem_kernel_size stem_norm stem_size
+stem_stride stem_type stem_width strict_img_size stride strides use_abs_pos use_expand_proj use_grn
 use_layer_scale use_pos_embed use_rel_pos use_rope weight_init widen_factor width width_factor
 width_mult widths window_ratio window_size window_sizes zero_init_last
 """

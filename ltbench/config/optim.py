@@ -45,6 +45,8 @@ class Schedule(Config):
     """1: the first epoch is one step above `warmup_from`; 0: it is at `warmup_from`."""
     warmup_extra: Literal[0, 1] = Field(0, json_schema_extra=ADDED)
     """1: the warm-up line continues for one epoch beyond its end, above the base rate."""
+    warmup_reach: Literal["last", "next"] = Field("last", json_schema_extra=ADDED)
+    """Epoch in which the warm-up reaches the base rate: its last one, or the one after it."""
     milestones: tuple[int, ...] = Field((), max_length=100, json_schema_extra=EPOCHS)
     """0-based epochs at which `gamma` is applied (multistep)."""
     gamma: float = Field(0.1, gt=0, le=10)
@@ -53,18 +55,30 @@ class Schedule(Config):
     """1: the scheduler steps before the epoch, so that each change occurs one epoch early."""
     tail: Literal[0, 1] = 0
     """1: the cosine is stretched by one epoch and ends above 0."""
+    floor: float = Field(0.0, ge=0, le=1, json_schema_extra=ADDED)
+    """Factor at which the cosine ends."""
+
+    late: Literal[0, 1] = Field(0, json_schema_extra=ADDED)
+    """1: the rate is set after each epoch, so that the first runs at the base rate and every other
+    at that of the epoch before it."""
 
     def factor(self, epoch: int, epochs: int) -> float:
         """Return the factor of the base rate in epoch ``epoch`` (0-based) of ``epochs``."""
+        if self.late:
+            epoch -= 1
+        if epoch < 0:
+            return 1.0
         if epoch < self.warmup + (self.warmup_extra if self.warmup else 0):
-            done = (epoch + self.warmup_shift) / max(1, self.warmup - 1 + self.warmup_shift)
+            steps = self.warmup - (self.warmup_reach == "last") + self.warmup_shift
+            done = (epoch + self.warmup_shift) / max(1, steps)
             return self.warmup_from + (1 - self.warmup_from) * done
         at = epoch + self.shift
         if self.name == "multistep":
             return self.gamma ** sum(at >= m for m in self.milestones)
         if self.name == "cosine":
             span = epochs - self.warmup + self.tail
-            return 0.5 * (1 + math.cos(math.pi * (at - self.warmup) / span))
+            cosine = 0.5 * (1 + math.cos(math.pi * (at - self.warmup) / span))
+            return self.floor + (1 - self.floor) * cosine if self.floor else cosine
         return 1.0
 
     def shortest(self, epochs: int) -> int:

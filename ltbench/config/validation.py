@@ -278,10 +278,12 @@ def _cross_checks(recipe: Recipe) -> list[str]:
                 if getattr(stage, field) is None
             ]
         else:
-            if i == 0:
+            if i == 0 and not find_registry("METHODS").facts(name).alone:
                 errors.append(f"`{at}.method`: `{name}` is post-hoc and needs a stage before it")
             if stage.epochs is not None:
                 errors.append(f"`{at}.epochs`: method `{name}` does not train; leave it out")
+            if stage.features != "augmented":
+                errors.append(f"`{at}.features`: method `{name}` does not train; leave it out")
         try:
             stage.passes(1)
         except UserError as error:
@@ -300,6 +302,11 @@ def _stream_checks(recipe: Recipe) -> list[str]:
         "the shards and leave data.stream out"
         for i, stage in enumerate(recipe.stages)
         if stage.epochs is not None and stage.sampler.name != "instance"
+    ]
+    errors += [
+        f"`stages.{i}.features`: {why}, so that each image is seen once; leave features out"
+        for i, stage in enumerate(recipe.stages)
+        if stage.features == "cached"
     ]
     errors += [
         f"`run.{field}`: {why}, and cannot go on inside an epoch; set run.{field}=null"

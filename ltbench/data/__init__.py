@@ -63,6 +63,22 @@ DATASETS: Registry[type[DatasetConfig]] = Registry(
             suffix="inat",
             aliases=("inat2018", "inaturalist"),
         ),
+        "caltech101_lt": Part(
+            "ltbench.data.caltech:Caltech101LT",
+            title="Caltech-101-LT",
+            suffix="caltech101",
+        ),
+        "isic2019_lt": Part(
+            "ltbench.data.official:ISIC2019LT", title="ISIC-2019-LT", suffix="isic2019"
+        ),
+        "isic_archive_lt": Part(
+            "ltbench.data.official:ISICArchiveLT", title="ISIC-Archive-LT", suffix="isic_archive"
+        ),
+        "semi_aves": Part("ltbench.data.official:SemiAves", title="Semi-Aves", suffix="semi_aves"),
+        "semi_fungi": Part(
+            "ltbench.data.official:SemiFungi", title="Semi-Fungi", suffix="semi_fungi"
+        ),
+        "semi_inat": Part("ltbench.data.official:SemiINat", title="Semi-iNat", suffix="semi_inat"),
         "folder": "ltbench.data.folder:Folder",
         "list": "ltbench.data.lists:ImageList",
         "shards": "ltbench.data.shards.dataset:Shards",

@@ -135,6 +135,14 @@ class DatasetConfig(Config):
             UserError: the root is missing or empty.
         """
 
+    def named_classes(self) -> tuple[str, ...]:
+        """Return the name of each class [C].
+
+        Raises:
+            UserError: the root is missing or empty, or its content does not match the options.
+        """
+        return self.load().info.class_names
+
     def load(self) -> Data:
         """Load the data set.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ltbench.config.paths import expanded
 from ltbench.config.schema import ADDED
@@ -23,12 +23,18 @@ from ltbench.data.cifar_sources import (
 from ltbench.data.frozen_lists import Frozen, Protocol, list_hash, read_frozen
 from ltbench.data.listing import find_root
 from ltbench.data.longtail import Profile
-from ltbench.data.pipelines import MemoryAugment as Augment
+from ltbench.data.pipelines import ENCODER_SIDE, ENCODERS, Channels, Interpolation, statistics
+from ltbench.data.pipelines import SmallAugment as Augment
 from ltbench.data.shards.dataset import is_packed, open_parts
 from ltbench.data.val_split import ValFraction
 from ltbench.errors import UserError
 
-STATISTICS = {  # mean and standard deviation of each channel, as in the literature
+if TYPE_CHECKING:
+    from ltbench.data.images import PixelSplit
+    from ltbench.data.memory import MemorySplit
+
+# Mean and standard deviation of each channel, as in the literature.
+STATISTICS: dict[str, tuple[Channels, Channels]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
@@ -57,8 +63,9 @@ class CIFARLT(ValFraction):
     augment: Augment = Field(
         "standard",
         description="none, standard (crop and flip), rotate (standard and a rotation by up to 15 "
-        "degrees), strong (standard, AutoAugment and Cutout), sim or sim_hue (as in contrastive "
-        "learning, with and without blur)",
+        "degrees), cutout (standard and Cutout), autoaugment (standard and AutoAugment), strong "
+        "(standard and both), sim or sim_hue (as in contrastive learning, with and without blur), "
+        "clip, half, clip_minimalist or half_minimalist (images enlarged for an encoder)",
     )
     augment_views: tuple[Augment, ...] = Field(
         (),
@@ -69,9 +76,46 @@ class CIFARLT(ValFraction):
     statistics: Literal["cifar10", "cifar100"] = Field(
         "cifar10",
         description="data set whose mean and standard deviation normalise the images; most of the "
-        "literature uses those of CIFAR-10 for both",
+        "literature uses those of CIFAR-10 for both; the pipelines of encoders have their own",
         json_schema_extra=ADDED,
     )
+    image_size: int | None = Field(
+        None,
+        ge=32,
+        le=2048,
+        description="side of the enlarged images in pixels, 224 in the pipelines of encoders; null "
+        "is the images' own, in all others",
+        json_schema_extra=ADDED,
+    )
+    interpolation: Interpolation = Field(
+        "bilinear",
+        description="interpolation of the enlarging, in the pipelines of encoders",
+        json_schema_extra=ADDED,
+    )
+
+    @classmethod
+    def complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the options with the side of enlarged images."""
+        if values.get("augment") in ENCODERS and values.get("image_size") is None:
+            return {**values, "image_size": ENCODER_SIDE}
+        return values
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> CIFARLT:
+        names = (self.augment, *self.augment_views)
+        enlarged = {name in ENCODERS for name in names}
+        if len(enlarged) > 1:
+            raise ValueError(
+                f"augment and augment_views: all of {', '.join(ENCODERS)}, or none of them; found "
+                f"{', '.join(names)}"
+            )
+        changed = self.image_size is not None or self.interpolation != "bilinear"
+        if enlarged == {False} and changed:
+            raise ValueError(
+                f"image_size and interpolation belong to augment {', '.join(ENCODERS)}, found "
+                f"`{self.augment}`; leave them out"
+            )
+        return self
 
     def load(self) -> Data:
         """Load the images of the frozen list from the copy at ``root``.
@@ -80,8 +124,6 @@ class CIFARLT(ValFraction):
             UserError: there is no copy, or it lacks images, or its labels are not the official
                 ones.
         """
-        from ltbench.data.memory import MemorySplit
-
         frozen = read_frozen(self.dataset)
         source = self._source(frozen)
         kept = frozen.indices(self.protocol, self.profile, self.imbalance_ratio)
@@ -90,7 +132,10 @@ class CIFARLT(ValFraction):
         everything = np.arange(len(frozen.test_labels))
         test = self._pick(source, "test", frozen, everything, "the balanced test set")
         counts = np.bincount(frozen.train_labels[kept], minlength=frozen.num_classes)
+        large = self.augment in ENCODERS
         mean, std = STATISTICS[self.statistics]
+        if large:
+            mean, std = statistics(self.augment)  # type: ignore[arg-type]
         data = Data(
             info=DatasetInfo(
                 name=f"{self.dataset}_lt",
@@ -99,15 +144,10 @@ class CIFARLT(ValFraction):
                 mean=mean,
                 std=std,
             ),
-            train=MemorySplit(
-                train,
-                frozen.train_labels[kept],
-                mean=mean,
-                std=std,
-                augment=self.augment,
-                augment_views=self.augment_views,
+            train=self._split(train, frozen.train_labels[kept], mean, std, self.augment),
+            test=self._split(
+                test, frozen.test_labels, mean, std, self.augment if large else "none"
             ),
-            test=MemorySplit(test, frozen.test_labels, mean=mean, std=std, augment="none"),
             val=None,
             manifest={
                 "protocol": self.protocol,
@@ -118,6 +158,37 @@ class CIFARLT(ValFraction):
             },
         )
         return self.hold_out(data)
+
+    def named_classes(self) -> tuple[str, ...]:
+        """Return the name of each class [C], without reading images."""
+        return read_frozen(self.dataset).class_names
+
+    def _split(
+        self, images: np.ndarray, labels: np.ndarray, mean: Channels, std: Channels, augment: Any
+    ) -> MemorySplit | PixelSplit:
+        """Return a split in the pipelines of small images, or enlarged in those of encoders."""
+        if augment in ENCODERS:
+            from ltbench.data.images import PixelSplit
+
+            return PixelSplit(
+                images,
+                labels,
+                augment=augment,
+                image_size=self.image_size or ENCODER_SIDE,
+                augment_views=self.augment_views,
+                interpolation=self.interpolation,
+            )
+        from ltbench.data.memory import MemorySplit
+
+        views = () if augment == "none" else self.augment_views
+        return MemorySplit(
+            images,
+            labels,
+            mean=mean,
+            std=std,
+            augment=augment,
+            augment_views=views,  # type: ignore[arg-type]
+        )
 
     def ready(self) -> None:
         """Check that the folder exists."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltbench.data.codecs import decode_jpeg, eight_bits, open_image, reason_of
+from ltbench.data.pipelines import Interpolation
 from ltbench.errors import UserError
 from ltbench.seeding import keyed_uniform
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 Name = str | Callable[[], str]
+Shape = Literal["convex", "linear", "concave"]
 
 TRIES = 10  # boxes drawn before falling back to the centre
 AREA = (0.08, 1.0)  # fraction of the image
@@ -125,40 +128,135 @@ def crop_box(draws: np.ndarray, height: int, width: int) -> Box:
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def resized_crop(pixels: Tensor, box: Box, out: Tensor) -> None:
-    """Crop an image and resize it, bilinearly with antialiasing.
+def least_area(epoch: int, epochs: int, shape: Shape = "convex") -> float:
+    """Return the smallest share of an image's area that a minimalist crop takes, by epoch.
+
+    Reference:
+        Shi et al., LIFT+: Lightweight Fine-Tuning for Long-Tail Learning, 2025, arXiv:2504.13282
+        (minimalist data augmentation).
+
+    Departures:
+        a single epoch counts as the last one; the authors' code divides by zero.
+
+    Args:
+        epoch: 0-based epoch.
+        epochs: number of epochs, >= 1.
+        shape: course from 0.08 in the first to 1 in the last epoch.
+    """
+    t = epoch / (epochs - 1) if epochs > 1 else 1.0
+    done = {
+        "linear": t,
+        "convex": 1 - math.sqrt(max(0.0, 1 - t**2)),
+        "concave": math.sqrt(max(0.0, 1 - (1 - t) ** 2)),
+    }[shape]
+    return AREA[0] + (AREA[1] - AREA[0]) * done
+
+
+def square_box(draws: np.ndarray, height: int, width: int, least: float) -> Box:
+    """Return the box of a minimalist crop: a square, its area uniform from a bound to the image's.
+
+    Both ends are at most the area of the largest square in the image.
+
+    Reference:
+        Shi et al., LIFT+: Lightweight Fine-Tuning for Long-Tail Learning, 2025, arXiv:2504.13282,
+        and the authors' code.
+
+    Departures:
+        none known.
+
+    Args:
+        draws: one row of ``crop_draws`` [22].
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        least: smallest share of the image's area, see ``least_area``.
+    """
+    down, right, first, *_ = draws.tolist()
+    largest = min(height, width) ** 2 / (height * width)
+    low, high = min(least, largest), min(AREA[1], largest)
+    side = max(1, round(math.sqrt(height * width * (low + (high - low) * first))))
+    top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
+    return top, left, side, side
+
+
+def five_crops(images: Tensor, side: int) -> Tensor:
+    """Return the crops of an image at its four corners and in its centre.
+
+    Reference:
+        torchvision's ``five_crop``, as in Shi et al., Long-Tail Learning with Foundation Model,
+        ICML 2024, arXiv:2309.10019 (LIFT), test-time ensembling.
+
+    Departures:
+        none known.
+
+    Args:
+        images: pixels [..., H, W].
+        side: side S of the crops, at most H and W.
+
+    Returns:
+        Upper left, upper right, lower left, lower right, centre [5, ..., S, S].
+    """
+    down, right = images.shape[-2] - side, images.shape[-1] - side
+    middle = round(down / 2), round(right / 2)
+    corners = [(0, 0), (0, right), (down, 0), (down, right), middle]
+    return torch.stack([images[..., y : y + side, x : x + side] for y, x in corners])
+
+
+def resized_crop(
+    pixels: Tensor, box: Box, out: Tensor, interpolation: Interpolation = "bilinear"
+) -> None:
+    """Crop an image and resize it with antialiasing.
 
     Args:
         pixels: uint8 [H, W, 3].
         box: box to crop.
         out: output, uint8 [3, S, S].
+        interpolation: of the resizing.
     """
     top, left, tall, wide = box
-    out.copy_(_resized(pixels[top : top + tall, left : left + wide], *out.shape[1:]))
+    crop = pixels[top : top + tall, left : left + wide]
+    out.copy_(_resized(crop, out.shape[1], out.shape[2], interpolation))
 
 
-def resized_centre(pixels: Tensor, out: Tensor, short: int | None = None) -> None:
+def resized_centre(
+    pixels: Tensor,
+    out: Tensor,
+    short: int | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> None:
     """Resize an image to a short side of ``S * 256 / 224`` and crop the centre.
 
     Args:
         pixels: uint8 [H, W, 3].
         out: output, uint8 [3, S, S].
         short: another length of the short side, at least S.
+        interpolation: of the resizing.
+    """
+    size = out.shape[1]
+    small = resized_whole(pixels, short or round(size * 256 / 224), interpolation)
+    tall, wide = small.shape[1:]
+    top, left = round((tall - size) / 2), round((wide - size) / 2)
+    out.copy_(small[:, top : top + size, left : left + size])
+
+
+def resized_whole(pixels: Tensor, short: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Return an image resized to a short side, uint8 [3, height, width].
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        short: length of the short side in pixels.
+        interpolation: of the resizing.
     """
     height, width = pixels.shape[:2]
-    size = out.shape[1]
-    short = short or round(size * 256 / 224)
     tall, wide = short, short
     if height < width:
         wide = int(short * width / height)
     else:
         tall = int(short * height / width)
-    top, left = round((tall - size) / 2), round((wide - size) / 2)
-    out.copy_(_resized(pixels, tall, wide)[:, top : top + size, left : left + size])
+    return _resized(pixels, tall, wide, interpolation)
 
 
-def _resized(pixels: Tensor, height: int, width: int) -> Tensor:
+def _resized(pixels: Tensor, height: int, width: int, interpolation: Interpolation) -> Tensor:
     # A batch dimension is added before channels are permuted: torch then recognises channels_last
     # memory and resizes three bytes at a time.
     batch = pixels[None].permute(0, 3, 1, 2)
-    return F.interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]
+    return F.interpolate(batch, (height, width), mode=interpolation, antialias=True)[0]

@@ -43,6 +43,10 @@ class DigitsLT(ValFraction):
         "standard", description="none, or standard: shifts by up to one original pixel"
     )
 
+    def named_classes(self) -> tuple[str, ...]:
+        """Return the name of each class [C], without reading images."""
+        return NAMES
+
     def load(self) -> Data:
         """Load the digits from scikit-learn.
 

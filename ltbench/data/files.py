@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from isal.isal_zlib import crc32 as crc32_of
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from ltbench.config.schema import ADDED
 from ltbench.data.base import DatasetConfig, Source
 from ltbench.data.codecs import LENIENT
 from ltbench.data.longtail import class_profile, subsample
-from ltbench.data.pipelines import Augment, Channels, Decoder, Unreadable, statistics
+from ltbench.data.pipelines import (
+    MINIMALIST,
+    Augment,
+    Channels,
+    Decoder,
+    Interpolation,
+    Unreadable,
+    statistics,
+)
 from ltbench.data.shards import format
 from ltbench.data.shards.format import content_of
 from ltbench.errors import UserError
@@ -166,6 +175,11 @@ class ImageOptions(DatasetConfig):
         "crop, inat, inat_jitter and plain on whole batches; pil: Pillow and torchvision, image "
         "by image",
     )
+    interpolation: Interpolation = Field(
+        "bilinear",
+        description="interpolation of the resizing; bicubic is that of most pretrained encoders",
+        json_schema_extra=ADDED,
+    )
     unreadable: Unreadable = Field(
         "raise",
         description="treatment of training images that cannot be decoded: raise an error, or "
@@ -177,6 +191,13 @@ class ImageOptions(DatasetConfig):
         description="read training shards sequentially instead of by random access, for shards "
         "too large to store; instance sampling only",
     )
+
+    @model_validator(mode="after")
+    def _batched(self) -> ImageOptions:
+        found = [name for name in (self.augment, *self.augment_views) if name in MINIMALIST]
+        if found and self.decode == "pil":
+            raise ValueError(f"`{found[0]}` runs with decode fast only; leave decode out")
+        return self
 
     @property
     def statistics(self) -> tuple[Channels, Channels]:
@@ -212,6 +233,7 @@ class ImageOptions(DatasetConfig):
             decode=self.decode,
             unreadable=self.unreadable,
             lenient=self.lenient or packed in LENIENT,
+            interpolation=self.interpolation,
         )
 
 

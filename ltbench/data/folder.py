@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -26,7 +26,6 @@ from ltbench.data.walk import Walk
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_permutation
 
-NEEDED = f"data set `folder` needs data.root=DIR; {LAYOUT}"
 
 
 class Folder(ImageOptions, LongTail, ValFraction):
@@ -38,6 +37,8 @@ class Folder(ImageOptions, LongTail, ValFraction):
     (``Train``, ``training``, ``test_set``, ``validation``, ...) are known; hidden files and folders
     are left out, files with other endings with a note.
     """
+
+    registered: ClassVar[str] = "folder"  # name in the registry
 
     train: str = Field("train", description="folder of the training set")
     test: str | None = Field(None, description="folder of the test set; default test, else val")
@@ -55,7 +56,12 @@ class Folder(ImageOptions, LongTail, ValFraction):
     def ready(self) -> None:
         """Check that the folder exists."""
         if not is_packed(self.root):
-            find_root(self.root, NEEDED)
+            find_root(self.root, self.needed)
+
+    @property
+    def needed(self) -> str:
+        """Description of what the root must hold, for messages."""
+        return f"data set `{self.registered}` needs data.root=DIR; {LAYOUT}"
 
     def load(self) -> Data:
         """Find the images, which are read on demand.
@@ -66,16 +72,16 @@ class Folder(ImageOptions, LongTail, ValFraction):
         """
         parts = open_parts(self.root)
         if parts is not None:
-            data = assemble(self, "folder", parts, self.thin(parts["train"].labels))
+            data = assemble(self, self.registered, parts, self.thin(parts["train"].labels))
             return self.hold_out(replace(data, manifest={**self.thinned(), **data.manifest}))
-        root = find_root(self.root, NEEDED)
+        root = find_root(self.root, self.needed)
         layout = find_layout(root, self.train, self.test, self.val)
         found = self._one_tree(root) if layout.train is None else self._parts(root, layout)
         names, train, test, val, manifest = found
         train = train.take(self.thin(train.labels))
         counts = np.bincount(train.labels, minlength=len(names))
         data = Data(
-            info=DatasetInfo("folder", tuple(counts.tolist()), names, *self.statistics),
+            info=DatasetInfo(self.registered, tuple(counts.tolist()), names, *self.statistics),
             train=self.files(train.paths, train.labels, root),
             test=self.files(test.paths, test.labels, root),
             val=self.files(val.paths, val.labels, root) if val is not None else None,

@@ -19,20 +19,34 @@ from ltbench.data.decode import (
     crop_draws,
     decode_pil,
     decode_pixels,
+    five_crops,
+    least_area,
     resized_centre,
     resized_crop,
+    resized_whole,
+    square_box,
 )
-from ltbench.data.pipelines import Augment, Decoder, Unreadable, statistics
+from ltbench.data.pipelines import (
+    MINIMALIST,
+    Augment,
+    Decoder,
+    Interpolation,
+    Unreadable,
+    statistics,
+)
+from ltbench.data.pixels import pixel_fingerprint
 from ltbench.data.shards.reader import ShardSource
+from ltbench.data.strengths import operate, operate_on_bytes
 from ltbench.data.transforms import (
     BATCHED,
     JITTERED,
     Transform,
     eval_transform,
     train_transform,
+    with_operations,
 )
 from ltbench.errors import UserError
-from ltbench.seeding import derive, keyed_bits
+from ltbench.seeding import derive, epoch_of, keyed_bits
 
 
 class ImageSplit:
@@ -40,8 +54,9 @@ class ImageSplit:
 
     ``load`` crops and resizes to bytes; ``finish`` flips, jitters colours and normalises the
     whole batch. Pipelines for single Pillow images (all but ``transforms.BATCHED``) run completely
-    in ``load``, as do all pipelines with ``decode="pil"``. Random numbers depend on
-    (key, position, view) only, so that pixels are bitwise independent of the batch size.
+    in ``load``, as do all pipelines with ``decode="pil"``. Operations of a strength by class (see
+    ``ltbench.data.strengths``) come last in ``load``, before the normalisation. Random numbers
+    depend on (key, position, view) only, so that pixels are bitwise independent of the batch size.
 
     Departures:
         Compared with torchvision on Pillow images, resized values differ by at most two grey
@@ -59,6 +74,7 @@ class ImageSplit:
             ``"replace"`` them by the next decodable image of their class in the (circular) order
             of the split, with a note. In evaluation it is always an error.
         lenient: accept JPEGs with damaged data; see ``decode_pixels``.
+        interpolation: of the resizing in training and evaluation.
     """
 
     in_memory = False
@@ -75,8 +91,10 @@ class ImageSplit:
         decode: Decoder = "fast",
         unreadable: Unreadable = "raise",
         lenient: bool = False,
+        interpolation: Interpolation = "bilinear",
     ) -> None:
         self.source = source
+        self.interpolation = interpolation
         self.labels = np.asarray(labels, dtype=np.int64)
         self.image_size = image_size
         self.decode, self.unreadable, self.lenient = decode, unreadable, lenient
@@ -85,10 +103,12 @@ class ImageSplit:
         self._transforms = [
             None
             if decode == "fast" and name in BATCHED
-            else train_transform(name, image_size, augment)
+            else train_transform(name, image_size, augment, interpolation)
             for name in self._names
         ]
-        self._whole = None if decode == "fast" else eval_transform(augment, image_size)
+        self._whole = (
+            None if decode == "fast" else eval_transform(augment, image_size, interpolation)
+        )
         self._stand_ins: dict[int, int] = {}  # replacements found so far
         self._notes: list[str] = []
         self._fingerprint: str | None = None
@@ -98,7 +118,13 @@ class ImageSplit:
         return len(self.labels)
 
     def load(
-        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
+        self,
+        indices: np.ndarray,
+        *,
+        key: int | None,
+        positions: np.ndarray,
+        views: int = 1,
+        strengths: np.ndarray | None = None,
     ) -> tuple[Tensor, ...]:
         """Return images for ``finish``: per view uint8 [B, 3, S, S], or float32 if completed.
 
@@ -107,14 +133,15 @@ class ImageSplit:
             key: seed of the augmentation; ``None`` for the evaluation transform.
             positions: position of each image in the epoch's order, int64 [B].
             views: number of augmented views of each image.
+            strengths: strength of the operations on each image, int64 [B]; ``None`` is none.
 
         Raises:
             UserError: an image cannot be read or decoded; the message names it.
         """
         if key is None:
-            wanted = [_View(len(indices), self.image_size, self._whole)]
+            wanted = [_View(len(indices), self.image_size, self._whole, self.interpolation)]
         else:
-            wanted = [self._view(view, key, positions) for view in range(views)]
+            wanted = [self._view(view, key, positions, strengths) for view in range(views)]
         broken: list[tuple[int, UserError]] = []
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's CPU generator
             for row, data in enumerate(self.source.read(indices)):
@@ -179,6 +206,10 @@ class ImageSplit:
         part._stand_ins, part._notes, part._fingerprint = {}, [], None
         return part
 
+    def five_crops(self, expand: int) -> FiveCrops:
+        """Return a split with five evaluation views of each image, see ``FiveCrops``."""
+        return FiveCrops(self, expand)
+
     def prefetch(self, order: np.ndarray) -> None:
         """Start to fetch remote images, in the order of their first use.
 
@@ -193,18 +224,25 @@ class ImageSplit:
         notes, self._notes = self._notes, []
         return notes
 
-    def _view(self, view: int, key: int, positions: np.ndarray) -> _View:
+    def _view(
+        self, view: int, key: int, positions: np.ndarray, strengths: np.ndarray | None
+    ) -> _View:
         name, transform = self._pipeline(view)
         stream = derive(key, "view", view)
-        made = _View(len(positions), self.image_size, transform)
+        made = _View(len(positions), self.image_size, transform, self.interpolation)
+        if strengths is not None:
+            made.operations = strengths, derive(stream, "operations"), positions
         if transform is not None:
             made.seeds = keyed_bits(stream, positions) >> 1
         elif name != "plain":
             made.draws = crop_draws(derive(stream, "crop"), positions)
+            made.least = least_area(*epoch_of(key)) if name in MINIMALIST else None
         return made
 
     def _finish(self, view: int, images: Tensor, key: int | None, positions: np.ndarray) -> Tensor:
         if key is None:
+            return finish(images, *self._statistics)
+        if self._pipeline(view)[0] in MINIMALIST:  # no flip, no colours
             return finish(images, *self._statistics)
         draws = draw(derive(derive(key, "view", view), "colours"), positions)
         colours = self._pipeline(view)[0] in JITTERED
@@ -237,6 +275,107 @@ class ImageSplit:
         raise UserError(f"{reason}; no other image of class {self.labels[index]} can be decoded")
 
 
+class PixelSplit(ImageSplit):
+    """Images in memory, of one size, in the pipelines of image files.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        labels: class of each image [N].
+        options: of ``ImageSplit``.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, **options: Any) -> None:
+        super().__init__(PixelSource(images), labels, **options)
+
+    def _decode(self, data: np.ndarray, index: int) -> Tensor | Image.Image:
+        return torch.from_numpy(data) if self.decode == "fast" else Image.fromarray(data)
+
+
+class PixelSource:
+    """Pixels of images of one size; implements ``ltbench.data.base.Source``.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+    """
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        """Return the number of images N."""
+        return len(self.images)
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Return the pixels of images, uint8 [H, W, 3] each."""
+        return list(self.images[indices])
+
+    def name(self, index: int) -> str:
+        """Return the number of an image."""
+        return f"image {index}"
+
+    def subset(self, rows: np.ndarray) -> PixelSource:
+        """Return a source of some of these images, int64 [M], in this order."""
+        return PixelSource(self.images[rows])
+
+    def fingerprint(self, labels: np.ndarray) -> str:
+        """Return the SHA-256 of shape, pixels and labels, as ``MemorySplit`` does."""
+        return pixel_fingerprint(self.images, labels)
+
+
+class FiveCrops:
+    """Evaluation split with five views of each image: crops at the corners and in the centre.
+
+    The image is first resized to a short side of ``image_size + expand``.
+
+    Args:
+        split: the images.
+        expand: pixels by which the short side is longer than the crops, >= 0.
+    """
+
+    in_memory = False
+
+    def __init__(self, split: ImageSplit, expand: int) -> None:
+        self.split, self.expand, self.labels = split, expand, split.labels
+
+    def __len__(self) -> int:
+        """Return the number of images N."""
+        return len(self.split)
+
+    def load(
+        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
+    ) -> tuple[Tensor, ...]:
+        """Return five views, uint8 [B, 3, S, S] each.
+
+        Args:
+            indices: indices of the images, int64 [B].
+            key: ``None``.
+            positions: unused.
+            views: unused.
+
+        Raises:
+            UserError: an image cannot be read or decoded; the message names it.
+        """
+        side, split = self.split.image_size, self.split
+        made = torch.empty((5, len(indices), 3, side, side), dtype=torch.uint8)
+        for row, data in enumerate(split.source.read(indices)):
+            picture = split._decode(data, int(indices[row]))
+            if not isinstance(picture, Tensor):
+                picture = torch.from_numpy(np.array(picture))
+            small = resized_whole(picture, side + self.expand, split.interpolation)
+            made[:, row] = five_crops(small, side)
+        return tuple(made)
+
+    def finish(
+        self, views: tuple[Tensor, ...], *, key: int | None, positions: np.ndarray
+    ) -> tuple[Tensor, ...]:
+        """Return normalised float32 images [B, 3, S, S] of each view."""
+        return self.split.finish(views, key=None, positions=positions)
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the split."""
+        return self.split.fingerprint()
+
+
 class _View:
     """Buffer for one view of a batch.
 
@@ -245,12 +384,17 @@ class _View:
         size: side S in pixels.
         transform: pipeline for single Pillow images; ``None`` crops boxes, or the centre if there
             are no ``draws``.
+        interpolation: of the resizing, without a transform.
     """
 
-    def __init__(self, count: int, size: int, transform: Transform | None) -> None:
-        self.transform = transform
+    def __init__(
+        self, count: int, size: int, transform: Transform | None, interpolation: Interpolation
+    ) -> None:
+        self.transform, self.interpolation = transform, interpolation
         self.seeds: np.ndarray | None = None  # seed of the pipeline for each image
         self.draws: np.ndarray | None = None  # see ``crop_draws``
+        self.least: float | None = None  # area of a square crop, see ``square_box``
+        self.operations: tuple[np.ndarray, int, np.ndarray] | None = None  # strengths, key, places
         self.images = torch.empty(
             (count, 3, size, size),
             dtype=torch.uint8 if transform is None else torch.float32,
@@ -264,10 +408,23 @@ class _View:
                 torch.default_generator.manual_seed(int(self.seeds[row]))
             if isinstance(picture, Tensor):
                 picture = Image.fromarray(picture.numpy())
-            self.images[row] = self.transform(picture)
+            transform = self.transform
+            if self.operations is not None:
+                strengths, key, places = self.operations
+                which = int(strengths[row]), key, int(places[row])
+                transform = with_operations(transform, lambda image: operate(image, *which))
+            self.images[row] = transform(picture)
         elif isinstance(picture, Tensor):
             if self.draws is None:
-                resized_centre(picture, self.images[row])
+                resized_centre(picture, self.images[row], interpolation=self.interpolation)
             else:
-                box = crop_box(self.draws[row], *picture.shape[:2])
-                resized_crop(picture, box, self.images[row])
+                height, width = picture.shape[:2]
+                if self.least is None:
+                    box = crop_box(self.draws[row], height, width)
+                else:
+                    box = square_box(self.draws[row], height, width, self.least)
+                resized_crop(picture, box, self.images[row], self.interpolation)
+            if self.operations is not None:
+                strengths, key, places = self.operations
+                one, pixels = slice(row, row + 1), self.images[row].permute(1, 2, 0)
+                operate_on_bytes(pixels.numpy()[None], strengths[one], key, places[one])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import warnings
 import weakref
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ltbench.data.base import Split
 from ltbench.data.images import ImageSplit
 from ltbench.data.memory import MemorySplit
+from ltbench.data.strengths import Strengths
 from ltbench.data.workers import (
     Workers,
     check_descriptors,
@@ -106,12 +108,14 @@ class Job:
         positions: place of each image in the epoch's order, int64 [B].
         key: seed of the augmentation of this epoch; ``None`` is the evaluation transform.
         views: augmented views of each image.
+        strengths: strength of the operations on each image, int64 [B]; ``None`` is none.
     """
 
     indices: np.ndarray
     positions: np.ndarray
     key: int | None
     views: int
+    strengths: np.ndarray | None = None
 
 
 class Loader:
@@ -175,6 +179,7 @@ class Loader:
         accumulate: int = 1,
         start: int = 0,
         last: Last = "keep",
+        strengths: Strengths | None = None,
     ) -> Iterator[list[Loaded]]:
         """Iterate over the steps of an epoch: the micro-batches of this rank for each step.
 
@@ -192,15 +197,24 @@ class Loader:
             accumulate: micro-batches per step and rank.
             start: steps to skip without loading them, to resume inside an epoch.
             last: see ``steps_per_epoch``.
+            strengths: strength of the augmentation of each class; ``None`` is none.
 
         Raises:
-            UserError: see ``steps_per_epoch``; while iterating: an image cannot be read.
+            UserError: see ``steps_per_epoch``; the split has no strengths; while iterating: an
+                image cannot be read.
         """
         parts = world * accumulate
         steps = _steps(len(order), batch_size, parts, last, f"{world} x {accumulate}")
         mine = slice(rank * accumulate, (rank + 1) * accumulate)
         cut = [part for step in steps[start:] for part in np.array_split(step, parts)[mine]]
         jobs = [_job(order, rows, key, views) for rows in cut]
+        if strengths is not None and key is not None:
+            check_strengths(self.split)
+            labels = self.split.labels
+            jobs = [
+                replace(job, strengths=strengths.of(labels[job.indices], key, job.positions))
+                for job in jobs
+            ]
         return _grouped(self._run(jobs, upcoming=order[start * batch_size :]), accumulate)
 
     def eval_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Loaded]:
@@ -221,6 +235,35 @@ class Loader:
         share = np.array_split(order, world)[rank]
         cut = [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
         return self._run([_job(order, rows, None, 1) for rows in cut])
+
+    def graded_batches(
+        self,
+        indices: np.ndarray,
+        strengths: np.ndarray,
+        batch_size: int,
+        *,
+        key: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Iterator[Loaded]:
+        """Iterate over this rank's share of some images, augmented with strengths of their own.
+
+        Args:
+            indices: indices into the split, int64 [n]; may repeat images.
+            strengths: strength of each, 0 to 30, int64 [n].
+            batch_size: images per batch of this rank.
+            key: seed of the augmentation.
+            rank: this process, in ``range(world)``.
+            world: number of ranks.
+
+        Raises:
+            UserError: the split has no strengths; while iterating: an image cannot be read.
+        """
+        check_strengths(self.split)
+        share = np.array_split(np.arange(len(indices)), world)[rank]
+        cut = [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
+        jobs = [replace(_job(indices, rows, key, 1), strengths=strengths[rows]) for rows in cut]
+        return self._run(jobs)
 
     def _run(self, jobs: Sequence[Job], upcoming: np.ndarray | None = None) -> Iterator[Loaded]:
         self._jobs.jobs = jobs
@@ -259,6 +302,20 @@ class Loader:
                 f"{len(self._noted)} of {len(self.split):,} images cannot be read, more than "
                 f"{REPLACED:.2%}; the last: {notes[-1]}; repair the data set"
             )
+
+
+def check_strengths(split: Split) -> None:
+    """Check that a split can augment images with strengths of their own.
+
+    Raises:
+        UserError: it cannot: its ``load`` does not take ``strengths``.
+    """
+    if "strengths" not in inspect.signature(split.load).parameters:
+        raise UserError(
+            f"images of a `{type(split).__name__}` cannot be augmented with a strength by class: "
+            "its `load` needs an argument `strengths`, as that of `MemorySplit`; choose another "
+            "method or data set"
+        )
 
 
 def batches(
@@ -315,9 +372,10 @@ class _Images(Dataset[Any]):
     split: Split
 
     def __getitem__(self, job: Any) -> Loaded | str:
+        more: dict[str, Any] = {} if job.strengths is None else {"strengths": job.strengths}
         try:
             images = self.split.load(
-                job.indices, key=job.key, positions=job.positions, views=job.views
+                job.indices, key=job.key, positions=job.positions, views=job.views, **more
             )
         except UserError as error:
             return str(error)  # an exception would come back with the worker's traceback in it

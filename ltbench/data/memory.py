@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor
 
 from ltbench.data.autoaugment import apply_policy, cut_out, draw_policy
 from ltbench.data.pipelines import MemoryAugment
-from ltbench.data.pixels import rotate, rotations
+from ltbench.data.pixels import pixel_fingerprint, rotate, rotations
 from ltbench.data.sim_views import apply_sim, draw_sim
+from ltbench.data.strengths import operate_on_bytes
 from ltbench.data.torch_random import TorchRandom
 from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_bits, keyed_uniform
 
 TURN = 15  # largest rotation in degrees, to either side
+HOLED = ("cutout", "strong")  # pipelines that end with Cutout
 RESIDENT = 2**30  # bytes of padded images that fit on a device; larger sets stay in main memory
 _SLOTS = 8  # random numbers reserved for one view of one image
 _ROW, _COLUMN, _FLIP, _POLICY, _HOLE_ROW, _HOLE_COLUMN = range(6)
@@ -29,12 +31,14 @@ class MemorySplit:
 
     The transforms are torchvision's, bit for bit, but made for whole batches: crop with a black
     border of ``pad`` pixels, horizontal flip, for ``"rotate"`` a rotation by up to 15 degrees, for
-    ``"strong"`` AutoAugment and Cutout, scale to [0, 1], normalise. ``"sim"`` is the one of
-    contrastive learning for small images: resized crop of 0.2 to 1 of the area, flip, colour jitter
-    (0.4, 0.4, 0.4, hue 0.1) with probability 0.8, greyscale with probability 0.2, Gaussian blur
-    with probability 0.5; ``"sim_hue"`` has no blur. Random numbers depend on (key, position, view)
-    only, so that pixels are bitwise independent of the batch size. On an accelerator the loader
-    uses ``resident``, which does all but the drawing there.
+    ``"cutout"`` Cutout, for ``"autoaugment"`` AutoAugment, for ``"strong"`` both, scale to [0, 1],
+    normalise. ``"sim"`` is the one of contrastive learning for small images: resized crop of 0.2 to
+    1 of the area, flip, colour jitter (0.4, 0.4, 0.4, hue 0.1) with probability 0.8, greyscale with
+    probability 0.2, Gaussian blur with probability 0.5; ``"sim_hue"`` has no blur. Random numbers
+    depend on (key, position, view) only, so that pixels are bitwise independent of the batch size.
+    On an accelerator the loader uses ``resident``, which does all but the drawing there. Operations
+    of a strength by class come before Cutout, by Pillow, in the training process; see
+    ``ltbench.data.strengths``.
 
     Reference:
         Cubuk et al., AutoAugment: Learning Augmentation Policies from Data, CVPR 2019,
@@ -53,8 +57,8 @@ class MemorySplit:
         labels: class of each image [N].
         mean: mean per channel of pixels in [0, 1] [3].
         std: standard deviation per channel [3].
-        augment: ``"none"``, ``"standard"`` (crop and flip), ``"rotate"``, ``"strong"``,
-            ``"sim"`` or ``"sim_hue"``.
+        augment: ``"none"``, ``"standard"`` (crop and flip), ``"cutout"``, ``"rotate"``,
+            ``"autoaugment"``, ``"strong"``, ``"sim"`` or ``"sim_hue"``.
         pad: black border in pixels for random crops.
         flip: whether to flip horizontally.
         image_size: side to which images are first upsampled bilinearly; ``None`` keeps the size.
@@ -120,16 +124,20 @@ class MemorySplit:
         return self._padded[:, self.pad : self.pad + height, self.pad : self.pad + width]
 
     def load(
-        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
+        self,
+        indices: np.ndarray,
+        *,
+        key: int | None,
+        positions: np.ndarray,
+        views: int = 1,
+        strengths: np.ndarray | None = None,
     ) -> tuple[Tensor, ...]:
         """Return normalised images, one float tensor [B, 3, H, W] per view; see ``Split.load``."""
-        return tuple(
-            _normalise(
-                torch.from_numpy(self.load_bytes(indices, key=k, positions=positions, view=v)),
-                self._scale,
-            )
+        made = (
+            self.load_bytes(indices, key=k, positions=positions, view=v, strengths=strengths)
             for v, k in enumerate(_view_keys(key, views))
         )
+        return tuple(_normalise(torch.from_numpy(view), self._scale) for view in made)
 
     def finish(
         self, views: tuple[Tensor, ...], *, key: int | None, positions: np.ndarray
@@ -138,7 +146,13 @@ class MemorySplit:
         return views
 
     def load_bytes(
-        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, view: int = 0
+        self,
+        indices: np.ndarray,
+        *,
+        key: int | None,
+        positions: np.ndarray,
+        view: int = 0,
+        strengths: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return one augmented view before normalisation, uint8 [B, H, W, 3].
 
@@ -147,6 +161,7 @@ class MemorySplit:
             key: seed of the augmentation of this view; ``None`` for no augmentation.
             positions: position of each image in the epoch's order, int64 [B].
             view: index of the view, which selects the pipeline.
+            strengths: strength of the operations on each image, int64 [B]; ``None`` is none.
         """
         drawn = self.draw(indices, key=key, positions=positions, view=view)
         index, top, left, mirrored = drawn[:, :4].astype(np.int64, copy=False).T
@@ -155,8 +170,11 @@ class MemorySplit:
         if turned.any():
             whole = batch.view("V3")[..., 0]  # one item per pixel, for a fast flip
             whole[turned] = whole[turned][:, :, ::-1]
-        made = _change(self.pipeline(key, view), torch.from_numpy(batch), torch.from_numpy(drawn))
-        return made.numpy()
+        augment, parameters = self.pipeline(key, view), torch.from_numpy(drawn)
+        made = _change(augment, torch.from_numpy(batch), parameters)
+        if strengths is not None and key is not None:
+            operate_on_bytes(made.numpy(), strengths, derive(key, "operations"), positions)
+        return _cut_out(augment, made, parameters).numpy()
 
     def draw(
         self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, view: int = 0
@@ -171,8 +189,9 @@ class MemorySplit:
 
         Returns:
             Image, first row and first column in the padded image, 1 if flipped, then those of the
-            pipeline: nothing, operations and centre of the hole (``"strong"``), ``rotations``, or
-            ``draw_sim``. int64 or float64 [B, 4 or more].
+            pipeline: nothing, centre of the hole (``"cutout"``), operations (``"autoaugment"``) and
+            centre of the hole (``"strong"``), ``rotations``, or ``draw_sim``. int64 or float64
+            [B, 4 or more].
         """
         drawn = np.full((len(indices), 4), self.pad, dtype=np.int64)
         drawn[:, 0], drawn[:, 3] = indices, 0
@@ -191,10 +210,13 @@ class MemorySplit:
         if augment == "rotate":
             degrees = TorchRandom(seeds, 1).uniform(-TURN, TURN)
             return np.hstack([drawn, rotations(degrees, *self._size)])
-        if augment == "strong":
+        if augment == "autoaugment":
+            return np.hstack([drawn, draw_policy(seeds)])
+        if augment in HOLED:
             slots = np.array([_HOLE_ROW, _HOLE_COLUMN])
             hole = (keyed_uniform(key, at[:, None] + slots) * self._size).astype(np.int64)
-            return np.hstack([drawn, draw_policy(seeds), hole])
+            policy = [draw_policy(seeds)] if augment == "strong" else []
+            return np.hstack([drawn, *policy, hole])
         return drawn
 
     def pipeline(self, key: int | None, view: int) -> MemoryAugment:
@@ -219,11 +241,7 @@ class MemorySplit:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of shape, pixels and labels."""
-        digest = hashlib.sha256(repr((len(self), *self._size)).encode())
-        for image in self.images:
-            digest.update(image.tobytes())
-        digest.update(self.labels.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return pixel_fingerprint(self.images, self.labels)
 
     def _crop(self, indices: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
         """Crop [B, H, W, 3] from the padded images, row by row."""
@@ -274,10 +292,20 @@ class ResidentSplit:
         return True
 
     def load(
-        self, indices: np.ndarray, *, key: int | None, positions: np.ndarray, views: int = 1
+        self,
+        indices: np.ndarray,
+        *,
+        key: int | None,
+        positions: np.ndarray,
+        views: int = 1,
+        strengths: np.ndarray | None = None,
     ) -> tuple[Tensor, ...]:
         """Return per view the output of ``MemorySplit.draw``, or bytes [B, H, W, 3]."""
-        make = self.split.draw if self._fits else self.split.load_bytes
+        make = self.split.draw
+        if strengths is not None:
+            make = partial(self.split.load_bytes, strengths=strengths)
+        elif not self._fits:
+            make = self.split.load_bytes
         return tuple(
             torch.from_numpy(make(indices, key=own, positions=positions, view=view))
             for view, own in enumerate(_view_keys(key, views))
@@ -306,7 +334,8 @@ class ResidentSplit:
         """Return bytes [B, H, W, 3] made from parameters of ``MemorySplit.draw``."""
         if drawn.dtype == torch.uint8:  # made already
             return drawn
-        return _change(self.split.pipeline(key, view), self._cut(drawn), drawn)
+        augment = self.split.pipeline(key, view)
+        return _cut_out(augment, _change(augment, self._cut(drawn), drawn), drawn)
 
     def _cut(self, drawn: Tensor) -> Tensor:
         """Apply crops and flips drawn by ``MemorySplit.draw``; return uint8 [B, H, W, 3]."""
@@ -324,15 +353,23 @@ def _view_keys(key: int | None, views: int) -> list[int | None]:
 
 
 def _change(augment: MemoryAugment, images: Tensor, drawn: Tensor) -> Tensor:
-    """Return cropped images [B, H, W, 3] after the rest of a pipeline, drawn by ``draw``."""
+    """Return cropped images [B, H, W, 3] after the rest of a pipeline, drawn by ``draw``.
+
+    Only holes are not yet cut out.
+    """
     more = drawn[:, 4:]
-    if augment == "strong":
-        return cut_out(apply_policy(images, more[:, :2]), more[:, 2], more[:, 3])
+    if augment in ("autoaugment", "strong"):
+        return apply_policy(images, more[:, :2])
     if augment == "rotate":
         return rotate(images, more)
     if augment in ("sim", "sim_hue"):
         return apply_sim(images, more, blurs=augment == "sim")
     return images
+
+
+def _cut_out(augment: MemoryAugment, images: Tensor, drawn: Tensor) -> Tensor:
+    """Return images [B, H, W, 3] with their holes, where a pipeline has any."""
+    return cut_out(images, drawn[:, -2], drawn[:, -1]) if augment in HOLED else images
 
 
 def _normalise(pixels: Tensor, scale: tuple[Tensor, ...]) -> Tensor:

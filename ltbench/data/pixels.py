@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -10,6 +11,20 @@ import torch
 from torch import Tensor
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+def pixel_fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
+    """Return the SHA-256 of shape, pixels and labels.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        labels: class of each image [N].
+    """
+    digest = hashlib.sha256(repr(images.shape[:3]).encode())
+    for image in images:
+        digest.update(image.tobytes())
+    digest.update(np.asarray(labels).astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def on_rows(

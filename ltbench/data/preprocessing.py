@@ -18,7 +18,7 @@ from ltbench.data.base import DatasetConfig
 from ltbench.data.codecs import eight_bits
 from ltbench.data.decode import resized_centre
 from ltbench.data.files import ImageOptions
-from ltbench.data.pipelines import Channels, Decoder
+from ltbench.data.pipelines import ENCODERS, Channels, Decoder, Interpolation
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Preprocessing:
         mean: mean of each channel of pixels in [0, 1] [3].
         std: standard deviation of each channel [3].
         decode: ``"fast"`` resizes as torch does, ``"pil"`` as Pillow does.
-        interpolation: always bilinear, with antialiasing.
+        interpolation: of the resizing, with antialiasing.
     """
 
     image_size: int
@@ -42,7 +42,7 @@ class Preprocessing:
     mean: Channels
     std: Channels
     decode: Decoder = "fast"
-    interpolation: str = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return a Pillow image of any size and mode as a normalised tensor.
@@ -56,14 +56,15 @@ class Preprocessing:
         image.load()
         rgb = eight_bits(image).convert("RGB")
         if self.decode == "pil":
-            small = v2.functional.resize(rgb, [self.resize])
+            mode = v2.InterpolationMode(self.interpolation)
+            small = v2.functional.resize(rgb, [self.resize], interpolation=mode)
             cut = v2.functional.pil_to_tensor(v2.functional.center_crop(small, [self.image_size]))
             scaled = v2.functional.to_dtype(cut, torch.float32, scale=True)
             normal: Tensor = v2.functional.normalize(scaled, list(self.mean), list(self.std))
             return normal
         pixels = torch.from_numpy(np.array(rgb))
         out = torch.empty(3, self.image_size, self.image_size, dtype=torch.uint8)
-        resized_centre(pixels, out, self.resize)
+        resized_centre(pixels, out, self.resize, self.interpolation)
         return finish(out[None], self.mean, self.std)[0].contiguous()
 
     def facts(self) -> dict[str, Any]:
@@ -83,8 +84,10 @@ def preprocessing_of(
         mean: mean of each channel [3].
         std: standard deviation of each channel [3].
     """
-    if isinstance(config, ImageOptions):
-        side = config.image_size
-        return Preprocessing(side, round(side * 256 / 224), mean, std, config.decode)
+    options: Any = config
+    if isinstance(config, ImageOptions) or getattr(config, "augment", "") in ENCODERS:
+        how: Decoder = getattr(options, "decode", "fast")
+        side, short = options.image_size, round(options.image_size * 256 / 224)
+        return Preprocessing(side, short, mean, std, how, options.interpolation)
     size = getattr(config, "image_size", None) or DATASETS.facts(name).side
     return Preprocessing(size, size, mean, std) if size else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +13,27 @@ from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ltbench.data.pipelines import Augment, statistics
+from ltbench.data.pipelines import ENCODERS, Augment, Interpolation, statistics
 
 Transform = Callable[[Image.Image], Tensor]
 
-BATCHED = ("imagenet", "crop", "inat", "inat_jitter", "plain")  # also in ``augment``, batched
-JITTERED = ("imagenet", "inat_jitter", "rand", "inat_rand", "sim", "sim_rand")  # jitter without hue
+BATCHED = (  # also in ``augment``, batched
+    *("imagenet", "crop", "inat", "inat_jitter", "plain"),
+    *ENCODERS,
+)
+JITTERED = (  # jitter without hue
+    *("imagenet", "inat_jitter", "rand", "inat_rand"),
+    *("sim", "inat_sim", "sim_rand"),
+)
+ENDS = 3  # last steps of a pipeline: conversion to a tensor, scale to [0, 1], normalisation
 GREY = (124, 116, 104)  # ImageNet's mean colour, fill colour of shifts and rotations
 
 
 def train_transform(
-    augment: Augment, image_size: int, normalise_as: Augment | None = None
+    augment: Augment,
+    image_size: int,
+    normalise_as: Augment | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> Transform:
     """Return the training pipeline ``augment``, which draws from torch's CPU generator only.
 
@@ -46,26 +57,30 @@ def train_transform(
             used on Places-LT), ``"crop"`` (the same without jitter), ``"inat"`` (random resized
             crop, flip; iNaturalist's normalisation), ``"inat_jitter"`` (the same with colour
             jitter, as in MiSLAS, RSG and Saddle-SAM), ``"plain"`` (resize, centre crop, flip),
-            ``"rand"``, ``"inat_rand"`` (the same), ``"sim"``, ``"sim_hue"``, ``"sim_rand"`` or
-            ``"sim_hue_rand"``.
+            ``"rand"``, ``"inat_rand"`` (the same), ``"sim"``, ``"inat_sim"`` (the same),
+            ``"sim_hue"``, ``"sim_rand"``, ``"sim_hue_rand"``, ``"clip"`` or ``"half"`` (``"crop"``
+            with the normalisation of CLIP, or of mean and deviation 0.5).
         image_size: side of the output in pixels.
         normalise_as: pipeline whose normalisation is used; ``None`` is that of ``augment``.
+        interpolation: of the resizing.
 
     Returns:
         Function from a PIL image to a float tensor [3, image_size, image_size].
     """
     steps: list[torch.nn.Module]
+    mode = v2.InterpolationMode(interpolation)
     if augment == "plain":
-        steps = [*_centre(image_size), v2.RandomHorizontalFlip()]
+        steps = [*_centre(image_size, mode), v2.RandomHorizontalFlip()]
     else:
-        steps = [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
+        crop = v2.RandomResizedCrop(image_size, interpolation=mode)
+        steps = [crop, v2.RandomHorizontalFlip()]
     if augment in JITTERED:
         steps.append(v2.ColorJitter(0.4, 0.4, 0.4, 0.0))
     if augment.startswith("sim_hue"):
         steps.append(v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8))
-    if augment.startswith("sim"):
+    if augment.removeprefix("inat_").startswith("sim"):
         steps.append(v2.RandomGrayscale(0.2))
-    if augment in ("sim", "sim_rand"):
+    if augment in ("sim", "inat_sim", "sim_rand"):
         steps.append(v2.RandomApply([GaussianBlur(0.1, 2.0)], p=0.5))
     if augment.endswith("rand"):
         steps.append(RandAugment())
@@ -115,21 +130,39 @@ class RandAugment(torch.nn.Module):
         return changed
 
 
-def eval_transform(augment: Augment, image_size: int) -> Transform:
+def with_operations(
+    transform: Transform, change: Callable[[Image.Image], Image.Image]
+) -> Transform:
+    """Return a training pipeline with one more change before the conversion to a tensor.
+
+    Args:
+        transform: made by ``train_transform``.
+        change: function from the cropped and augmented image to another one of its size.
+    """
+    steps: list[Callable[[Any], Any]] = transform.transforms  # type: ignore[attr-defined]
+    pipeline: Transform = v2.Compose([*steps[:-ENDS], change, *steps[-ENDS:]])
+    return pipeline
+
+
+def eval_transform(
+    augment: Augment, image_size: int, interpolation: Interpolation = "bilinear"
+) -> Transform:
     """Return the evaluation pipeline: short side to ``image_size * 256 / 224``, centre crop.
 
     Args:
         augment: name of the training pipeline, which determines the normalisation.
         image_size: side of the output in pixels.
+        interpolation: of the resizing.
 
     Returns:
         Function from a PIL image to a float tensor [3, image_size, image_size].
     """
-    return _finish(_centre(image_size), augment)
+    return _finish(_centre(image_size, v2.InterpolationMode(interpolation)), augment)
 
 
-def _centre(image_size: int) -> list[torch.nn.Module]:
-    return [v2.Resize(round(image_size * 256 / 224)), v2.CenterCrop(image_size)]
+def _centre(image_size: int, mode: v2.InterpolationMode) -> list[torch.nn.Module]:
+    short = round(image_size * 256 / 224)
+    return [v2.Resize(short, interpolation=mode), v2.CenterCrop(image_size)]
 
 
 def _finish(steps: list[torch.nn.Module], augment: Augment) -> Transform:

@@ -27,6 +27,7 @@ def evaluate_split(
     workers: Workers = 0,
     batch_size: int = 250,
     each: Callable[[Loaded, Tensor], None] | None = None,
+    five_crops: int | None = None,
 ) -> Metrics:
     """Evaluate a module on a split; each image is counted exactly once.
 
@@ -39,16 +40,24 @@ def evaluate_split(
         workers: processes that decode images, or ``"auto"``.
         batch_size: images per forward pass and rank.
         each: called with every batch of this rank and its logits, float32 [B, C].
+        five_crops: average the logits of five crops, at the corners and in the centre of the image
+            resized to a short side this many pixels longer than the crops; ``None`` evaluates the
+            centre crop alone.
 
     Raises:
-        UserError: the module returns another number of classes.
+        UserError: the module returns another number of classes, or the images cannot be cropped.
     """
+    if five_crops is not None:
+        split = _five_crops(split, five_crops)
     module.eval()
     counts = Accumulator(len(class_counts), device=device)
     for loaded in eval_batches(
         split, batch_size, rank=ranks.rank(), world=ranks.world(), workers=workers, device=device
     ):
         logits = _logits(module, loaded.views[0])
+        if len(loaded.views) > 1:
+            others = [_logits(module, view).float() for view in loaded.views[1:]]
+            logits = torch.stack([logits.float(), *others]).mean(0)
         if logits.ndim != 2 or logits.shape[1] != len(class_counts):
             raise UserError(
                 f"the data set has {len(class_counts)} classes, the model returned logits of "
@@ -59,6 +68,21 @@ def evaluate_split(
             each(loaded, logits.float())
     counts.load_tensor(ranks.all_reduce_(counts.tensor()))
     return counts.metrics(class_counts, rule)
+
+
+def _five_crops(split: Split, expand: int) -> Split:
+    """Return a split with five evaluation views of each image.
+
+    Raises:
+        UserError: its images are not resized for evaluation.
+    """
+    crops: Callable[[int], Split] | None = getattr(split, "five_crops", None)
+    if crops is None:
+        raise UserError(
+            "five crops need images that are resized for evaluation: image files, or CIFAR in the "
+            f"pipelines of encoders, data.augment=clip; found a {type(split).__name__}"
+        )
+    return crops(expand)
 
 
 def _logits(module: nn.Module, images: Tensor) -> Tensor:
@@ -88,6 +112,7 @@ def evaluate(
     batch_size: int = 250,
     class_counts: Sequence[int] | None = None,
     each: Callable[[Loaded, Tensor], None] | None = None,
+    five_crops: int | None = None,
     **options: Any,
 ) -> Metrics:
     """Evaluate any module on the test set of a long-tailed data set.
@@ -102,6 +127,7 @@ def evaluate(
         class_counts: training images of each class [C], which define the shot groups; by default
             those of the data set, which need not be the ones that the module was trained on.
         each: called with every batch and its logits, float32 [B, C].
+        five_crops: see ``evaluate_split``.
         options: options of the data set, e.g. ``root="images"``.
 
     Raises:
@@ -122,4 +148,5 @@ def evaluate(
         workers=workers,
         batch_size=batch_size,
         each=each,
+        five_crops=five_crops,
     )

@@ -38,6 +38,7 @@ def make_card(record: Record, recipe: Mapping[str, Any], repository: str | None)
         record=record,
         recipe=recipe,
         data=_data(record),
+        network=_network(record),
         source=repository or "ORG/NAME",
         values=_printed(percentages(record)),
         literature=_literature(record),
@@ -165,6 +166,10 @@ def _command(record: Record, recipe: Mapping[str, Any]) -> str:
     """
     from ltbench.config.files import list_recipes
 
+    if record.imported is not None:
+        facts = record.imported
+        named = [f"file={facts.file}", f"recipe={record.recipe.name}", f"family={facts.family}"]
+        return " ".join(["ltbench import", *named, f"sha256={facts.sha256}", *_root(recipe), "out=DIR"])
     base = re.sub(r"(_if\d+)?$", "", record.recipe.name, count=1)
     named = base in list_recipes() and not record.recipe.overrides
     words = [f"recipe={record.recipe.name if named else 'recipe.yaml'}", f"seed={record.seed}"]

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ltbench.config import plugins
 from ltbench.data import DATASETS
+from ltbench.data.pipelines import ENCODERS
 from ltbench.digest import file_sha256
 from ltbench.errors import UserError
 from ltbench.files import new_folder, replaced
+from ltbench.hub.encoder import NOTE, without_encoder
 from ltbench.hub.folder import CARD, CONFIG, RECIPE, RESULTS, files_in, published_recipe
 from ltbench.methods.weights import read_weights
 from ltbench.records.record import RECORD, WEIGHTS, Record
@@ -36,6 +38,7 @@ def export(
     repository: str | None = None,
     half: bool = False,
     licence: str | None = None,
+    apart: bool = False,
 ) -> Path:
     """Write the publish folder of a finished run and return its path.
 
@@ -49,11 +52,17 @@ def export(
         half: store floating-point weights as float16. The rounded model is evaluated again on the
             recipe's own test data, which must be there, and the record says so.
         licence: licence of the weights; by default what the record says.
+        apart: leave out the frozen encoder that adapters belong to; the folder names it, and
+            loading fetches it and compares its hash.
 
     Raises:
-        UserError: the run is not finished or damaged, or ``out`` holds something else.
+        UserError: the run is not finished or damaged, ``out`` holds something else, or the encoder
+            cannot be left out.
     """
     from safetensors import SafetensorError
+
+    if half and apart:
+        raise UserError("`half` and `apart`: adapters are small, leave `half` out")
 
     if not (run / RECORD).is_file():
         raise UserError(
@@ -68,6 +77,13 @@ def export(
             f"{run / RECORD} and {run / WEIGHTS} are not of the same run: the hashes of the "
             "weights differ; restore the files or run the recipe again"
         )
+    stated = licence or record.licence
+    if record.imported is not None and stated == "unspecified":
+        raise UserError(
+            f"the weights in {run} are those of {record.imported.source}, and no licence is stated "
+            "for them, so that they may not be passed on; give `licence=` if their authors granted "
+            "one"
+        )
     if out.exists() and (not out.is_dir() or files_in(out)[1]):
         raise UserError(f"{out} holds something other than a publish folder; pass another `out=`")
     try:
@@ -76,11 +92,16 @@ def export(
                 tensors = {name: _halved(name, t) for name, t in tensors.items()}
                 _save(tensors, partial / WEIGHTS)
                 record = _measured(record, facts, tensors, partial / WEIGHTS)
+            elif apart:
+                tensors, encoder = without_encoder(tensors, facts["recipe"], str(run))
+                _save(tensors, partial / WEIGHTS)
+                record = _of_file(record, partial / WEIGHTS, NOTE)
+                facts = {**facts, "encoder": encoder}
             else:
                 shutil.copyfile(run / WEIGHTS, partial / WEIGHTS)
             if licence is not None:
                 record = record.model_copy(update={"licence": licence})
-            if half or licence is not None:
+            if half or apart or licence is not None:
                 record.sealed().save(partial / RECORD)
                 record = Record.load(partial / RECORD)
             else:
@@ -122,8 +143,8 @@ def config_of(
     cfg: dict[str, Any] = {
         "input_size": [3, side, side],
         "fixed_input_size": False,
-        "interpolation": "bilinear",
-        "crop_pct": 1.0 if small else CROP,
+        "interpolation": options.get("interpolation", "bilinear"),
+        "crop_pct": 1.0 if small and options.get("augment") not in ENCODERS else CROP,
         "crop_mode": "center",
         "mean": list(facts["mean"]),
         "std": list(facts["std"]),
@@ -153,6 +174,8 @@ def config_of(
             "train_sha256": record.dataset.train_sha256,
             "test_sha256": record.dataset.test_sha256,
             "run_id": record.run_id,
+            **({"inference_only": True} if facts.get("inference_only") is True else {}),
+            **({"encoder": facts["encoder"]} if "encoder" in facts else {}),
         },
     }
 
@@ -225,7 +248,7 @@ def _measured(
     from ltbench.distributed.device import pick_device
     from ltbench.evaluation.evaluate import evaluate_split
     from ltbench.methods.build import rebuild
-    from ltbench.methods.weights import check_classes, load_strict
+    from ltbench.methods.weights import check_classes, load_rebuilt
 
     if record.checkpoint is None:
         raise ValueError("a record without weights is not published")
@@ -243,7 +266,7 @@ def _measured(
         )
     check_classes(facts, data.info, "the run")
     method = rebuild(dict(facts), str(weights))
-    load_strict(method, tensors, str(weights))
+    load_rebuilt(method, tensors, facts, str(weights))
     device = pick_device(recipe.run.device)
     metrics = evaluate_split(
         method.to(device),
@@ -253,8 +276,15 @@ def _measured(
         rule=recipe.shot_rule,
         workers=recipe.run.workers,
     )
+    return _of_file(record.model_copy(update={"metrics": metrics}), weights, HALF_NOTE)
+
+
+def _of_file(record: Record, weights: Path, note: str) -> Record:
+    """Return a record with hash and size of another file of weights, and one more note."""
+    if record.checkpoint is None:
+        raise ValueError("a record without weights is not published")
     checkpoint = record.checkpoint.model_copy(
         update={"sha256": file_sha256(weights), "bytes": weights.stat().st_size}
     )
-    notes = "; ".join(filter(None, (record.notes, HALF_NOTE)))
-    return record.model_copy(update={"metrics": metrics, "checkpoint": checkpoint, "notes": notes})
+    notes = "; ".join(filter(None, (record.notes, note)))
+    return record.model_copy(update={"checkpoint": checkpoint, "notes": notes})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,23 @@ def published_recipe(tree: Any, origin: str) -> dict[str, Any]:
         UserError: it names a network or data that a published model may not.
     """
     check_published(tree, origin)
+    for path in _places(tree.get("stages"), "stages"):
+        raise UserError(
+            f"{origin}: `{visible(path)}`: a published model names no places of this machine or "
+            "the net; export the model again"
+        )
     return {**tree, "data": published_data(tree.get("data"), origin)}
+
+
+def _places(node: Any, path: str) -> Iterator[str]:
+    """Yield the dotted paths of texts in plain data that lead to a place elsewhere."""
+    if isinstance(node, str):
+        if node.startswith(("/", "\\", "~")) or _LEAVES.search(node):
+            yield path
+    elif isinstance(node, Mapping | list):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for key, value in items:
+            yield from _places(value, f"{path}.{key}")
 
 
 def published_data(data: Any, origin: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ltbench.errors import UserError, visible
 from ltbench.files import reason, replaced
 from ltbench.hub.output import check_output
 from ltbench.methods.base import Method
+from ltbench.models.adapters import mergeable, merged
 from ltbench.version import __version__
 
 Format = Literal["onnx", "torch", "safetensors"]
@@ -65,7 +66,7 @@ def export_model(
         out: file to write, ending in .onnx, .pt2 or .safetensors.
         format: ``"onnx"``; ``"torch"`` for a program of ``torch.export``; ``"safetensors"`` for
             the state dict of ``Method.export()``, which is that of ``ltbench.create_model`` for a
-            method with one head; ``None`` follows the file's ending.
+            method with one head, LoRA merged into its weights; ``None`` follows the file's ending.
 
     Raises:
         UserError: a package is missing, the model cannot be exported, the logits differ, or the
@@ -90,6 +91,8 @@ def export_model(
     with torch.no_grad():
         wanted = own.predict(images).float().numpy()
     plain = own.to(memory_format=torch.contiguous_format).export().eval()
+    if mergeable(plain):
+        plain = merged(plain)
     try:
         with replaced(out) as partial:
             found = _WRITERS[chosen](plain, images, partial, about)

@@ -10,8 +10,9 @@ import torch
 from ltbench.config import plugins
 from ltbench.config.paths import expanded
 from ltbench.errors import UserError
+from ltbench.hub.encoder import with_encoder
 from ltbench.methods.base import Method
-from ltbench.methods.weights import check_fit, load_strict, read_weights
+from ltbench.methods.weights import check_fit, expected_state, load_rebuilt, read_weights
 from ltbench.models import BACKBONES
 from ltbench.records.record import WEIGHTS
 
@@ -36,7 +37,9 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     return ours + [name for name in timm.list_models(pattern) if name not in ours]
 
 
-def load(source: str | Path, *, seed: int = 0, device: str = "cpu") -> Method:
+def load(
+    source: str | Path, *, seed: int = 0, device: str = "cpu", encoder: str | None = None
+) -> Method:
     """Return a trained method in evaluation mode; its call returns the logits of ``predict``.
 
     Args:
@@ -45,15 +48,19 @@ def load(source: str | Path, *, seed: int = 0, device: str = "cpu") -> Method:
             ``@revision`` or not, or a name of the zoo (``ltbench list models pretrained=true``).
         seed: of the run, for a name of the zoo.
         device: device of the returned method.
+        encoder: file of the encoder's weights, for adapters that were published apart from it; by
+            default the public ones of its name.
 
     Raises:
         UserError: the files are missing, damaged or from another model, or cannot be fetched.
     """
-    method, _ = load_described(source, seed=seed)
+    method, _ = load_described(source, seed=seed, encoder=encoder)
     return method.to(device)
 
 
-def load_described(source: str | Path, *, seed: int = 0) -> tuple[Method, dict[str, Any]]:
+def load_described(
+    source: str | Path, *, seed: int = 0, encoder: str | None = None
+) -> tuple[Method, dict[str, Any]]:
     """Return a trained method and the description that lies beside its weights.
 
     The recipe in the description names a data set by ``{"name": ..., options}``; places of data
@@ -62,6 +69,7 @@ def load_described(source: str | Path, *, seed: int = 0) -> tuple[Method, dict[s
     Args:
         source: see ``load``.
         seed: see ``load``.
+        encoder: see ``load``.
 
     Raises:
         UserError: see ``load``.
@@ -69,9 +77,10 @@ def load_described(source: str | Path, *, seed: int = 0) -> tuple[Method, dict[s
     from ltbench.methods.build import rebuild
 
     tensors, facts, origin = _read(source, seed)
+    tensors = with_encoder(tensors, facts, origin, encoder)
     _check_shapes(tensors, facts, origin)
     method = rebuild(facts, origin)
-    load_strict(method, tensors, origin)
+    load_rebuilt(method, tensors, facts, origin)
     recipe = facts["recipe"]
     if isinstance(recipe["data"], str):
         facts = {**facts, "recipe": {**recipe, "data": {"name": recipe["data"]}}}
@@ -88,7 +97,7 @@ def _check_shapes(tensors: Mapping[str, torch.Tensor], facts: dict[str, Any], or
 
     try:
         with torch.device("meta"):
-            own = rebuild(facts, origin).state_dict()
+            own = expected_state(rebuild(facts, origin), facts)
     except (RuntimeError, NotImplementedError):  # parts that cannot be made without memory
         return
     check_fit(own, tensors, origin)

@@ -75,6 +75,7 @@ def publish(
     half: bool = False,
     licence: str | None = None,
     private: bool = False,
+    apart: bool = False,
 ) -> Published:
     """Publish a run's weights, configuration, recipe, record and card in one commit.
 
@@ -89,6 +90,7 @@ def publish(
         half: store float16 weights, evaluated again, see ``export``.
         licence: of the weights.
         private: make a new repository private.
+        apart: leave out the frozen encoder, see ``export``.
 
     Raises:
         UserError: the run cannot be published, the repository holds another model, or the Hub
@@ -100,7 +102,7 @@ def publish(
         out = run / "publish"
     with tempfile.TemporaryDirectory() as temporary:
         target = out or Path(temporary) / "publish"
-        folder = export(run, target, repository=repository, half=half, licence=licence)
+        folder = export(run, target, repository=repository, half=half, licence=licence, apart=apart)
         record = Record.load(folder / RECORD)
         files = files_of(folder)
         if not dry_run:

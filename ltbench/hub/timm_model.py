@@ -217,15 +217,18 @@ def _build(
 
 def _load(model: TimmMethod, cache_dir: str | Path | None) -> None:
     """Load the weights into a fresh model; what timm alone would let pass is an error here."""
+    from ltbench.hub.encoder import with_encoder
     from ltbench.hub.folder import is_ours, read_folder, read_tensors
-    from ltbench.methods.weights import load_strict
+    from ltbench.methods.weights import load_rebuilt, load_strict
     from ltbench.records.record import WEIGHTS
 
     cfg = model.pretrained_cfg
     folder = _fetched(cfg, cache_dir)
     origin = str(cfg.get("hf_hub_id") or folder)
     if is_ours(folder):
-        load_strict(model.method, read_folder(folder)[0], origin)
+        tensors, facts = read_folder(folder)
+        tensors = with_encoder(tensors, facts, origin)
+        load_rebuilt(model.method, tensors, facts, origin)
     else:  # fine-tuned and saved by timm: the names are this module's, and no hash is known
         load_strict(model, read_tensors(folder / WEIGHTS), origin)
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ltbench.records.aggregate import Row
 
 HOOKS = (
-    *("views", "streams", "freeze", "frozen_bn", "trains", "make_head", "setup", "on_epoch"),
-    *("prepare", "loss", "after_step", "predict", "export"),
+    *("views", "streams", "streams_for", "freeze", "frozen_bn", "trains", "make_head", "setup"),
+    *("on_epoch", "examine", "strengths", "prepare", "loss", "after_step", "predict", "export"),
 )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltbench.data.shots import GROUPS, shot_groups
 from ltbench.leaderboard import figures, reproduce
+from ltbench.leaderboard.settings import SETTINGS
 from ltbench.records.aggregate import Row, percentages
 from ltbench.records.claims import initial_weights
 from ltbench.records.literature import FACTS
@@ -51,7 +52,14 @@ def details(
             "note": row["note"],
             "notes": list(dict.fromkeys(notes)),
         }
+    more["setting"] = setting_text(row)
     return {**found, **more, **({"paper": paper} if paper else {})}
+
+
+def setting_text(row: Mapping[str, Any]) -> str:
+    """Return the setting of a row and what decided it, as one line."""
+    because = f" ({row['because']})" if row["because"] else ""
+    return f"{SETTINGS[row['setting']]}{because}"
 
 
 def run_details(seeds: Sequence[Record], zoo: Zoo) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltbench.digest import canonical
 from ltbench.leaderboard.reproduce import changed
+from ltbench.leaderboard.settings import SETTINGS
 from ltbench.leaderboard.tables import UNRESOLVED, is_tie, section_order
 from ltbench.records.aggregate import Row, plus_minus
 from ltbench.records.literature import short_source
@@ -171,7 +172,8 @@ def costs(rows: Sequence[Row]) -> tuple[str, list[Cost]]:
             found.append(Cost(row["method"], row["plot"], hours, *values))
     found.sort(key=lambda cost: -cost.overall)
     ratio = f"ratio {section[0]['imbalance_ratio']:g}"
-    return f"{ratio}, {section[0]['track']}", found[:MOST_POINTS]
+    where = f"{ratio}, {SETTINGS[section[0]['setting']]}, {section[0]['track']}"
+    return where, found[:MOST_POINTS]
 
 
 def resolved(found: Sequence[Cost]) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ltbench.data.shots import GROUPS
+from ltbench.leaderboard.settings import agree, same_place, share_facts
 from ltbench.leaderboard.tables import AS_PUBLISHED
 from ltbench.records.aggregate import Row
-from ltbench.records.literature import FACTS, UNKNOWN
 
 
 def merged(rows: Iterable[Row]) -> list[Row]:
@@ -27,31 +26,20 @@ def merged(rows: Iterable[Row]) -> list[Row]:
         if row.get("records") or row["track"] != AS_PUBLISHED:
             done.append(row)
             continue
-        place = tuple(row[k] for k in ("dataset", "imbalance_ratio", "method", "backbone"))
-        same = by_place.setdefault((*place, row["overall"]), [])
-        twin = next((other for other in same if _agree(row, other)), None)
+        place = (*same_place(row), row["setting"], row["overall"])
+        same = by_place.setdefault(place, [])
+        twin = next((other for other in same if agree(row, other)), None)
         if twin is None:
             twin = {**row, "sources": [], "table_marks": ""}
             same.append(twin)
             done.append(twin)
-        for group in GROUPS:
-            if twin[group] is None:
-                twin[group] = row[group]
-        for fact in FACTS:
-            if twin[fact] == UNKNOWN:
-                twin[fact], twin[f"{fact}_from"] = row[fact], row[f"{fact}_from"]
+        share_facts(twin, row)
         twin["sources"].append(row["source"])
         for marks in ("footnotes", "table_marks"):
             twin[marks] = _joined(twin[marks], row.get(marks, ""))
         twin["note"] = twin["note"] or row["note"]
         twin["tie"] = twin["tie"] or row["tie"]
     return done
-
-
-def _agree(one: Row, other: Row) -> bool:
-    return all(None in (one[k], other[k]) or one[k] == other[k] for k in GROUPS) and all(
-        UNKNOWN in (one[k], other[k]) or one[k] == other[k] for k in FACTS
-    )
 
 
 def _joined(one: str, other: str) -> str:

@@ -58,6 +58,7 @@ function (DataTable) {
           list([
             ["recipe", [row.recipe + ", digest ", code(row.digest)]],
             ["changed", row.changed],
+            ["setting", row.setting],
             ["track", row.track],
             ["backbone", row.backbone + (row.start ? ", from " + row.start : ", trained from scratch")],
             ["code", row.code],
@@ -90,6 +91,7 @@ function (DataTable) {
     return [
       list([
         ["printed in", joined(row.sources.map(anchor), "; ")],
+        ["setting", row.setting],
         ["remark", row.note],
         ["paper", row.paper ? anchor(row.paper) : ""],
         ...row.facts.filter(([, value]) => value !== "unknown").map(([name, value, origin]) => [name, value + ", " + origin]),

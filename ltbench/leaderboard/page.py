@@ -42,7 +42,8 @@ def build_page(folder: Path | None = None) -> str:
     runs = [record for row in ours for record in row["records"]]
     papers, aims = view.papers_by_method(), view.recipes_by_aim()
     others = {row["dataset"] for row in ours} - set(TABS)
-    tabs = [view.tab(name, [name], rows, papers, aims) for name in TABS]
+    filled = {row["dataset"] for row in rows}
+    tabs = [view.tab(name, [name], rows, papers, aims) for name in TABS if name in filled]
     if others:
         tabs.append(view.tab("Other data", sorted(others), rows, papers, aims))
     script = _script()

@@ -11,7 +11,7 @@ from ltbench.config.schema import NAME
 from ltbench.errors import UserError, visible
 from ltbench.leaderboard.derived import Run
 from ltbench.records.claims import check_date
-from ltbench.records.record import LARGEST, Record, read_content, validate_record
+from ltbench.records.record import LARGEST, UNCHECKED, Record, read_content, validate_record
 from ltbench.records.store import UNKNOWN_MARK, record_path, trusted, verifications
 from ltbench.remote import hub as client
 
@@ -79,7 +79,7 @@ def read_runs(repo: str, *, only: str = "", known: dict[str, bytes] | None = Non
         record = _read(file.path, text)
         if isinstance(record, Record):
             runs[file.path] = Run(trusted(record, marks), text)
-            if runs[file.path].record.status == "claimed" != record.status:
+            if runs[file.path].record.status == UNCHECKED[record.origin] != record.status:
                 problems.append(f"{repo}: {file.path} {UNKNOWN_MARK}")
         else:
             problems.append(visible(f"{repo}: {file.path} {record}; {ASIDE}", None))

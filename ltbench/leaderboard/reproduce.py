@@ -40,6 +40,8 @@ def command(seeds: Sequence[Record], options: Mapping[str, Any] | None = None) -
         options: ``changed`` of the first of them, if it is at hand.
     """
     first = seeds[0]
+    if first.imported is not None:
+        return _import(first, changed(first) if options is None else options)
     words = ["ltbench", "run", f"recipe={first.recipe.name}"]
     words.append(f"seed={','.join(str(record.seed) for record in seeds)}")
     if not DATASETS.facts(first.dataset.name).rootless:
@@ -53,3 +55,15 @@ def command(seeds: Sequence[Record], options: Mapping[str, Any] | None = None) -
         text = value if isinstance(value, str) else canonical(value)
         words.append(f"{path.removesuffix('.name')}={text}")
     return " ".join(shlex.quote(word) for word in words)
+
+
+def _import(record: Record, options: Mapping[str, Any]) -> str:
+    """Return the command that imports the released file of a record again."""
+    facts = record.imported
+    assert facts is not None
+    words = ["ltbench", "import", f"file={facts.file}", f"recipe={record.recipe.name}"]
+    words += [f"family={facts.family}", f"classes={facts.class_order}", f"sha256={facts.sha256}"]
+    words += [] if DATASETS.facts(record.dataset.name).rootless else ["data.root=DIR"]
+    data = {key: value for key, value in options.items() if key.startswith("data.")}
+    words += [f"{key}={v if isinstance(v, str) else canonical(v)}" for key, v in data.items()]
+    return " ".join(shlex.quote(word) for word in [*words, "out=DIR"])

@@ -29,7 +29,14 @@ from ltbench.leaderboard.steps import (
 )
 from ltbench.records.aggregate import run_key
 from ltbench.records.claims import check_others, check_rank
-from ltbench.records.record import RECIPE, RECORD, Record, load_content, record_text
+from ltbench.records.record import (
+    RECIPE,
+    RECORD,
+    UNCHECKED,
+    Record,
+    load_content,
+    record_text,
+)
 from ltbench.records.store import record_path, records_dir, sound_records
 from ltbench.records.validation import VALIDATION
 
@@ -162,7 +169,7 @@ def completed(content: Mapping[str, Any], given: Mapping[str, str]) -> dict[str,
             "or tag may move"
         )
     claim = {**content, "verification": None}
-    claim["status"] = "claimed" if content.get("status") != "paper" else "paper"
+    claim["status"] = UNCHECKED.get(str(content.get("origin")), "claimed")
     top: dict[str, Any] = {key: given[key] for key in ("submitted_by", "licence") if key in given}
     place = {key: given[key] for key in ("repository", "revision") if key in given}
     if place and content.get("checkpoint") is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from ltbench.config.registry import natural
 from ltbench.errors import UserError, did_you_mean, visible
 from ltbench.leaderboard.recipe_check import OtherVersion, check_recipe, remark
+from ltbench.leaderboard.settings import SETTINGS, rank, record_setting, settle
 from ltbench.records.aggregate import VALUES, Row, average_seeds, seeds_of_rows
 from ltbench.records.claims import initial_weights
 from ltbench.records.literature import (
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    *("dataset", "imbalance_ratio", "track", "method", "plot", "backbone"),
+    *("dataset", "imbalance_ratio", "setting", "track", "method", "plot", "backbone"),
     *(column for value in VALUES for column in (value, f"{value}_std")),
     *("tie", "n", "epochs", "epochs_from", "augmentation", "augmentation_from"),
     *("selection", "selection_from", "origin", "status", "source", "note", "footnotes"),
@@ -43,14 +44,20 @@ AUGMENTATIONS = {  # of recipes, in the words of published.csv
     "rotate": "crop, flip, rotation",
     "imagenet": "crop, flip, jitter",
     "inat_jitter": "crop, flip, jitter",
+    "autoaugment": "AutoAugment",
     "strong": "AutoAugment, Cutout",
     "rand": "RandAugment",
     "inat_rand": "RandAugment",
+    **dict.fromkeys(("clip", "half"), "crop, flip"),
+    **dict.fromkeys(("clip_minimalist", "half_minimalist"), "crop"),
+    "plain": "flip",
     **dict.fromkeys(("sim", "sim_hue"), "SimCLR"),
     "sim_rand": "RandAugment, SimCLR",
 }
-ORIGINS = ("published", "reproduced")
+ORIGINS = ("published", "imported", "reproduced")
 AS_PUBLISHED = "as published"  # the track of published rows, whose budgets differ
+IMPORTED = "imported"  # the track of models that others trained, whose budgets are not known
+CHOICES = {"yes": "best on test", "no": "not on test", "unknown": UNKNOWN}  # of the epoch
 UNRESOLVED = 0.5  # points that one run, or a number without a spread, cannot resolve
 
 
@@ -60,6 +67,7 @@ def table(
     ratio: str | float = "",
     backbone: str = "",
     method: str = "",
+    setting: str = "",
     track: str = "",
     status: str = "",
     origin: str = "",
@@ -73,8 +81,9 @@ def table(
 
     Seeds are averaged within one recipe digest and one content of the data, shortened runs apart;
     standard deviations have n - 1 in the denominator and are missing for n = 1. Origins are never
-    mixed. Rows are sorted within a data set, ratio and track (see ``track_of``), and ``tie`` marks
-    those that tie with the best one there (see ``is_tie``); filters do not change it.
+    mixed. Rows are sorted within a data set, ratio, setting (see ``settings.SETTINGS``) and track
+    (see ``track_of``), and ``tie`` marks those that tie with the best one there (see ``is_tie``);
+    filters do not change it.
     Shot groups of reproduced rows follow the strict rule; published ones, whatever their source
     used.
 
@@ -83,12 +92,13 @@ def table(
         ratio: imbalance ratio.
         backbone: shell pattern.
         method: shell pattern of the literature's or the recipe's name.
+        setting: ``plain``, ``strong``, ``pretrained`` or ``unknown``, see ``settings``.
         track: shell pattern.
-        status: ``paper``, ``claimed``, ``reproduced`` or ``verified``.
-        origin: ``published`` or ``reproduced``.
+        status: ``paper``, ``imported``, ``claimed``, ``reproduced`` or ``verified``.
+        origin: ``published``, ``imported`` or ``reproduced``.
         plot: ``true`` for rows trained with PLOT, ``false`` for the others.
         max_epochs: rows whose longest stage is known to have at most this many epochs.
-        sort: column to sort by within each data set, ratio and track; by default ``overall``.
+        sort: column to sort by within each section; by default ``overall``.
         folder: folder of the records, by default the committed ones.
         checked: see ``board_rows``.
 
@@ -102,6 +112,7 @@ def table(
         ratio=ratio,
         backbone=backbone,
         method=method,
+        setting=setting,
         track=track,
         status=status,
         origin=origin,
@@ -122,6 +133,7 @@ def select_rows(
     ratio: str | float = "",
     backbone: str = "",
     method: str = "",
+    setting: str = "",
     track: str = "",
     status: str = "",
     origin: str = "",
@@ -140,6 +152,7 @@ def select_rows(
     statuses = [s for s in get_args(Status) if s != "withdrawn"]
     wanted, with_plot = _number(ratio), _choice("plot", str(plot).lower(), ("true", "false"))
     status, origin = _choice("status", status, statuses), _choice("origin", origin, ORIGINS)
+    setting = _choice("setting", setting, [*SETTINGS])
     most = _number(max_epochs, "max_epochs")
     fits = functools.cache(_fits)
     rows = [
@@ -149,6 +162,7 @@ def select_rows(
         and (wanted is None or same_ratio(row["dataset"], row["imbalance_ratio"], wanted))
         and (not backbone or fits(backbone, row["backbone"], row.get("registered", "")))
         and (not method or fits(method, row["method"], row.get("recipe", row.get("printed", ""))))
+        and setting in ("", row["setting"])
         and (not track or fits(track, row["track"]))
         and (not with_plot or row["plot"] == (with_plot == "true"))
         and status in ("", row["status"])
@@ -199,9 +213,19 @@ def _board_rows(found: list[Record], *, checked: bool) -> list[Row]:
         names = [AUGMENTATIONS.get(str(view), str(view)) for view in views if view]
         row["augmentation"] = visible(", ".join(dict.fromkeys(names)) or UNKNOWN, None)
         row["selection"] = seeds[0].selection
+        released = seeds[0].imported
+        if released is not None:
+            row["augmentation"] = UNKNOWN
+            row["selection"] = CHOICES[released.chosen_on_test]
         row.update({f"{fact}_from": UNKNOWN if cited else "record" for fact in FACTS})
+        if released is not None:
+            row.update({f"{f}_from": UNKNOWN for f in FACTS if row[f] == UNKNOWN})
+        name, because = record_setting(seeds[0], row)
+        row.update(setting=name, because=because)
         ours.append(row if cited else {**row, "records": seeds})
-    rows = [*ours, *map(_cited, published())]
+    printed = [*map(_cited, published())]
+    settle(printed)
+    rows = [*ours, *printed]
     _mark_ties(rows)
     return rows
 
@@ -240,15 +264,18 @@ def track_of(record: Record) -> str:
 
     It holds the budget (epochs of the longest stage, so that a short second stage does not part
     one-stage from two-stage methods), a mark if the recipe was shortened, the source of the initial
-    weights, and the content of training and test data.
+    weights, and the content of training and test data. Of an imported model budget and start are
+    not known.
     """
+    data = f"data {record.dataset.train_sha256[:6]}/{record.dataset.test_sha256[:6]}"
+    if record.imported is not None:
+        return f"{IMPORTED}, {data}"
     resolved = record.recipe.resolved
     steps = resolved.get("run", {}).get("max_steps")
     epochs = max((s.get("epochs") or 0 for s in resolved.get("stages", ())), default=0)
     budget = f"{epochs} epochs" if steps is None else f"{steps} steps"
     start = initial_weights(resolved)
     begin = "from scratch" if start is None else f"from {_abbreviated(start)}"
-    data = f"data {record.dataset.train_sha256[:6]}/{record.dataset.test_sha256[:6]}"
     return ", ".join([budget, *(["shortened"] if record.shortened else []), begin, data])
 
 
@@ -283,14 +310,19 @@ def plain_markdown(text: str) -> str:
 
 
 def _mark_ties(rows: Sequence[Row]) -> None:
-    """Set ``tie`` for the best row of a track and those that tie with it, if there are any."""
+    """Set ``tie`` for the best row of a track and those that tie with it, if there are any.
+
+    Rows whose setting is not stated are not known to be comparable, and have no ties.
+    """
     sections: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        sections.setdefault((place(row), row["track"]), []).append(row)
+        sections.setdefault((place(row), row["setting"], row["track"]), []).append(row)
     for section in sections.values():
         best = max(section, key=lambda row: row["overall"])
         ties = [is_tie(best, row) for row in section]
-        several = sum(ties) > 1
+        tied = [row for row, tie in zip(section, ties, strict=True) if tie]
+        printed_once = {(row["method"], row["backbone"], row["overall"]) for row in tied}
+        several = len(printed_once) > 1 and best["setting"] != UNKNOWN
         for row, tie in zip(section, ties, strict=True):
             row["tie"] = tie and several
 
@@ -334,13 +366,13 @@ def _number(value: str | float, name: str = "ratio") -> float | None:
 
 
 def _order(row: Row, column: str) -> tuple[Any, ...]:
-    """Sort by data set, ratio and track, then by a column: best first, missing values last."""
+    """Sort by section, then by a column: best first, missing values last."""
     return (*section_order(row), *_worth(row, column), *_worth(row, "overall"))
 
 
 def section_order(row: Row) -> tuple[Any, ...]:
-    """Return a section's sort key: data set, ratio, ours in full, ours shortened, published."""
-    where = (tuple(natural(row["dataset"].lower())), row["imbalance_ratio"])
+    """Return a section's sort key: data set, ratio, setting, ours in full, shortened, published."""
+    where = (tuple(natural(row["dataset"].lower())), row["imbalance_ratio"], rank(row["setting"]))
     track = row["track"]
     return (*where, track == AS_PUBLISHED, ", shortened" in track, tuple(natural(track)))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ltbench.data.shots import GROUPS
 from ltbench.leaderboard.layout import Column, Line, fitted, line_up, measure, wrap
 from ltbench.leaderboard.merged import merged
+from ltbench.leaderboard.settings import SETTINGS
 from ltbench.leaderboard.tables import place, plain_markdown
 from ltbench.records.aggregate import VALUES, Row
 from ltbench.records.literature import UNKNOWN, footnotes, short_source
@@ -32,6 +33,10 @@ WORDS = (
 # What a narrow table goes without, in this order.
 SACRIFICES = ("deviations", "ece", "backbone", "augmentation", "selection", "epochs", "groups")
 TIES = "≈ ties with the best of its track"
+NOT_STATED = (
+    "setting not stated: epochs, augmentation or network are in neither the source nor its "
+    "authors' code; these rows may belong to any table"
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def segments(lines: Iterable[Line]) -> RenderResult:
 
 
 def render(frame: pd.DataFrame, *, notes: bool = False) -> Text:
-    """Return ``table``'s rows for rich's console, in sections by data set, ratio and track.
+    """Return ``table``'s rows for rich's console, a section per data set, ratio, setting and track.
 
     What several tables of the literature print alike is one row. A row that ties with the best one
     of its section has the sign ``≈``.
@@ -91,22 +96,25 @@ def listing(rows: Sequence[Row], width: int | None, text: Text) -> list[Line]:
     if not rows:
         return []
     places, tracks = _distinct(map(place, rows)), _distinct(row["track"] for row in rows)
+    settings = _distinct(SETTINGS[row["setting"]] for row in rows)
     networks = _distinct(row["backbone"] for row in rows)
     usual = max(networks, key=[row["backbone"] for row in rows].count)
     kept, columns, widths, cells = _chosen(rows, width, usual, text.notes)
     folded = "backbone" not in kept and len(networks) > 1
-    title = [*(places if len(places) == 1 else ()), *(tracks if len(tracks) == 1 else ())]
+    title = [one for (one, *others) in (places, settings, tracks) if not others]
     title += [usual] * (len(networks) == 1) + [f"{usual} unless another is named"] * folded
     lines = [Line(line, "bold cyan") for line in wrap(", ".join(title), width, "  ") if line]
     lines += [Line(line, "bold") for line in line_up(columns, widths, _heads(columns))]
     lines.append(Line("─" * (sum(widths) + sum(2 if c.least else 1 for c in columns[1:]))))
     before = None
     for row, cell in zip(rows, cells, strict=True):
-        section = [place(row)] * (len(places) > 1) + [row["track"]] * (len(tracks) > 1)
+        heads = (place(row), SETTINGS[row["setting"]], row["track"])
+        counts = map(len, (places, settings, tracks))
+        section = [head for head, several in zip(heads, counts, strict=True) if several > 1]
         if section and section != before:
             before = section
             lines += [Line(line, "bold cyan") for line in wrap(", ".join(section), width, "  ")]
-        style = "" if row["origin"] == "published" else "bold"
+        style = "bold" if row["origin"] == "reproduced" else ""
         lines += [Line(line, style) for line in line_up(columns, widths, cell)]
         if row["note"]:
             lines += [Line(line, style) for line in wrap(f"  {row['note']}", width, "  ")]
@@ -116,22 +124,23 @@ def listing(rows: Sequence[Row], width: int | None, text: Text) -> list[Line]:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """Return ``table``'s rows as a Markdown table, with its footnotes below."""
-    heads = ["dataset", "ratio", "track", "method", "backbone", *VALUES, "n"]
+    heads = ["dataset", "ratio", "setting", "track", "method", "backbone", *VALUES, "n"]
     heads += ["epochs", "augmentation", "selection", "status", "source"]
-    lines = [heads, ["---"] * 5 + ["---:"] * (len(VALUES) + 1) + ["---"] * 5]
+    lines = [heads, ["---"] * 6 + ["---:"] * (len(VALUES) + 1) + ["---"] * 5]
     rows = frame.to_dict("records")
     for row in rows:
         numbers = [result_text(row[v], row[f"{v}_std"]) for v in VALUES]
         numbers[0] = f"{'≈ ' if row['tie'] else ''}{numbers[0]}"
         notes = f" [{row['footnotes']}]" if row["footnotes"] else ""
-        where = [row["dataset"], f"{row['imbalance_ratio']:g}", row["track"]]
-        seeds = "" if row["origin"] == "published" else str(row["n"])
+        where = [row["dataset"], f"{row['imbalance_ratio']:g}", row["setting"], row["track"]]
+        seeds = str(row["n"]) if row["origin"] == "reproduced" else ""
         texts = [*where, row["method"] + notes, row["backbone"], *numbers, seeds]
         texts += [row[k] for k in ("epochs", "augmentation", "selection", "status")]
         source = f"{row['source']}; {row['note']}" if row["note"] else row["source"]
         lines.append([plain_markdown(text) for text in (*texts, source)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     ties = [TIES] * any(row["tie"] for row in rows)
+    ties += [f"{name}: {SETTINGS[name]}" for name in _distinct(row["setting"] for row in rows)]
     legend = [plain_markdown(line) for line in (*ties, *_notes(rows))]
     return "\n\n".join([table, *legend]) + "\n"
 
@@ -166,6 +175,8 @@ def _cells(row: Row, gone: set[str], usual: str, notes: bool) -> dict[str, str]:
         method += f" [{row['footnotes']}]"
     if row["origin"] == "published":
         source = short_sources(row.get("sources", [row["source"]]))
+    elif row["origin"] == "imported":
+        source = f"{row['source']}, {row['status']}"
     else:
         source = f"ours, {row['status']}, n={row['n']}"
     deviations = "deviations" not in gone
@@ -187,6 +198,8 @@ def _heads(columns: Sequence[Column]) -> dict[str, str]:
 def _legend(rows: Sequence[Row], notes: bool, shown: set[str]) -> list[str]:
     """Return what signs mean, and the footnotes if they are wanted."""
     lines = [TIES] * any(row["tie"] for row in rows)
+    if any(row["setting"] == UNKNOWN for row in rows):
+        lines.append(NOT_STATED)
     if shown & {"epochs", "augmentation", "selection"}:
         lines.append("? is what neither the source nor its authors' code says")
     if notes:

@@ -13,7 +13,7 @@ from ltbench.errors import UserError
 from ltbench.files import write_atomic
 from ltbench.leaderboard.steps import STEPS, Case, NotRun, State, Step
 from ltbench.records.parts import VerificationFacts
-from ltbench.records.record import RECORD, Record, load_content, record_text
+from ltbench.records.record import RECORD, UNCHECKED, Record, load_content, record_text
 from ltbench.records.store import (
     note_verification,
     record_files,
@@ -23,7 +23,7 @@ from ltbench.records.store import (
 )
 from ltbench.remote.faults import Unreachable
 
-MARKABLE = ("claimed", "reproduced", "verified")
+MARKABLE = ("imported", "claimed", "reproduced", "verified")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def verify_file(
     """Verify the record in a file and mark it as verified if all steps pass.
 
     The mark stands in the record and in ``verified.json`` of the leaderboard; one without the other
-    counts as none. A record that fails, or whose mark was not made here, is claimed again.
+    counts as none. A record that fails, or whose mark was not made here, is unchecked again.
 
     Args:
         path: path of the record.
@@ -131,7 +131,8 @@ def verify_file(
         return done
     if ours:
         note_verification(content["run_id"], None)
-    write_atomic(path, record_text({**content, "status": "claimed", "verification": None}))
+    status = UNCHECKED[content["origin"]]
+    write_atomic(path, record_text({**content, "status": status, "verification": None}))
     return replace(done, mark="no longer marked as verified")
 
 

@@ -15,10 +15,11 @@ from ltbench.data.shots import GROUPS
 from ltbench.leaderboard import figures
 from ltbench.leaderboard.details import ORIGINS, details, modified, source_link
 from ltbench.leaderboard.merged import merged
+from ltbench.leaderboard.settings import SETTINGS, published_setting
 from ltbench.leaderboard.tables import section_order
 from ltbench.leaderboard.text import short_sources
 from ltbench.records.aggregate import VALUES, Row, plus_minus
-from ltbench.records.literature import FACTS, longest_stage, marks, published
+from ltbench.records.literature import FACTS, UNKNOWN, longest_stage, marks, published, short_source
 from ltbench.records.record import Record
 from ltbench.records.titles import (
     backbone_title,
@@ -66,15 +67,16 @@ def tab(
                 **_shown(row),
                 "id": f"{name}-{number}",
                 "order": order[section],
-                "best": row["overall"] == bests[section],
+                "best": row["overall"] == bests[section] and row["setting"] != UNKNOWN,
             }
         )
         paper = _paper(_base(row), papers)
         known = _recipes_for(row, aims)
         more[f"{name}-{number}"] = details(row, paper, known, zoo)
     shown.sort(key=lambda row: (row["order"], -row["overall"]))
-    pairs = figures.gains(here)
-    where, costs = figures.costs(here)
+    measured = [row for row in here if row["origin"] != "imported"]
+    pairs = figures.gains(measured)
+    where, costs = figures.costs(measured)
     ratios = sorted({row["ratio"] for row in shown}, key=float)
     return {
         "id": name,
@@ -82,13 +84,14 @@ def tab(
         "several": len(names) > 1,
         "columns": [v for v in VALUES if any(row[v] is not None for row in here)],
         "rows": shown,
-        "ours": sum(row["ours"] for row in shown),
+        "ours": sum(row["ours"] and not row["imported"] for row in shown),
         "ratio": "100" if "100" in ratios and len(ratios) > 1 else "",
         "facets": {
             "ratio": ratios,
             "method": _sorted({row["family"] for row in shown}),
             "backbone": _sorted({row["backbone"] for row in shown}),
             "status": _sorted({row["status"] for row in shown}),
+            "setting": _settings(shown),
             "track": _sorted({row["track"] for row in shown}),
             "augmentation": _sorted({row["augmentation"] for row in shown}),
             "selection": _sorted({row["selection"] for row in shown}),
@@ -110,9 +113,11 @@ def _shown(row: Row) -> dict[str, Any]:
     return {
         **{k: row[k] for k in ("dataset", "method", "plot", "backbone", "overall", "status")},
         **{k: row[k] for k in ("track", "tie", "epochs", "augmentation", "selection")},
+        "setting": SETTINGS[row["setting"]],
         "longest": longest_stage(row["epochs"]),
         "where": _origins(row),
-        "from": "ours" if ours else short_sources(row.get("sources", [row["source"]])),
+        "imported": row["origin"] == "imported",
+        "from": _from(row),
         "ratio": f"{row['imbalance_ratio']:g}",
         "name": base,
         "family": _family(base),
@@ -124,6 +129,15 @@ def _shown(row: Row) -> dict[str, Any]:
         "modified": modified(row["records"][0]) if ours else 0,
         "outside": _outside(row["records"][0]) if ours else "",
     }
+
+
+def _from(row: Row) -> str:
+    """Return where a row comes from, in few words."""
+    if row["origin"] == "reproduced":
+        return "ours"
+    if row["origin"] == "imported":
+        return f"imported from {short_source(row['source'])}"
+    return short_sources(row.get("sources", [row["source"]]))
 
 
 def _base(row: Row) -> str:
@@ -165,6 +179,7 @@ def literature(papers: dict[str, dict[str, str]]) -> dict[str, Any]:
             {
                 **row,
                 "longest": longest_stage(row["epochs"]),
+                "setting": SETTINGS[published_setting(row).name],
                 "where": _origins(row),
                 "dataset": row["dataset"] or "not stated",
                 "plot": plot,
@@ -189,6 +204,7 @@ def literature(papers: dict[str, dict[str, str]]) -> dict[str, Any]:
         "facets": {
             **{name: _sorted({row[k] for row in rows if row[k]}) for name, k in facets.items()},
             "source": _sorted({row["source"]["text"] for row in rows}),
+            "setting": _settings(rows),
             "augmentation": _sorted({row["augmentation"] for row in rows}),
             "selection": _sorted({row["selection"] for row in rows}),
             "budget": _budgets(rows),
@@ -261,8 +277,14 @@ def _text(row: Row, value: str) -> str:
     return plus_minus(row[value], spread, missing="")
 
 
-def _section(row: Row) -> tuple[str, str, str]:
-    return row["dataset"], f"{row['imbalance_ratio']:g}", row["track"]
+def _section(row: Row) -> tuple[str, str, str, str]:
+    return row["dataset"], f"{row['imbalance_ratio']:g}", row["setting"], row["track"]
+
+
+def _settings(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the settings that rows have, in the order of their tables."""
+    there = {row["setting"] for row in rows}
+    return [text for text in SETTINGS.values() if text in there]
 
 
 def _slug(text: str) -> str:

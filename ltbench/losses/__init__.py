@@ -29,17 +29,42 @@ from ltbench.losses.adaptive import (
 )
 from ltbench.losses.class_counts import (
     effective_number_weights,
+    focal_sam_shares,
     label_aware_smoothing,
     ldam_margins,
     log_prior,
     logit_adjustment_offset,
     plot_class_weights,
 )
+from ltbench.losses.collaborative import (
+    hard_classes,
+    mutual_divergences,
+    ncl_rows,
+    nclpp_rows,
+)
 from ltbench.losses.contrastive import (
     balanced_contrastive_rows,
     paco_rows,
+    supervised_contrastive_rows,
+)
+from ltbench.losses.curriculum import next_levels, trial_counts
+from ltbench.losses.dirichlet import (
+    dirmixe_centres,
+    dirmixe_losses,
+    dirmixe_offsets,
+    draw_test_priors,
+    upper_semivariance,
+)
+from ltbench.losses.distillation import deitlt_rows
+from ltbench.losses.etf import (
+    batch_lengths,
+    dot_regression_rows,
+    etf_directions,
 )
 from ltbench.losses.experts import (
+    balpoe_offsets,
+    balpoe_rows,
+    balpoe_strengths,
     bbn_alpha,
     diversity_rows,
     expert_ldam_rows,
@@ -61,11 +86,25 @@ from ltbench.losses.logits import (
     vs_rows,
     vs_scale,
 )
+from ltbench.losses.mixing import (
+    consistency_rows,
+    cumulative_rows,
+    cut_box,
+    kept_share,
+    paste,
+    weighted_mixup_rows,
+)
 from ltbench.losses.modules import (
     BalancedSoftmaxLoss,
     LabelAwareSmoothingLoss,
     LDAMLoss,
     LogitAdjustedLoss,
+)
+from ltbench.losses.retraining import (
+    binary_softmax_rows,
+    fused_maps,
+    max_norm,
+    max_norm_limit,
 )
 from ltbench.losses.rows import (
     balanced_softmax_rows,
@@ -80,6 +119,20 @@ from ltbench.losses.rsg import (
     VariationTransfer,
     variation_rows,
 )
+from ltbench.losses.self_distillation import (
+    mdcs_confident,
+    mdcs_offsets,
+    mdcs_rows,
+    shike_rows,
+)
+from ltbench.losses.vmf import (
+    bessel_ratio,
+    log_ive,
+    proco_logits,
+    updated_means,
+    vmf_concentration,
+    vmf_log_normaliser,
+)
 
 __all__ = [
     "BalancedSoftmaxLoss",
@@ -89,32 +142,64 @@ __all__ = [
     "VariationTransfer",
     "balanced_contrastive_rows",
     "balanced_softmax_rows",
+    "balpoe_offsets",
+    "balpoe_rows",
+    "balpoe_strengths",
+    "batch_lengths",
     "bbn_alpha",
+    "bessel_ratio",
+    "binary_softmax_rows",
     "class_perturbed_logits",
     "class_radii",
     "cloud_sizes",
+    "consistency_rows",
     "cross_entropy_rows",
+    "cumulative_rows",
+    "cut_box",
+    "deitlt_rows",
     "difficulty_target",
     "difficulty_weights",
+    "dirmixe_centres",
+    "dirmixe_losses",
+    "dirmixe_offsets",
     "disalign_logits",
     "diversity_rows",
+    "dot_regression_rows",
+    "draw_test_priors",
     "driver_loss",
     "effective_number_weights",
+    "etf_directions",
     "expert_ldam_rows",
     "focal_rows",
+    "focal_sam_shares",
+    "fused_maps",
     "gcl_rows",
     "generalised_weights",
+    "hard_classes",
+    "kept_share",
     "label_aware_smoothing",
     "label_aware_smoothing_rows",
     "lade_regulariser",
     "ldam_margins",
     "ldam_rows",
+    "log_ive",
     "log_prior",
     "logit_adjusted_rows",
     "logit_adjustment_offset",
+    "max_norm",
+    "max_norm_limit",
+    "mdcs_confident",
+    "mdcs_offsets",
+    "mdcs_rows",
     "mixup_rows",
+    "mutual_divergences",
+    "ncl_rows",
+    "nclpp_rows",
+    "next_levels",
     "paco_rows",
+    "paste",
     "plot_class_weights",
+    "proco_logits",
     "reslt_rows",
     "ride_temperatures",
     "sade_expert_weights",
@@ -122,10 +207,18 @@ __all__ = [
     "sade_rows",
     "sade_test_time_similarity",
     "seed_acceptance",
+    "shike_rows",
+    "supervised_contrastive_rows",
     "translate",
+    "trial_counts",
+    "updated_means",
+    "upper_semivariance",
     "variability_collapse",
     "variation_rows",
+    "vmf_concentration",
+    "vmf_log_normaliser",
     "vs_offset",
     "vs_rows",
     "vs_scale",
+    "weighted_mixup_rows",
 ]

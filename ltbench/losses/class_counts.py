@@ -206,3 +206,30 @@ def plot_class_weights(class_counts: Counts, div: float = 2.0) -> Tensor:
         raise ValueError(f"`div` must be > 0, found {div}")
     counts = checked_counts(class_counts)
     return (counts.max() / counts + HEAD_FLOOR).log() / div
+
+
+def focal_sam_shares(class_counts: Counts, gamma: float, sharpness: float) -> Tensor:
+    """Return sharpness (1 - n_k / n)^gamma, the share of a class's loss under Focal-SAM.
+
+    It is taken at the perturbed weights, the rest at the weights themselves.
+
+    Reference: Li et al., Focal-SAM: Focal Sharpness-Aware Minimization for Long-Tailed
+        Classification, ICML 2025, arXiv:2505.01660.
+    Departures: none known.
+
+    Args:
+        class_counts: training images of each class [C].
+        gamma: exponent, >= 0; 0 gives all classes the same share.
+        sharpness: lambda >= 0, the limit for rare classes; it may exceed 1.
+
+    Returns:
+        Shares [C] in [0, ``sharpness``].
+
+    Raises:
+        ValueError: ``gamma`` or ``sharpness`` is negative.
+        UserError: a count is not positive.
+    """
+    if not (gamma >= 0 and sharpness >= 0):
+        raise ValueError(f"`gamma` and `sharpness` must be >= 0, found {gamma} and {sharpness}")
+    counts = checked_counts(class_counts)
+    return sharpness * ((counts.sum() - counts) / counts.sum()) ** gamma

@@ -25,13 +25,16 @@ def paco_rows(
     beta: float = 1.0,
     gamma: float = 1.0,
     temperature: float = 0.2,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Return the parametric contrastive loss of each anchor.
 
     An anchor is attracted to its class centre with weight ``beta`` and to each other feature of its
     class with weight ``alpha``, against all centres and, ``gamma`` times, all other features.
 
-    Reference: Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028, Eqn 4-5.
+    Reference: Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028, Eqn 4-5;
+        the smoothing is that of Cui et al., Generalized Parametric Contrastive Learning, TPAMI
+        2023, arXiv:2209.12400.
     Departures: gamma is in the authors' code only.
 
     Args:
@@ -45,26 +48,72 @@ def paco_rows(
         beta: weight of the centre as a positive, > 0.
         gamma: weight of features in the denominator, >= 0.
         temperature: > 0.
+        smoothing: share of ``beta`` that goes to the other centres in equal parts, in [0, 1).
 
     Returns:
         Losses [N].
 
     Raises:
-        ValueError: a weight or the temperature is out of range.
+        ValueError: a weight, the temperature or the smoothing is out of range.
     """
     if not (alpha >= 0 and beta > 0 and gamma >= 0 and temperature > 0):
         raise ValueError(
             "expected `alpha`, `gamma` >= 0 and `beta`, `temperature` > 0, found "
             f"{alpha}, {gamma}, {beta}, {temperature}"
         )
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"`smoothing` must be in [0, 1), found {smoothing}")
     scores = full(scores)
     similar, itself = _similarities(anchors, others, start, temperature)
     positive = (labels[:, None] == other_labels) & ~itself
     weight = scores.new_full((), gamma).log()  # minus infinity removes features
     spread = torch.cat([scores, similar.masked_fill(itself, -torch.inf) + weight], dim=1)
-    drawn = beta * scores.gather(1, labels[:, None])[:, 0]
-    drawn = drawn + alpha * (similar * positive).sum(dim=1)
+    centre = scores.gather(1, labels[:, None])[:, 0]
+    if smoothing:
+        rest = (scores.sum(dim=1) - centre) / max(scores.shape[1] - 1, 1)
+        centre = (1 - smoothing) * centre + smoothing * rest
+    drawn = beta * centre + alpha * (similar * positive).sum(dim=1)
     return spread.logsumexp(dim=1) - drawn / (beta + alpha * positive.sum(dim=1).to(scores))
+
+
+def supervised_contrastive_rows(
+    anchors: Tensor,
+    labels: Tensor,
+    others: Tensor,
+    other_labels: Tensor,
+    *,
+    start: int = 0,
+    temperature: float = 0.2,
+) -> Tensor:
+    """Return the supervised contrastive loss of each anchor: its mean over the class's features.
+
+    Reference: Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, arXiv:2004.11362,
+        Eqn 2.
+    Departures: an anchor without another feature of its class has loss 0, where released codes
+        divide by zero.
+
+    Args:
+        anchors: [N, d].
+        labels: of the anchors [N].
+        others: features to contrast with, including the anchors themselves [M, d], M > 1.
+        other_labels: [M]; a negative label belongs to no class.
+        start: index of the first anchor in ``others``; the rest follow it.
+        temperature: > 0.
+
+    Returns:
+        Losses [N].
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be > 0, found {temperature}")
+    similar, itself = _similarities(anchors, others, start, temperature)
+    positive = (labels[:, None] == other_labels) & ~itself
+    count = positive.sum(dim=1)
+    spread = similar.masked_fill(itself, -torch.inf).logsumexp(dim=1)
+    drawn = (similar * positive).sum(dim=1) / count.clamp(min=1)
+    return torch.where(count > 0, spread - drawn, 0.0)
 
 
 def balanced_contrastive_rows(

@@ -7,6 +7,8 @@ are [B], int64. Quantities derived from class counts are float64 or bool [C].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -310,6 +312,84 @@ def sade_rows(logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
     """
     pairs = zip(logits.unbind(dim=1), offsets, strict=True)
     return torch.stack([logit_adjusted_rows(z, labels, o) for z, o in pairs]).sum(dim=0)
+
+
+def balpoe_strengths(
+    experts: int,
+    least: float = 0.0,
+    most: float = 2.0,
+    spread: Literal["limits", "uniform"] = "limits",
+) -> Tensor:
+    """Return BalPoE's strengths of the prior, evenly spaced between two values.
+
+    Reference: Sanchez Aimar et al., Balanced Product of Calibrated Experts for Long-Tailed
+        Recognition, CVPR 2023, arXiv:2206.05260; the two rules are in the authors' code.
+    Departures: none known.
+
+    Args:
+        experts: number of experts E, at least 1.
+        least: smallest strength.
+        most: largest strength, at least ``least``.
+        spread: ``limits`` goes from the smallest to the largest, ``uniform`` takes the middles of
+            E equal intervals between them. One expert has their mean.
+
+    Returns:
+        Strengths [E], float64, in rising order.
+
+    Raises:
+        ValueError: a value is out of range, or ``spread`` is unknown.
+    """
+    if not (experts >= 1 and least <= most):
+        raise ValueError(
+            f"expected `experts` >= 1 and `least` <= `most`, found {experts}, {least} and {most}"
+        )
+    if spread not in ("limits", "uniform"):
+        raise ValueError(f"`spread`: expected limits or uniform, found {spread}")
+    places = torch.arange(experts, dtype=torch.float64)
+    if spread == "uniform" or experts == 1:
+        shares = (places + 0.5) / experts
+    else:
+        shares = places / (experts - 1)
+    return least + (most - least) * shares
+
+
+def balpoe_offsets(class_counts: Counts, strengths: Sequence[float] | Tensor) -> Tensor:
+    """Return BalPoE's logit offsets of each expert: its strength times the log prior.
+
+    Reference: Sanchez Aimar et al., Balanced Product of Calibrated Experts for Long-Tailed
+        Recognition, CVPR 2023, arXiv:2206.05260.
+    Departures: the logarithm has the floor 1e-9, as in the authors' code.
+
+    Args:
+        class_counts: training images of each class [C].
+        strengths: of each expert [E], see ``balpoe_strengths``; negative ones favour the head.
+
+    Returns:
+        Offsets [E, C].
+
+    Raises:
+        UserError: a count is not positive.
+    """
+    prior = log_prior(class_counts)
+    return torch.as_tensor(strengths).to(prior)[:, None] * prior
+
+
+def balpoe_rows(logits: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
+    """Return the experts' mean cross-entropy of each row, each expert under its own offset.
+
+    Reference: Sanchez Aimar et al., Balanced Product of Calibrated Experts for Long-Tailed
+        Recognition, CVPR 2023, arXiv:2206.05260.
+    Departures: none known; the mean over experts is that of the authors' code.
+
+    Args:
+        logits: of the experts [B, E, C].
+        labels: [B].
+        offsets: of each expert [E, C], see ``balpoe_offsets``.
+
+    Returns:
+        Losses [B].
+    """
+    return sade_rows(logits, labels, offsets) / logits.shape[1]
 
 
 def sade_test_time_similarity(first: Tensor, second: Tensor, raw_weights: Tensor) -> Tensor:

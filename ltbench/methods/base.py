@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ltbench.config import schema
 from ltbench.data.base import DatasetInfo
+from ltbench.data.strengths import Strengths
 from ltbench.distributed import ranks
 from ltbench.models.backbone import Backbone
 from ltbench.models.branches import Branches
@@ -55,13 +57,36 @@ class Stream:
     """Additional stream of images of a method, one batch per step.
 
     Args:
-        sampler: name of its sampler, with default options.
+        sampler: name of its sampler.
         split: split of its images; ``val`` falls back to the training split if the data set has
             no validation split of its own; images held out by ``data.val_fraction`` are none.
+        options: options of the sampler.
+        views: augmented views per image.
     """
 
     sampler: str
     split: Literal["train", "val"] = "train"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    views: int = 1
+
+
+class TrainingImages(Protocol):
+    """Training images that a method looks at before an epoch."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class of each training image, int64 [N]."""
+        ...
+
+    def augmented(self, indices: np.ndarray, strengths: np.ndarray) -> Iterator[Batch]:
+        """Yield this rank's share of some images, augmented as in training.
+
+        Args:
+            indices: indices of the images, int64 [n]; may repeat.
+            strengths: strength of the operations on each, 0 to 30, int64 [n]; those of a batch are
+                its ``extra["strengths"]``.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +100,7 @@ class Progress:
     step: int  # 0-based within the epoch
     micro: int = 0  # 0-based micro-batch within the step
     lr: float = 0.0  # base learning rate of this epoch
+    steps: int = 0  # of an epoch; 0 if there are no epochs
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return the CPU generator of this step and purpose, the same on every rank."""
@@ -84,6 +110,26 @@ class Progress:
         """Return the key of random numbers of this step and purpose, the same on every rank."""
         counters = (self.stage, self.epoch, self.step, self.micro)
         return derive(self.seed, purpose, *counters)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a method can read as its stage begins.
+
+    Args:
+        seed: of the run.
+        stage: 0-based stage.
+        labels: class of each training image, int64 [N].
+        encoder: name of the backbone in the recipe.
+        images: function of the indices of training images, int64 [M]: yields this rank's share of
+            them, without augmentation, as images [B, 3, H, W] and labels [B] on the device.
+    """
+
+    seed: int
+    stage: int
+    labels: np.ndarray
+    encoder: str
+    images: Callable[[np.ndarray], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -135,6 +181,7 @@ class Method(nn.Module):
     streams: ClassVar[Mapping[str, Stream]] = {}  # additional streams, by name
     trains: ClassVar[bool] = True  # False: post-hoc, `make_head` does everything; as in METHODS
     freeze: ClassVar[tuple[str, ...]] = ()  # frozen parts, e.g. ("backbone",)
+    but: ClassVar[tuple[str, ...]] = ()  # trained parts of the frozen ones, where there are any
     frozen_bn: ClassVar[Literal["train", "eval"]] = "train"  # mode of BN in frozen parts
     moving_shapes: ClassVar[bool] = False  # True: the sizes of its convolutions differ by step
 
@@ -154,6 +201,26 @@ class Method(nn.Module):
         self.head = self.make_head(previous)
         self.setup(previous)
 
+    @classmethod
+    def needs_images(cls, config: schema.Config) -> str:
+        """Return why the method cannot be trained on stored features, or an empty text.
+
+        It can if it sees an image only through its features, ``backbone(images)``. Override this
+        in a method that changes or mixes images under some options only.
+
+        Args:
+            config: options of the method.
+        """
+        if cls.prepare is not Method.prepare:
+            return "changes or mixes the images of a step"
+        if cls.examine is not Method.examine or cls.strengths is not Method.strengths:
+            return "looks at images or augments them in its own way"
+        if cls.views != 1 or cls.streams_for(config):
+            return "takes several views or streams of images"
+        if cls.predict is not Method.predict:
+            return "has more than one backbone and classifier"
+        return ""
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each class, in the order of the logits [C]."""
@@ -168,8 +235,27 @@ class Method(nn.Module):
     def setup(self, previous: Method | None) -> None:
         """Create losses, buffers and further modules of the method."""
 
+    def begin(self, start: Start) -> None:
+        """Set initial weights that need training images or files, before the first step.
+
+        It is called once in a stage, on every rank, also for a method that does not train; not
+        where saved weights are loaded.
+        """
+
+    @classmethod
+    def streams_for(cls, config: schema.Config) -> Mapping[str, Stream]:
+        """Return the additional streams of a method with these options, by name."""
+        return cls.streams
+
     def on_epoch(self, at: Progress) -> None:
         """Update state at the start of an epoch, e.g. class accuracies of the previous one."""
+
+    def examine(self, images: TrainingImages, at: Progress) -> None:
+        """Look at training images before an epoch, e.g. to find out which are classified."""
+
+    def strengths(self) -> Strengths | None:
+        """Return how strongly the images of each class are augmented in the coming epoch."""
+        return None
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
         """Transform the batch once per step, before any pass: mixing, synthesis, a meta step."""
@@ -222,6 +308,11 @@ class Method(nn.Module):
     def export(self) -> nn.Module:
         """Return a plain module with the same logits as ``predict``, for publication."""
         return nn.Sequential(self.backbone, self.head)
+
+
+def lies_in(name: str, part: str) -> bool:
+    """Return whether dotted parts follow each other in a dotted name, e.g. `adapter` in it."""
+    return f".{part}." in f".{name}."
 
 
 def begins(name: str, prefix: str) -> bool:

@@ -21,11 +21,21 @@ from ltbench.models.loading import load_classifier
 from ltbench.version import __version__
 
 
-def build_backbone(recipe: Recipe) -> Any:
-    """Return the recipe's backbone with fresh or given weights."""
+def build_backbone(recipe: Recipe, classes: int | None = None) -> Any:
+    """Return the recipe's backbone with fresh or given weights.
+
+    Args:
+        recipe: the recipe.
+        classes: number of classes C, on which the default width of adapters depends.
+    """
     choice = recipe.backbone
     return create_backbone(
-        choice.name, pretrained=choice.pretrained, weights=choice.weights, **choice.args
+        choice.name,
+        pretrained=choice.pretrained,
+        weights=choice.weights,
+        adapters=choice.adapters,
+        classes=classes,
+        **choice.args,
     )
 
 
@@ -42,7 +52,9 @@ def build_method(
     """
     stage = recipe.stages[index]
     new = previous is None or stage.start == "fresh"
-    backbone = build_backbone(recipe) if previous is None or new else previous.backbone
+    backbone: Any = None if previous is None or new else previous.backbone
+    if backbone is None:
+        backbone = build_backbone(recipe, info.num_classes)
     old = set() if previous is None else set(previous.modules())
     method: Method = METHODS.get(stage.method.name)(stage.method.config, backbone, info, previous)
     if new and recipe.backbone.weights is not None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
 from ltbench.losses.logits import cloud_sizes, gcl_rows
@@ -35,6 +36,12 @@ class GCL(Mixup):
     Config = options.GCL
     config: options.GCL
     sizes: Tensor
+
+    @classmethod
+    def needs_images(cls, config: schema.Config) -> str:
+        """Images are mixed unless ``alpha`` is 0."""
+        mixes = isinstance(config, options.GCL) and config.alpha > 0
+        return super().needs_images(config) if mixes else ""
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return a cosine classifier with this scale, and the previous weights if it was one."""
@@ -126,6 +133,12 @@ class GCLStage2(GCL):
 
     Config = options.GCLStage2
     config: options.GCLStage2
+
+    @classmethod
+    def needs_images(cls, config: schema.Config) -> str:
+        """Images are mixed unless ``alpha`` is 0 or only labels are."""
+        labels = isinstance(config, options.GCLStage2) and config.mix == "labels"
+        return "" if labels else super().needs_images(config)
 
     def make_head(self, previous: Method | None) -> nn.Module:
         """Return the previous cosine classifier with the scale of this stage, or a new one."""

@@ -18,7 +18,40 @@ from ltbench.methods.bcl import projection
 from ltbench.models.batchnorm import SyncBatchNorm2d
 
 
-class PaCo(Method):
+class Queued(Method):
+    """Base of methods that contrast two views with a queue of projected features."""
+
+    kind: ClassVar[Kind] = "contrastive"
+    views: ClassVar[int] = 2
+
+    queue: Tensor
+    queue_labels: Tensor
+    queue_next: Tensor
+
+    def make_queue(self, size: int, dim: int) -> None:
+        """Create a queue of ``size`` unit vectors of ``dim`` numbers that belong to no class."""
+        self.register_buffer("queue", F.normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("queue_labels", torch.full((size,), -1))
+        self.register_buffer("queue_next", torch.tensor(0))  # position of the next key
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, labels: Tensor) -> None:
+        """Replace the oldest keys of the queue by those of a step, of all ranks.
+
+        Args:
+            keys: unit vectors [K, d]; of more than fit, the last ones are kept.
+            labels: class of each [K].
+        """
+        size = len(self.queue)
+        end = self.queue_next + len(keys)
+        kept = min(len(keys), size)
+        places = (end - kept + torch.arange(kept, device=keys.device)) % size
+        self.queue[places] = keys[len(keys) - kept :].to(self.queue)
+        self.queue_labels[places] = labels[len(labels) - kept :]
+        self.queue_next.copy_(end % size)
+
+
+class PaCo(Queued):
     """Supervised contrastive loss with a momentum queue and learnable class centres.
 
     The centres are the linear classifier on pooled features, with the log of the training prior;
@@ -41,29 +74,22 @@ class PaCo(Method):
         `twin`.
     """
 
-    kind: ClassVar[Kind] = "contrastive"
-    views: ClassVar[int] = 2
     freeze: ClassVar[tuple[str, ...]] = ("twin",)
 
     Config = options.PaCo
     config: options.PaCo
     offset: Tensor
-    queue: Tensor
-    queue_labels: Tensor
-    queue_next: Tensor
 
     def setup(self, previous: Method | None) -> None:
         """Create the projection, the momentum encoder and an unlabelled queue."""
-        size, dim, width = self.config.queue, self.config.dim, self.backbone.num_features
+        dim, width = self.config.dim, self.backbone.num_features
         self.projection = projection(width, dim, SyncBatchNorm2d(width))
         if self.config.projection_init == "kaiming_normal":
             nn.init.kaiming_normal_(self.projection.get_parameter("3.weight"))
         parts = {"backbone": self.backbone, "projection": self.projection}
         self.twin = copy.deepcopy(nn.ModuleDict(parts)).requires_grad_(False)
         self.register_buffer("offset", log_prior(self.info.class_counts), persistent=False)
-        self.register_buffer("queue", F.normalize(torch.randn(size, dim), dim=1))
-        self.register_buffer("queue_labels", torch.full((size,), -1))
-        self.register_buffer("queue_next", torch.tensor(0))  # position of the next key
+        self.make_queue(self.config.queue, dim)
 
     @torch.no_grad()
     def prepare(self, batch: Batch, at: Progress) -> Batch:
@@ -99,18 +125,11 @@ class PaCo(Method):
         )
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())
 
-    @torch.no_grad()
     def after_step(self, batches: Sequence[Batch], at: Progress) -> None:
         """Replace the oldest keys of the queue by those of the step."""
-        size = self.config.queue
         keys = torch.cat([batch.extra["keys"] for batch in batches])
         labels = torch.cat([batch.extra["key_labels"] for batch in batches])
-        end = self.queue_next + len(keys)
-        kept = min(len(keys), size)
-        places = (end - kept + torch.arange(kept, device=keys.device)) % size
-        self.queue[places] = keys[len(keys) - kept :].to(self.queue)
-        self.queue_labels[places] = labels[len(labels) - kept :]
-        self.queue_next.copy_(end % size)
+        self.enqueue(keys, labels)
 
     def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         current = [*self.backbone.parameters(), *self.projection.parameters()]

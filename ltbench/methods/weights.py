@@ -126,6 +126,44 @@ def check_classes(facts: Mapping[str, Any], info: DatasetInfo, origin: str) -> N
     )
 
 
+def inference_state(method: Any) -> dict[str, Tensor]:
+    """Return the tensors of a method that its predictions depend on, by name.
+
+    Those that only training needs, such as a momentum encoder, are no part of its exported module.
+    """
+    own = method.state_dict(keep_vars=True)
+    used = {id(tensor) for tensor in method.export().state_dict(keep_vars=True).values()}
+    return {name: tensor for name, tensor in own.items() if id(tensor) in used}
+
+
+def expected_state(method: Any, facts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors that weights of this description must have.
+
+    Args:
+        method: rebuilt from the description; may be on the meta device.
+        facts: the description; ``inference_only`` says that parts of training were never there.
+    """
+    return inference_state(method) if facts.get("inference_only") is True else method.state_dict()
+
+
+def load_rebuilt(
+    method: Any, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], origin: str
+) -> None:
+    """Load weights whose keys and shapes must be those of their description.
+
+    Args:
+        method: rebuilt from the description.
+        tensors: the weights.
+        facts: the description.
+        origin: name of the weights in messages.
+
+    Raises:
+        UserError: they belong to another model; the message names the first mismatch.
+    """
+    check_fit(expected_state(method, facts), tensors, origin)
+    method.load_state_dict(dict(tensors), strict=facts.get("inference_only") is not True)
+
+
 def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
     """Load a state dict whose keys and shapes must all match.
 

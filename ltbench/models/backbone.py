@@ -10,10 +10,14 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from ltbench.config.adapters import Adapters
 from ltbench.config.network import check_args
+from ltbench.config.validation import find_mistakes
+from ltbench.config.weights import PACKAGES
 from ltbench.errors import UserError, did_you_mean
 from ltbench.models import BACKBONES
-from ltbench.models.loading import load_weights
+from ltbench.models.adapters import add_adapters
+from ltbench.models.loading import Origin, load_weights
 from ltbench.models.stages import POOL, POOLING, Stage, stages_of, units, view
 from ltbench.remote.hub import offline_unless_reachable
 
@@ -101,7 +105,9 @@ class Backbone(StageChain):
         width: Any = getattr(net, "head_hidden_size", None) or getattr(net, "num_features", None)
         self.num_features: int = width if num_features is None else num_features
         self.pretrained = False  # initialised from given weights
+        self.origin: Origin | None = None  # of these weights
         self._cached: tuple[int, FeatureCache] | None = None
+        self._given = False  # calls take stored features instead of images
 
     @classmethod
     def from_stages(
@@ -128,18 +134,21 @@ class Backbone(StageChain):
         Raises:
             UserError: the network has no feature maps.
         """
-        *before, end = self._stages[-1].steps
-        x = self.do(tuple(before), self.run(images, 0, len(self._stages) - 1))
-        if end not in POOLING or x.dim() != 4:
+        if self._given:
             raise UserError(
-                "this method needs the feature maps before pooling, which the backbone does not "
-                "have; take a ResNet"
+                "this method needs the feature maps before pooling, which `features: cached` does "
+                "not store; leave it out of the stage"
             )
-        return x
+        *before, end = self._stages[-1].steps
+        return checked_maps(self.do(tuple(before), self.run(images, 0, len(self._stages) - 1)), end)
 
     def pool(self, maps: Tensor) -> Tensor:
         """Return the pooled features [B, D] of ``maps``."""
         return self.do(self._stages[-1].steps[-1:], maps)
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Run stages ``start`` to ``stop`` (exclusive), or return given features [B, D]."""
+        return x.flatten(1) if self._given else super().run(x, start, stop)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features [B, D]."""
@@ -195,6 +204,15 @@ class Backbone(StageChain):
         finally:
             self._cached = before
 
+    @contextmanager
+    def given_features(self) -> Iterator[None]:
+        """Take features [B, D, 1, 1] in place of images within the context, and return them."""
+        before, self._given = self._given, True
+        try:
+            yield
+        finally:
+            self._given = before
+
     def _range(self, part: str) -> range:
         """Return the indices of the stages of a part."""
         names = self.stages
@@ -211,17 +229,45 @@ class Backbone(StageChain):
         return range(place, place + 1)
 
 
+def checked_maps(x: Tensor, end: str) -> Tensor:
+    """Return what a network has before its last step, if that is feature maps and pooling.
+
+    Args:
+        x: input of the last step.
+        end: the last step.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if end not in POOLING or x.dim() != 4:
+        raise UserError(
+            "this method needs the feature maps before pooling, which the backbone does not "
+            "have; take a ResNet"
+        )
+    return x
+
+
 def create_backbone(
-    name: str, *, pretrained: bool = False, weights: str | None = None, **args: Any
+    name: str,
+    *,
+    pretrained: bool = False,
+    weights: str | None = None,
+    adapters: Adapters | Mapping[str, Any] | str | None = None,
+    classes: int | None = None,
+    **args: Any,
 ) -> Backbone:
     """Return a backbone by name, with fresh or given weights.
 
     Args:
         name: a registered backbone, else any timm model name (with or without a weights tag).
-        pretrained: load the public weights of that name; needs network access or a cache.
+        pretrained: load the public weights of that name; needs network access, a cache, or the
+            package that they come in.
         weights: initial weights, a classifier among them is ignored: a run's folder, a published
             folder, a ``.safetensors`` or ``.pth`` file, a name of the zoo, or a pinned repository
             on the Hub; see ``ltbench.config.weights.find_source``.
+        adapters: trained layers to put into the blocks of a vision transformer: a kind, or options
+            of ``ltbench.config.adapters.Adapters``; ``None`` is none.
+        classes: number of classes C, on which the default width of adapters depends.
         args: options of the architecture, see ``ltbench.config.network``.
 
     Raises:
@@ -234,6 +280,7 @@ def create_backbone(
         raise UserError(f"backbone `{name}`: {error}") from error
     ours = name in BACKBONES
     hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    fetched = hub or (pretrained and name not in PACKAGES)
     if not (ours or hub or timm.is_model(name)):
         names = BACKBONES.names()
         timms = [*timm.list_models(), *timm.list_pretrained()]
@@ -243,14 +290,14 @@ def create_backbone(
             f"{', '.join(names)}, and timm's names are accepted too"
         )
     try:
-        with offline_unless_reachable() if pretrained or hub else nullcontext():
+        with offline_unless_reachable() if fetched else nullcontext():
             create = BACKBONES.get(name) if ours else partial(timm.create_model, name)
             net = create(pretrained=pretrained, num_classes=0, **args)
     except UserError:
         raise
     except Exception as error:  # errors of the Hub's client have no common base
         cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        if pretrained or hub:
+        if fetched:
             raise UserError(
                 f"public weights of backbone `{name}` could not be loaded ({cause}); they need a "
                 "network or a filled cache: check it, or give a file of them as "
@@ -258,10 +305,29 @@ def create_backbone(
             ) from error
         raise UserError(f"backbone `{name}` cannot be built with args {args}: {cause}") from error
     backbone = net if isinstance(net, Backbone) else Backbone(net)
+    if adapters is not None:
+        add_adapters(backbone.net, _checked(adapters), classes)
+    if pretrained or hub or weights is not None:
+        backbone.origin = Origin(name, weights, args)
     if weights is not None:
         load_weights(backbone.net, weights)
     backbone.pretrained = pretrained or hub or weights is not None
     return backbone
+
+
+def _checked(adapters: Adapters | Mapping[str, Any] | str) -> Adapters:
+    """Return the options of adapters.
+
+    Raises:
+        UserError: there is no such option or value.
+    """
+    if isinstance(adapters, Adapters):
+        return adapters
+    given = {"name": adapters} if isinstance(adapters, str) else dict(adapters)
+    found, mistakes = find_mistakes(Adapters, given, "backbone.adapters")
+    if found is None:
+        raise UserError("\n".join(mistakes))
+    return found
 
 
 def split(backbone: Backbone, at: str = "last") -> tuple[nn.Module, nn.Module]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ltbench.models.backbone import Backbone, StageChain
-from ltbench.models.heads import CosineHead
+from ltbench.models.backbone import Backbone, StageChain, checked_maps
+from ltbench.models.heads import CosineHead, LinearHead
 from ltbench.models.stages import Stage, cut_before_last_block, view
 
 
@@ -37,7 +38,7 @@ class Branches(nn.Module):
         if count < 1:
             raise ValueError(f"`count` must be at least 1, found {count}")
         before, self._own = cut(backbone, at)
-        self._trunk = tuple(step for stage in before for step in stage.steps)
+        self._before = before
         stages, place = (*before, *self._own), range(len(before), len(before) + len(self._own))
         tail = StageChain(view(backbone.net, stages, place), self._own)
         self.copies = nn.ModuleList(copy.deepcopy(tail) for _ in range(count - 1))
@@ -61,7 +62,15 @@ class Branches(nn.Module):
 
     def trunk(self, images: Tensor) -> Tensor:
         """Return the output of the trunk, the input of all tails."""
-        return self.backbone.do(self._trunk, images)
+        steps = tuple(step for stage in self._before for step in stage.steps)
+        return self.backbone.do(steps, images)
+
+    def taps(self, images: Tensor) -> list[Tensor]:
+        """Return the output of every stage of the trunk, first to last."""
+        found = [images]
+        for stage in self._before:
+            found.append(self.backbone.do(stage.steps, found[-1]))
+        return found[1:]
 
     def tail(self, branch: int, x: Tensor) -> Tensor:
         """Return the features [B, D] of one branch."""
@@ -69,6 +78,16 @@ class Branches(nn.Module):
             return self.backbone.do(tuple(step for stage in self._own for step in stage.steps), x)
         features: Tensor = self.copies[branch - 1](x)
         return features
+
+    def tail_maps(self, branch: int, x: Tensor) -> Tensor:
+        """Return the feature maps [B, D, H, W] of one branch before pooling.
+
+        Raises:
+            UserError: the network has no feature maps.
+        """
+        chain = self.backbone if branch == 0 else cast(StageChain, self.copies[branch - 1])
+        *before, end = (step for stage in self._own for step in stage.steps)
+        return checked_maps(chain.do(tuple(before), x), end)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features of all branches on the same images [B, E, D]."""
@@ -98,19 +117,31 @@ class Standalone(nn.Module):
 
 
 class ExpertHead(nn.Module):
-    """One cosine classifier for each expert: features [B, E, D] to logits [B, E, C].
+    """One classifier for each expert: features [B, E, D] to logits [B, E, C].
 
     Args:
         experts: number of experts E.
         num_features: number of features D.
         num_classes: number of classes C.
-        scale: factor of the cosine, > 0.
+        scale: factor of the cosine, > 0; ``None`` is linear classifiers.
+        bias: add a bias to each; linear classifiers always have one.
     """
 
-    def __init__(self, experts: int, num_features: int, num_classes: int, scale: float) -> None:
+    def __init__(
+        self,
+        experts: int,
+        num_features: int,
+        num_classes: int,
+        scale: float | None,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
-        heads = [CosineHead(num_features, num_classes, scale) for _ in range(experts)]
-        self.experts = nn.ModuleList(heads)
+        self.experts = nn.ModuleList(
+            LinearHead(num_features, num_classes)
+            if scale is None
+            else CosineHead(num_features, num_classes, scale, bias)
+            for _ in range(experts)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits of every expert."""

@@ -17,18 +17,20 @@ from ltbench.errors import UserError
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a parameter-free shortcut (option A).
+    """Two 3x3 convolutions and a shortcut.
 
-    In a block with stride 2, the shortcut keeps every second pixel and pads the channels with
-    zeros, half on each side.
+    Where the shape changes, the parameter-free shortcut (option A, ``pad``) keeps every second
+    pixel and pads the channels with zeros, half on each side; the other (option B,
+    ``projection``) is a strided 1x1 convolution and a normalisation.
 
     Args:
         in_channels: number of input channels.
         channels: number of output channels.
         stride: stride of the first convolution.
+        shortcut: ``pad`` or ``projection``.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str = "pad") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -36,12 +38,19 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.stride = stride
         self.pad = (channels - in_channels) // 2
+        self.shortcut: nn.Module | None = None
+        if shortcut == "projection" and (stride > 1 or channels != in_channels):
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features [B, channels, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        if self.stride > 1 or self.pad:
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        elif self.stride > 1 or self.pad:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
         return F.relu(out + x)
 
@@ -59,6 +68,7 @@ class CifarResNet(nn.Module):
         in_chans: number of channels of the images.
         global_pool: timm's name of the pooling.
         widths: channels of the three groups; experts of RIDE and SADE have 16, 24 and 48.
+        shortcut: ``pad`` (option A) or ``projection`` (option B), see ``BasicBlock``.
     """
 
     global_pool: nn.Module
@@ -70,6 +80,7 @@ class CifarResNet(nn.Module):
         in_chans: int = 3,
         global_pool: str = "avg",
         widths: Sequence[int] = (16, 32, 64),
+        shortcut: str = "pad",
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
@@ -77,14 +88,16 @@ class CifarResNet(nn.Module):
         blocks = (depth - 2) // 6
         if len(widths) != 3 or any(b < a or (b - a) % 2 for a, b in pairwise(widths)):
             raise UserError(f"`widths`: expected three even, rising numbers, found {list(widths)}")
+        if shortcut not in ("pad", "projection"):
+            raise UserError(f"`shortcut`: expected pad or projection, found `{shortcut}`")
         first, second, third = widths
         self.num_features = self.head_hidden_size = third
         self.conv1 = nn.Conv2d(in_chans, first, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(first)
         self.act1 = nn.ReLU()
-        self.layer1 = _group(blocks, first, first, stride=1)
-        self.layer2 = _group(blocks, first, second, stride=2)
-        self.layer3 = _group(blocks, second, third, stride=2)
+        self.layer1 = _group(blocks, first, first, 1, shortcut)
+        self.layer2 = _group(blocks, first, second, 2, shortcut)
+        self.layer3 = _group(blocks, second, third, 2, shortcut)
         self.apply(_initialise)
         self.reset_classifier(num_classes, global_pool)
 
@@ -192,8 +205,10 @@ def renumber_appended(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _group(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_channels, channels, stride)
+def _group(
+    blocks: int, in_channels: int, channels: int, stride: int, shortcut: str
+) -> nn.Sequential:
+    first = BasicBlock(in_channels, channels, stride, shortcut)
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
 
 

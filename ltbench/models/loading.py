@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ltbench.config.weights import FILE, HUB, Source, find_source, hash_of, identity
 from ltbench.digest import JSON_BYTES, read_json
 from ltbench.errors import UserError, visible
+from ltbench.models.adapters import is_adapter
 from ltbench.remote import hub as client
 
 PICKLED = (".pth", ".pt", ".tar", ".ckpt", ".bin")
@@ -42,6 +44,21 @@ class Weights:
     class_names: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights of a backbone came from.
+
+    Args:
+        name: of the network.
+        weights: source given by ``backbone.weights``; ``None`` is the public weights of that name.
+        args: options of the architecture.
+    """
+
+    name: str
+    weights: str | None
+    args: Mapping[str, Any]
+
+
 def load_weights(net: nn.Module, source: str | Path) -> None:
     """Load initial weights into a network without classifier.
 
@@ -62,6 +79,8 @@ def load_weights(net: nn.Module, source: str | Path) -> None:
     own = net.state_dict()
     given = _named_like(own, tensors)
     optional = {n for n in own if n.endswith("num_batches_tracked")}  # absent in old files
+    if not any(map(is_adapter, given)):  # those of the encoder alone
+        optional |= set(filter(is_adapter, own))
     heads = HEADS | _classifier(net)
     shapes = {n: (_shape(own[n]), _shape(given[n])) for n in own if n in given}
     extra = [n for n in given if n not in own and n.partition(".")[0] not in heads]
@@ -120,6 +139,56 @@ def load_classifier(model: nn.Module, source: str, class_names: tuple[str, ...])
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(found.tensors[name])
+
+
+def image_projection(origin: Origin | None, width: int) -> Tensor:
+    """Return the projection of an encoder's features to the space that it shares with text.
+
+    It is the released classifier of an image-text encoder in timm, ``head.weight``; a file may
+    also have OpenAI's and OpenCLIP's ``visual.proj``, which is its transpose.
+
+    Args:
+        origin: of the encoder's weights; ``None`` are random ones.
+        width: number of features D.
+
+    Returns:
+        float32 [E, D].
+
+    Raises:
+        UserError: there is no such projection.
+    """
+    if origin is None:
+        raise UserError(
+            "a classifier from text needs an encoder trained with text, and this one has random "
+            "weights; give backbone.pretrained=true or backbone.weights=FILE"
+        )
+    if origin.weights is not None:
+        place = visible(origin.weights, 200)
+        tensors = read_weights(origin.weights).tensors
+        found = None if any(n.startswith(OURS) for n in tensors) else _projection(tensors)
+    else:
+        place = f"the public weights of {origin.name}"
+        with client.offline_unless_reachable():
+            net: Any = timm.create_model(origin.name, pretrained=True, **origin.args)
+        found = _projection({f"head.{n}": t for n, t in net.get_classifier().state_dict().items()})
+    if found is None or found.shape[1] != width:
+        shape = "none" if found is None else f"one of shape {_shape(found)}"
+        raise UserError(
+            f"a classifier from text needs the encoder's projection, `head.weight` with {width} "
+            f"columns, found {shape} in {place}; take a CLIP encoder, e.g. "
+            "vit_base_patch16_clip_quickgelu_224.openai, with the weights as released"
+        )
+    return found.detach().float()
+
+
+def _projection(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the first projection among the tensors of an encoder [E, D]."""
+    for name, tensor in tensors.items():
+        if tensor.dim() == 2 and f".{name}".endswith(".head.weight"):
+            return tensor
+        if tensor.dim() == 2 and f".{name}".endswith(".visual.proj"):
+            return tensor.T
+    return None
 
 
 def describe_weights(source: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from timm.models.convnext import ConvNeXt
+from timm.models.efficientnet import EfficientNet
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -38,8 +39,8 @@ class Stage:
 def stages_of(net: nn.Module) -> tuple[Stage, ...]:
     """Return the stages of a timm network.
 
-    CIFAR ResNets, timm's ResNet family (ResNeXt included) and ConvNeXt have ``stem`` and their
-    residual stages. Vision transformers have ``stem`` (patches and positions) and ``stage1`` to
+    CIFAR ResNets, timm's ResNet family (ResNeXt included), ConvNeXt and EfficientNet have ``stem``
+    and their residual stages. Vision transformers have ``stem`` (patches and positions) and ``stage1`` to
     ``stage4``, a quarter of the blocks each. Pooling and all later operations belong to the last
     stage. Any other network is a single stage called ``whole``.
     """
@@ -53,6 +54,12 @@ def stages_of(net: nn.Module) -> tuple[Stage, ...]:
             for i, _ in enumerate(net.get_submodule("stages").children())
         ]
         return _with_head([Stage("stem", ("stem",)), *blocks], "norm_pre")
+    if _runs_as(net, EfficientNet):
+        blocks = [
+            Stage(f"stage{i + 1}", (f"blocks.{i}",))
+            for i, _ in enumerate(net.get_submodule("blocks").children())
+        ]
+        return _with_head([Stage("stem", ("conv_stem", "bn1")), *blocks], "conv_head", "bn2")
     if _runs_as(net, VisionTransformer):
         return _with_head(
             [_vit_stem(net), *_quarters(len([*net.get_submodule("blocks").children()]))], "norm"

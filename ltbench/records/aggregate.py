@@ -10,11 +10,14 @@ from typing import Any
 
 from ltbench.config import plugins
 from ltbench.data.shots import shot_groups
+from ltbench.records.parts import MEMORISED
 from ltbench.records.record import Record
 from ltbench.records.titles import dataset_title, method_title, network_title
 
 VALUES = ("overall", "many", "medium", "few", "ece")
-RANKS = ("paper", "claimed", "reproduced", "verified")  # a row is as good as its weakest seed
+RANKS = ("paper", "imported", "claimed", "reproduced", "verified")  # a row is as good as its weakest seed
+ORIGINS = {"paper": "published", "imported": "imported", "reproduced": "reproduced"}  # of rows
+UNKNOWN = "unknown"  # what no source says
 Row = dict[str, Any]
 
 
@@ -39,7 +42,8 @@ def seed_group(record: Record) -> tuple[Any, ...]:
     """Return the values that all seeds of one row have in common."""
     data = record.dataset
     content = (data.name, data.train_sha256, data.test_sha256)
-    return (record.origin, record.recipe.digest, *content, record.shortened)
+    file = () if record.imported is None else (record.imported.sha256,)  # each is a row of its own
+    return (record.origin, record.recipe.digest, *content, record.shortened, *file)
 
 
 def run_key(record: Record) -> tuple[Any, ...]:
@@ -91,10 +95,10 @@ def _row(seeds: Sequence[Record]) -> Row:
         "method": method_title(first.recipe.name),
         "backbone": network_title(backbone),
         "n": len(seeds),
-        "epochs": _budget(first),
-        "origin": "published" if first.origin == "paper" else "reproduced",
+        "epochs": _budget(first) if first.imported is None else UNKNOWN,
+        "origin": ORIGINS[first.origin],
         "status": min((r.status for r in seeds), key=RANKS.index),
-        "source": first.citation or f"{first.recipe.name} {first.recipe.digest[:8]}",
+        "source": _source(first),
         "note": _note(first),
         "recipe": first.recipe.name,
         "registered": str(backbone.get("name", "")),
@@ -122,6 +126,25 @@ def _budget(record: Record) -> str:
     return full if steps is None else f"{steps} steps of {full}"
 
 
+def _source(record: Record) -> str:
+    if record.imported is not None:
+        return record.imported.source
+    return record.citation or f"{record.recipe.name} {record.recipe.digest[:8]}"
+
+
+def _released(record: Record) -> str:
+    """Return what a table says of an imported model, or nothing."""
+    facts = record.imported
+    if facts is None:
+        return ""
+    claimed = "" if facts.claimed is None else f", its authors print {facts.claimed:g}"
+    chosen = {"yes": ", epoch chosen on the test images", "no": ""}
+    trained = facts.training_images
+    other = "" if trained is None or trained.gap >= MEMORISED else f", {trained.verdict}"
+    unknown = ", choice of the epoch unknown"
+    return f"imported{claimed}{chosen.get(facts.chosen_on_test, unknown)}{other}"
+
+
 def _note(record: Record) -> str:
     follow = (".schedule.", ".epochs") if record.shortened else ()  # they follow a budget
     changed = [
@@ -135,4 +158,5 @@ def _note(record: Record) -> str:
         ("shortened", record.shortened),
         ("modified", tuple(dict.fromkeys(changed))),
     )
-    return "; ".join(f"{what} {', '.join(keys)}" for what, keys in parts if keys)
+    notes = [f"{what} {', '.join(keys)}" for what, keys in parts if keys]
+    return "; ".join(filter(None, (_released(record), *notes)))

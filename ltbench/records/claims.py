@@ -6,11 +6,15 @@ import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ltbench.config.weights import public_source
 from ltbench.errors import UserError
 from ltbench.records.aggregate import RANKS, run_key, seed_group
 from ltbench.records.record import Record
 
-OFFICIAL = ("imagenet_lt", "places_lt", "inat18")
+OFFICIAL = (
+    *("imagenet_lt", "places_lt", "inat18", "isic2019_lt", "isic_archive_lt"),
+    *("semi_aves", "semi_fungi", "semi_inat"),
+)
 TAILS = {  # classes, training images of the largest one before the tail is cut, test images of each
     "cifar10_lt": (10, 5000, 1000),
     "cifar100_lt": (100, 500, 100),
@@ -38,6 +42,9 @@ def check_derived(record: Record) -> None:
     """
     if record.origin == "paper":
         return
+    if record.imported is not None:
+        _check_imported(record)
+        return
     resolved = record.recipe.resolved
     data, run = resolved.get("data", {}).get("name", ""), resolved.get("run", {})
     execution, cut = record.execution, bool(run.get("max_steps"))
@@ -54,6 +61,24 @@ def check_derived(record: Record) -> None:
             raise UserError(
                 f"{what}: expected {expected}, which follows from recipe.resolved, found {found}"
             )
+
+
+def _check_imported(record: Record) -> None:
+    """Check the fields of an imported model that a run would have filled in.
+
+    Raises:
+        UserError: one is not empty, or the data set is not the recipe's.
+    """
+    data = record.recipe.resolved.get("data", {})
+    named = record.dataset.name if "plugin" in data or data.get("name") == "shards" else None
+    for what, found, expected in (
+        ("epoch", record.epoch, None),
+        ("backbone_weights", record.backbone_weights, None),
+        ("selected", record.selected, None),
+        ("dataset.name", record.dataset.name, named or data.get("name", "")),
+    ):
+        if found != expected:
+            raise UserError(f"{what}: expected {expected} of an imported model, found {found}")
 
 
 def _batches(record: Record) -> tuple[int | None, ...]:
@@ -190,7 +215,9 @@ def initial_weights(resolved: Mapping[str, Any]) -> str | None:
     backbone = resolved.get("backbone", {})
     if backbone.get("weights") is not None:
         return str(backbone["weights"])
-    return f"timm:{backbone.get('name', '')}" if backbone.get("pretrained") else None
+    if not backbone.get("pretrained"):
+        return None
+    return _without_name(public_source(str(backbone.get("name", ""))))
 
 
 def _without_name(weights: str | None) -> str | None:
@@ -213,9 +240,11 @@ def official_counts(name: str, data: Mapping[str, Any]) -> tuple[Counts | None, 
     own = data.get("name") == name  # else the options are those of shards
     ratio, profile = data.get("imbalance_ratio"), data.get("profile", "exp")
     if name in OFFICIAL:
-        from ltbench.data.official import facts
+        from ltbench.data.official import EDITIONS, edition, facts
 
-        known = facts(name)
+        if name in EDITIONS and not own:
+            return None, None  # shards do not say which of the editions they hold
+        known = facts(edition(name, data))
         train, test = (
             (n,) * known["num_classes"] if isinstance(n, int) else tuple(n)
             for n in (known["parts"][part]["counts"] for part in ("train", "test"))

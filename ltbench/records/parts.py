@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
+    model_validator,
 )
 
 from ltbench.config.schema import NAME, NAME_LENGTH
@@ -19,6 +20,7 @@ from ltbench.digest import canonical
 
 MAX_DIFFERING = 2  # predictions; other hardware may round a tie the other way
 MAX_ECE_DIFFERENCE = 0.05  # percentage points
+MEMORISED, ALIKE = 0.25, 0.1  # gaps in accuracy on training images inside and outside a subset
 MOST = 10**9  # epochs, steps, imbalance ratio
 MOST_TEXT, MOST_ARGS, MOST_DEPTH = 200_000, 4_000, 20  # characters, levels of a resolved recipe
 
@@ -181,6 +183,64 @@ class CheckpointFacts(Part):
     bytes: int = Field(gt=0)
     repository: str | None = None
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+
+
+class TrainingImagesFacts(Part):
+    """Accuracy on training images of rare classes, inside and outside the frozen subset.
+
+    A model that was trained on the subset knows the images inside it far better.
+    """
+
+    classes: int = Field(ge=1)
+    """The rarest classes, whose images were taken."""
+    inside: int = Field(ge=1)
+    inside_correct: int = Field(ge=0)
+    outside: int = Field(ge=1)
+    outside_correct: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingImagesFacts:
+        if self.inside_correct > self.inside or self.outside_correct > self.outside:
+            raise ValueError("more correct images than images")
+        return self
+
+    @property
+    def gap(self) -> float:
+        """Difference of both accuracies, in [-1, 1]."""
+        return self.inside_correct / self.inside - self.outside_correct / self.outside
+
+    @property
+    def verdict(self) -> str:
+        """What the accuracies say, in words."""
+        if self.gap >= MEMORISED:
+            return "trained on the images of this subset"
+        return "trained on other images" if self.gap <= ALIKE else "undecided"
+
+
+class ImportFacts(Part):
+    """The released file that a model was imported from, and what its authors say of it."""
+
+    source: str = Field(min_length=1, max_length=500)
+    """Repository and commit, or address; the file's name if nothing else is known."""
+    file: str = Field(min_length=1, max_length=200)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the file as released."""
+    bytes: int = Field(gt=0)
+    classifier_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Of a second file, if the classifier lies in one."""
+    family: Name
+    """Layout of the file, see `ltbench import --help`."""
+    class_order: Literal["official", "by-count", "by-count-ascending"] = "official"
+    scale: float | None = Field(None, gt=0)
+    """Factor of a cosine classifier, which is in no file: accuracy does not depend on it,
+    calibration does."""
+    epoch: int | None = Field(None, ge=0, le=MOST)
+    """As the file says."""
+    chosen_on_test: Literal["yes", "no", "unknown"] = "unknown"
+    """The authors kept the epoch with the best accuracy on the test images."""
+    claimed: float | None = Field(None, ge=0, le=100)
+    """Accuracy that the authors print, in percent."""
+    training_images: TrainingImagesFacts | None = None
 
 
 class VerificationFacts(Part):

@@ -9,9 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    WrapValidator,
+    model_serializer,
+    model_validator,
+)
 
 from ltbench.config import plugins
+from ltbench.config.weights import public_source
 from ltbench.digest import canonical, parse_json, read_regular
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
@@ -24,6 +32,7 @@ from ltbench.records.parts import (
     Date,
     ExecutionFacts,
     GpuNumerics,
+    ImportFacts,
     Part,
     RecipeFacts,
     VerificationFacts,
@@ -54,12 +63,14 @@ MOST_IMAGES = 10**12  # of a class
 _CONTROL = re.compile(
     r"(?<!\\)(?:\\\\)*(\\(?:u00[01].|[bfr])|[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069])"
 )
-Origin = Literal["reproduced", "paper"]
-Status = Literal["paper", "claimed", "reproduced", "verified", "withdrawn"]
+Origin = Literal["reproduced", "paper", "imported"]
+Status = Literal["paper", "imported", "claimed", "reproduced", "verified", "withdrawn"]
+UNCHECKED: dict[str, Status] = {"paper": "paper", "imported": "imported", "reproduced": "claimed"}
+"""Status that nobody has checked, by origin."""
 
 
 class Record(Part):
-    """One run, or one set of per-class counts released with a paper.
+    """One run, one imported model, or one set of per-class counts released with a paper.
 
     ``run_id`` is a hash of everything but itself, status and verification; ``checksums`` holds
     one hash for each field, so that a damaged file can say what in it is not to be trusted.
@@ -76,8 +87,10 @@ class Record(Part):
     code: CodeFacts
     seed: int = Field(ge=0, lt=2**63)
     epoch: int | None = Field(ge=0)
-    """The epoch reported, counted over all stages; null if `run.max_steps` cut the run."""
-    selection: Literal["last"] = "last"
+    """The epoch reported, counted over all stages; null if `run.max_steps` cut the run, and for an
+    imported model."""
+    selection: Literal["last", "released"] = "last"
+    """The epoch that is reported; that of an imported model was chosen by its authors."""
     selected: SelectionFacts | None = None
     """How the recipe's values were chosen among others on validation images; null if they were
     not."""
@@ -95,11 +108,27 @@ class Record(Part):
     date: Date
     checksums: dict[str, str] = Field({})
     verification: VerificationFacts | None = None
+    imported: ImportFacts | None = None
+    """The released file, for origin imported; absent in all other records."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.imported is None:
+            content.pop("imported", None)
+        return content
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
-        if (self.origin == "paper") != (self.status == "paper"):
+        own = UNCHECKED[self.origin]
+        others = set(UNCHECKED.values()) - {own}
+        if self.status in others or (own in ("paper", "imported") and self.status == "reproduced"):
             raise ValueError(f"origin {self.origin} cannot have status {self.status}")
+        if self.origin == "paper" and self.status != "paper":
+            raise ValueError(f"origin paper cannot have status {self.status}")
+        released = self.origin == "imported"
+        if (self.imported is not None) != released or (self.selection == "released") != released:
+            raise ValueError("`imported` and selection released belong to origin imported alone")
         if self.origin == "paper" and (self.checkpoint is not None or not self.citation):
             raise ValueError("origin paper needs a citation and has no checkpoint")
         if self.status == "verified" and self.verification is None:
@@ -312,7 +341,7 @@ def make_record(
     from ltbench.models.loading import describe_weights
 
     around, facts, numerics = environment(), recipe_facts(recipe), gpu_numerics(device)
-    start = f"timm:{recipe.backbone.name}" if recipe.backbone.pretrained else None
+    start = public_source(recipe.backbone.name) if recipe.backbone.pretrained else None
     if recipe.backbone.weights is not None:
         start = describe_weights(recipe.backbone.weights)  # a path says nothing elsewhere
     _, shortened = changes(recipe)

@@ -18,7 +18,7 @@ from ltbench.files import write_json
 from ltbench.records.claims import check_date, choose
 from ltbench.records.parts import VerificationFacts
 from ltbench.records.reading import Shared
-from ltbench.records.record import Record
+from ltbench.records.record import UNCHECKED, Record
 
 MARKS = "verified.json"
 MOST_NOTES = 20  # that are printed
@@ -76,7 +76,7 @@ def load_records(folder: Path | None = None) -> tuple[dict[Path, Record], list[s
                 notes.append(visible(f"{path} left aside: {str(error).splitlines()[0]}", None))
                 continue
             found[path] = trusted(record, marks)
-            if found[path].status == "claimed" != record.status:
+            if found[path].status == UNCHECKED[record.origin] != record.status:
                 notes.append(visible(f"{path}: {UNKNOWN_MARK}", None))
     return found, notes
 
@@ -105,7 +105,7 @@ def sound_records(folder: Path | None = None) -> list[Record]:
     return found
 
 
-UNKNOWN_MARK = f"has a status that {MARKS} does not confirm; shown as claimed"
+UNKNOWN_MARK = f"has a status that {MARKS} does not confirm; shown as unchecked"
 
 
 def trusted(record: Record, marks: Mapping[str, Any]) -> Record:
@@ -119,15 +119,16 @@ def trusted(record: Record, marks: Mapping[str, Any]) -> Record:
         marks: from ``verifications``.
     """
     mark = marks.get(record.run_id)
-    if mark is None and record.status == "claimed":
+    unchecked = UNCHECKED[record.origin]
+    if mark is None and record.status == unchecked:
         return record
     checked = record.verification and record.verification.model_dump(mode="json")
     if mark == "withdrawn" != record.status:
         return record.model_copy(update={"status": "withdrawn", "verification": None})
     if record.status == "verified" and mark != checked:
-        return record.model_copy(update={"status": "claimed", "verification": None})
+        return record.model_copy(update={"status": unchecked, "verification": None})
     if record.status in ("reproduced", "withdrawn") and mark != record.status:
-        return record.model_copy(update={"status": "claimed"})
+        return record.model_copy(update={"status": unchecked})
     return record
 
 

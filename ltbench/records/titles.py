@@ -12,7 +12,19 @@ from ltbench.methods import METHODS
 from ltbench.models import BACKBONES
 
 # Titles of methods trained in combination, by the names of their recipes.
-COMBINED = {"crt_mixup": "cRT+Mixup", "ldam_drw_sam": "LDAM-DRW + SAM"}
+COMBINED = {
+    "ce_wd5e3": "CE + tuned weight decay",
+    "crt_mixup": "cRT+Mixup",
+    "ldam_drw_sam": "LDAM-DRW + SAM",
+    "glmc_maxnorm": "GLMC + MaxNorm",
+    "logit_adjustment_focal_sam": "Logit Adjustment + Focal-SAM",
+    "ce_imb_sam": "ImbSAM",
+    "lift_focal_sam": "LIFT + Focal-SAM",
+}
+ENCODERS = {  # titles of pretrained encoders, by their names in timm without the weights' tag
+    "vit_base_patch16_clip_quickgelu_224": "CLIP ViT-B/16",
+    "vit_large_patch14_clip_quickgelu_224": "CLIP ViT-L/14",
+}
 
 
 class RecipeName(NamedTuple):
@@ -28,7 +40,8 @@ def split_name(recipe: str) -> RecipeName:
     """Split the name of a recipe; a name that ends in no data set is all method."""
     datasets = {part.suffix: name for name, part in DATASETS.parts().items() if part.suffix}
     found = re.fullmatch(
-        rf"(.+)_({'|'.join(map(re.escape, datasets))})(?:_(resnex?t\d+))?(?:_if(\d+))?", recipe
+        rf"(.+?)_({'|'.join(map(re.escape, datasets))})(?:_(resnex?t\d+|in21k))?(?:_if(\d+))?",
+        recipe,
     )
     if not found:
         return RecipeName(recipe)
@@ -37,8 +50,8 @@ def split_name(recipe: str) -> RecipeName:
 
 
 def key(text: str) -> str:
-    """Return a name without case and punctuation; the signs of shell patterns stay."""
-    return re.sub(r"[^a-z0-9*?\[\]]", "", text.lower())
+    """Return a name without case and punctuation; the signs of shell patterns stay, `++` is pp."""
+    return re.sub(r"[^a-z0-9*?\[\]]", "", text.lower().replace("++", "pp"))
 
 
 def matches(pattern: str, *names: str) -> bool:
@@ -67,8 +80,14 @@ def dataset_names(title: str) -> tuple[str, ...]:
 def backbone_title(name: str) -> str:
     """Return the title of a backbone, e.g. ResNet-32 for `resnet32_cifar`.
 
-    Of timm's, ResNet and ResNeXt have one, with or without the weights' tag; other names stay.
+    Of timm's, ResNet and ResNeXt have one, with or without the weights' tag, and the encoders that
+    recipes use; other names stay.
     """
+    network, _, tag = name.partition(".")
+    if tag == "openai" and network in ENCODERS:
+        return ENCODERS[network]
+    if name == "vit_base_patch16_224.augreg_in21k":
+        return "ImageNet-21k ViT-B/16"
     found = re.fullmatch(r"(resnet|resnext)(\d+)(_32x4d)?(\.\w+)?", name)
     if name in BACKBONES or not found:
         return BACKBONES.title(name)

@@ -79,7 +79,7 @@ def compiled_stages(
     stages = list(method.backbone.stages)
     if how == "graphs":
         return stages if update.name == "plain" and passes == 1 else []
-    if update.name in ("plain", "sam"):
+    if update.name in ("plain", "sam", "focal_sam", "imb_sam"):
         return stages
     part = getattr(update.config, "part", ()) if update.name == "plot" else "whole"
     names = {part} if isinstance(part, str) else set(part)

@@ -15,6 +15,7 @@ from ltbench.distributed import ranks
 from ltbench.distributed.device import pick_device
 from ltbench.errors import visible
 from ltbench.machine import gpu_name
+from ltbench.train.features import check_features
 from ltbench.train.feed import Feed
 from ltbench.train.folder import run_folder
 
@@ -133,6 +134,7 @@ def plan_of(recipe: Recipe) -> Plan:
     Raises:
         UserError: data or device are not usable.
     """
+    check_features(recipe)
     data: Data = recipe.data.config.load()  # type: ignore[attr-defined]
     return make_plan(Feed(recipe, data, pick_device(recipe.run.device)), run_folder(recipe))
 

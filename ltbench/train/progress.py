@@ -29,6 +29,9 @@ class NoProgress:
     def begin(self, plan: Plan) -> None:
         """The data are loaded; the first step follows."""
 
+    def features(self, images: int) -> None:
+        """Features of so many training images are computed or read, before their stage."""
+
     def stage(self, index: int, stage: Stage, steps: int, done: int) -> None:
         """Stage ``index`` begins or is resumed, with ``done`` of ``steps`` steps finished."""
 
@@ -81,6 +84,10 @@ class ProgressBar(NoProgress):
         for line in plan.lines():
             self._print(line)
         self.first, self.started = plan.done, time.monotonic()
+
+    def features(self, images: int) -> None:
+        """Print a line, since a minute may pass without another one."""
+        self._print(f"features of {images:,} training images, computed once and stored ...")
 
     def stage(self, index: int, stage: Stage, steps: int, done: int) -> None:
         """Print the title of a stage, and go on with the bar."""

@@ -34,6 +34,7 @@ from ltbench.seeding import derive
 from ltbench.train.claim import RunFolder
 from ltbench.train.compiled import check_compiler
 from ltbench.train.curves import write_curves
+from ltbench.train.features import check_features
 from ltbench.train.feed import check_unseen
 from ltbench.train.identity import Images, evaluated
 from ltbench.train.logs.reporter import Logs
@@ -153,6 +154,7 @@ def _run(
     split = evaluated(recipe, data)
     if recipe.run.evaluate == "val":
         check_unseen(recipe, data)
+    check_features(recipe)
     trainer = Trainer(recipe, data, folder, device, reporter)
     method, history = trainer.fit(), trainer.history
     metrics = evaluate_split(

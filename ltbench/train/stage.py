@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ltbench.config.recipe import Recipe
 from ltbench.config.validation import build_recipe
-from ltbench.data.base import DatasetInfo
+from ltbench.data.base import DatasetInfo, Split
 from ltbench.distributed import ranks
 from ltbench.methods.base import Batch, Method, Progress, Rows
 from ltbench.methods.build import build_method
@@ -30,6 +30,7 @@ from ltbench.train import checkpoint, step_errors
 from ltbench.train.checkpoint import Position, Snapshot
 from ltbench.train.compiled import BACKENDS, CompiledStages, compiled_stages
 from ltbench.train.epoch_stats import EpochStats
+from ltbench.train.features import StoredFeatures
 from ltbench.train.feed import Feed
 from ltbench.train.freezing import freeze, set_modes
 from ltbench.train.optim import build_optimizer, set_lr
@@ -58,6 +59,11 @@ class StageRun(StepRun):
         self.update: Update = UPDATES.get(self.stage.update.name)(self.stage.update.config)
         self.stats = EpochStats(feed.data.info.num_classes, feed.device)
         self.per_epoch = feed.steps(index)
+        self._features: StoredFeatures | None = None
+        if self.stage.features == "cached":
+            set_modes(method, self.stage, self._frozen, self.recipe.run.batchnorm)
+            self._features = StoredFeatures(feed, index, method, self._autocast)
+            feed.use_features(index, self._features.of("train", feed.data.train))
         self._parts: PartStatistics | None = None
         self._stepped = False
         self._compiled: CompiledStages | None = None
@@ -93,7 +99,8 @@ class StageRun(StepRun):
 
         Args:
             epoch: 0-based epoch.
-            step: first step to be made; the method's ``on_epoch`` is called before step 0 only.
+            step: first step to be made; the method's ``on_epoch`` and ``examine`` are called before
+                step 0 only.
 
         Raises:
             UserError: the smallest batch of the epoch is too small for batch normalisation.
@@ -102,11 +109,15 @@ class StageRun(StepRun):
         factor = training.schedule.factor(epoch, training.epochs)
         lr = set_lr(self.optimizer, training.optim, factor)
         set_modes(self.method, self.stage, self._frozen, self.recipe.run.batchnorm)
-        if not self._stepped:
+        if not self._stepped and self._features is None:
             step_errors.check_single_images(self.feed, self.index, self.method)
-        at = Progress(self.recipe.seed, self.index, epoch, training.epochs, step, lr=lr)
+        at = Progress(
+            self.recipe.seed, self.index, epoch, training.epochs, step, lr=lr, steps=self.per_epoch
+        )
         if step == 0:
-            self.method.on_epoch(at)
+            with self._inputs():
+                self.method.on_epoch(at)
+            self.method.examine(self.feed.images(self.index, epoch), at)
         return at
 
     def step(self, micro: list[Batch], at: Progress) -> Log:
@@ -117,15 +128,16 @@ class StageRun(StepRun):
             at: position of the step.
         """
         self._parts = PartStatistics(self.method) if len(micro) > 1 else None
-        try:
-            micro = self._prepared(micro, at)
-            log = self.update.step(self, micro, at)
-        except ERRORS as error:
-            raise self._explained(error, micro) from error
-        self._stepped = True
-        if self._parts is not None:
-            self._parts.merge()
-        self.method.after_step(micro, at)
+        with self._inputs():
+            try:
+                micro = self._prepared(micro, at)
+                log = self.update.step(self, micro, at)
+            except ERRORS as error:
+                raise self._explained(error, micro) from error
+            self._stepped = True
+            if self._parts is not None:
+                self._parts.merge()
+            self.method.after_step(micro, at)
         ranks.all_reduce_mean_(running_statistics(self.method))
         self.stats.add(log, micro)
         return log
@@ -138,14 +150,30 @@ class StageRun(StepRun):
         at = self.begin(epoch)
         for step, micro in zip(range(count), self.batches(epoch), strict=False):
             at = replace(at, step=step)
-            with frozen_statistics(self.method):
+            with frozen_statistics(self.method), self._inputs():
                 prepared = self._prepared(micro, at)
             yield prepared, at
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return the loss rows of one micro-batch."""
-        with self._statistics(at), self._passes(batch):
+        with self._statistics(at), self._passes(batch), self._inputs():
             return super().loss(batch, at)
+
+    @contextmanager
+    def evaluated(self, name: str, split: Split) -> Iterator[Split]:
+        """Context in which the method takes the yielded split: the images, or stored features.
+
+        Args:
+            name: of the split: val or test.
+            split: its images.
+        """
+        found = split if self._features is None else self._features.of(name, split)
+        with self._inputs():
+            yield found
+
+    def _inputs(self) -> AbstractContextManager[None]:
+        """Return a context in which the backbone takes what the batches of this stage hold."""
+        return nullcontext() if self._features is None else self.method.backbone.given_features()
 
     def summary(self) -> dict[str, float | None]:
         """Return loss and training recall since the last summary."""

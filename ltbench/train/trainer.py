@@ -80,8 +80,11 @@ class Trainer:
         for index in range(self.position.stage, len(self.recipe.stages)):
             if snapshot is None or snapshot.stage != index:  # not from inside the stage
                 method, snapshot = self._initial(index, method), None
+                method.begin(self.feed.start(index))
             assert method is not None
             if self.recipe.stages[index].training is not None:
+                if self.recipe.stages[index].features == "cached":
+                    self.reporter.features(len(self.data.train))
                 stage = StageRun(self.feed, index, method)
                 if snapshot is not None:
                     stage.load(snapshot)
@@ -161,14 +164,15 @@ class Trainer:
             )
         name, split = curve_split(self.recipe, self.data)
         if split is not None and shown(epoch, epochs, self.recipe.run.eval_every):
-            metrics = evaluate_split(
-                stage.method,
-                split,
-                self.data.info.class_counts,
-                device=self.device,
-                rule=self.recipe.shot_rule,
-                workers=self.recipe.run.workers,
-            )
+            with stage.evaluated(name, split) as images:
+                metrics = evaluate_split(
+                    stage.method,
+                    images,
+                    self.data.info.class_counts,
+                    device=self.device,
+                    rule=self.recipe.shot_rule,
+                    workers=self.recipe.run.workers,
+                )
             row |= {f"{name}_{k}": getattr(metrics, k) for k in MEASURED}
         self.history.epochs.append(row)
         self.reporter.epoch(row)

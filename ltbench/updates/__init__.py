@@ -1,4 +1,4 @@
-"""Updates: from the loss rows of a batch to one optimizer step (plain, SAM, PLOT)."""
+"""Updates: from the loss rows of a batch to one optimizer step (plain, SAM, by class, PLOT)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ UPDATES: Registry[type[Update]] = Registry(
     {
         "plain": "ltbench.updates.plain:Plain",
         "sam": "ltbench.updates.sam:SAM",
+        "focal_sam": "ltbench.updates.class_sam:FocalSAM",
+        "imb_sam": "ltbench.updates.class_sam:ImbSAM",
         "plot": "ltbench.updates.plot:Plot",
     },
     options="ltbench.updates.options",

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from ltbench.config import schema
 from ltbench.distributed import ranks
 from ltbench.distributed.overlap import OverlappedSum
 from ltbench.errors import UserError
-from ltbench.gradients import Gradient, added, held
+from ltbench.gradients import Gradient, added, each, held
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
 Log = dict[str, Any]  # numbers or scalar tensors of one step
@@ -80,6 +81,7 @@ class StepRun:
         *,
         parameters: list[nn.Parameter] | None = None,
         retain_graph: bool = False,
+        factors: Tensor | None = None,
     ) -> tuple[Tensor, list[Rows]]:
         """Compute the gradient of the loss over all micro-batches and ranks, into ``.grad``.
 
@@ -90,6 +92,8 @@ class StepRun:
             at: progress of training.
             parameters: differentiated with respect to these; by default all trained ones.
             retain_graph: keep the graph for another backward pass.
+            factors: of the rows by class [C]; the divisor stays that of the loss, and a shared
+                term, which belongs to no class, is left out.
 
         Returns:
             The loss, and the detached rows of each micro-batch.
@@ -101,7 +105,9 @@ class StepRun:
         summing = self._summing(parameters)
         for micro, batch in enumerate(batches):
             out = self.loss(batch, replace(at, micro=micro))
-            total, weight = weighted_sum(out)
+            if factors is not None:
+                out = replace(out, shared=None)
+            total, weight = weighted_sum(out, factors)
             if out.shared is not None:
                 found = torch.autograd.grad(
                     out.shared, parameters, retain_graph=True, allow_unused=True
@@ -132,6 +138,55 @@ class StepRun:
             p.grad = g
         return sums[0] / sums[1] + sums[2] / sums[3], kept
 
+    def gradients(
+        self, batches: Sequence[Batch], at: Progress, factors: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Rows], list[Gradient]]:
+        """Compute several gradients over all micro-batches and ranks, from one forward pass.
+
+        Each is that of the loss with other factors of the rows; ``.grad`` is left alone. A shared
+        term belongs to the first.
+
+        Args:
+            batches: micro-batches of this rank.
+            at: progress of training.
+            factors: for each gradient, those of the rows by class [C]; the divisor stays that of
+                the loss.
+
+        Returns:
+            The loss itself, the detached rows of each micro-batch, and the gradients.
+        """
+        sums = torch.zeros(4, dtype=torch.float64, device=batches[0].labels.device)
+        parameters, kept = self.parameters, []
+        parts: list[Gradient] = []
+        for micro, batch in enumerate(batches):
+            out = self.loss(batch, replace(at, micro=micro))
+            terms = [weighted_sum(out, own)[0] for own in factors]
+            terms += [] if out.shared is None else [out.shared]
+            found: list[Gradient] = [
+                list(
+                    torch.autograd.grad(
+                        term, parameters, retain_graph=term is not terms[-1], allow_unused=True
+                    )
+                )
+                for term in terms
+            ]
+            parts = [added(*pair) for pair in zip(parts, found, strict=True)] if parts else found
+            total, weight = weighted_sum(out)
+            shared = total.new_zeros(()) if out.shared is None else out.shared.detach()
+            sums += torch.stack([total.detach(), weight, shared, shared.new_ones(())]).double()
+            kept.append(detached(out))
+        ranks.all_reduce_(sums)
+        every = [g for part in parts for g in part]
+        summed = ranks.GradientSum(every, parameters * len(parts)).wait()
+        size, divisors = len(parameters), [sums[1]] * len(factors) + [sums[3]]
+        first, *others = (
+            each(partial(_divided, by=divisors[i]), summed[i * size : (i + 1) * size])
+            for i in range(len(parts))
+        )
+        if len(parts) > len(factors):
+            first = added(first, others.pop())
+        return sums[0] / sums[1] + sums[2] / sums[3], kept, [first, *others]
+
     def _summing(self, parameters: list[nn.Parameter]) -> OverlappedSum:
         """Return the sum of these parameters' gradients over ranks, kept from step to step."""
         key = tuple(map(id, parameters))
@@ -153,13 +208,25 @@ class Update:
         raise NotImplementedError
 
 
-def weighted_sum(out: Rows) -> tuple[Tensor, Tensor]:
-    """Return the sum of weighted rows and this micro-batch's share of the divisor D."""
+def weighted_sum(out: Rows, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the sum of weighted rows and this micro-batch's share of the divisor D.
+
+    Args:
+        out: rows of a micro-batch.
+        factors: of the rows by class [C], which the divisor does not see; ``None`` is 1.
+    """
     rows = out.rows.float() if out.rows.dtype in (torch.bfloat16, torch.float16) else out.rows
+    if factors is not None:
+        rows = rows * factors.to(rows)[out.labels]
     total = rows.sum() if out.weight is None else (rows * out.weight).sum()
     if out.divide == "images" or out.weight is None:
         return total, total.new_full((), float(out.images))
     return total, out.weight.detach().sum().to(total.dtype)
+
+
+def _divided(gradient: list[Tensor], by: Tensor) -> Sequence[Tensor]:
+    """Return tensors over a number; some may be one tensor, so none is changed in place."""
+    return torch._foreach_div(gradient, by.to(gradient[0].dtype))
 
 
 def detached(out: Rows) -> Rows:

@@ -60,6 +60,25 @@ class SAM(Config):
         return _window(self.epochs, epochs)
 
 
+class FocalSAM(SAM):
+    """Options of Focal-SAM in addition to those of SAM."""
+
+    gamma: float = Field(3.0, ge=0)
+    """Exponent of (1 - n_k / n) in the share of a class; 0 gives all classes the same."""
+    sharpness: float = Field(0.5, ge=0)
+    """Lambda: share of the loss of a class without images, taken at the perturbed weights; above 1
+    the rest, at the weights themselves, is negative."""
+
+
+class ImbSAM(SAM):
+    """Options of ImbSAM in addition to those of SAM."""
+
+    tail_below: int = Field(20, ge=1)
+    """Eta: classes with fewer training images are the tail; SAM acts on these alone."""
+    tail_weight: float = Field(1.0, gt=0)
+    """Factor of the losses of tail classes; 2 in the released code, 1 in the paper."""
+
+
 class Plot(Config):
     """Options of PLOT; ``mode`` sets the defaults."""
 

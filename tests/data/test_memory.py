@@ -59,7 +59,7 @@ def test_standard_views_are_padded_crops_and_flips():
     assert torch.equal(floats, reference(IMAGES))
 
 
-@pytest.mark.parametrize("augment", ["standard", "strong"])
+@pytest.mark.parametrize("augment", ["standard", "autoaugment", "strong"])
 def test_pixels_do_not_depend_on_the_batches(augment):
     data = split(augment=augment)
     indices, positions = np.arange(40)[::-1].copy(), np.arange(100, 140)
@@ -90,6 +90,21 @@ def test_strong_changes_colours_cuts_a_hole_and_leaves_the_generator_alone():
     same = (found == IMAGES).all(axis=3) | black
     assert not same.all()
     assert np.array_equal(strong.images, IMAGES)  # the store is untouched
+
+
+def test_strong_is_autoaugment_with_a_hole():
+    positions = np.arange(40)
+    plain, strong = (
+        split(augment=a).load_bytes(positions, key=2, positions=positions)
+        for a in ("autoaugment", "strong")
+    )
+    hole = (strong == 0).all(axis=3)
+    assert np.array_equal(plain[~hole], strong[~hole])
+    added = hole.sum(axis=(1, 2)) - (plain == 0).all(axis=3).sum(axis=(1, 2))
+    assert (added >= 0).all()
+    assert np.mean(added > 0) > 0.9  # some operations leave black borders already
+    standard = split().load_bytes(positions, key=2, positions=positions)
+    assert np.mean([(a != b).any() for a, b in zip(plain, standard, strict=True)]) > 0.5
 
 
 def test_cutout_covers_the_square_around_its_centre():

@@ -43,7 +43,9 @@ def on_disk(folder: Path, augment, views=()) -> ImageSplit:
 # In memory -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augment", ["none", "standard", "rotate", "strong", "sim", "sim_hue"])
+@pytest.mark.parametrize(
+    "augment", ["none", "standard", "rotate", "autoaugment", "strong", "sim", "sim_hue"]
+)
 def test_each_view_has_its_pipeline_and_the_first_is_as_without_others(augment):
     plain = memory(augment).load(AT, key=5, positions=AT, views=4)
     mixed = memory(augment, ("sim", "strong")).load(AT, key=5, positions=AT, views=4)

@@ -140,7 +140,9 @@ def test_a_plain_step_goes_along_the_average(tmp_path):
     assert steps["step_norm"][1] > 1.2 * steps["direction_norm"][1]
 
 
-@pytest.mark.parametrize("key", ["sam", "plot-cagrad", "plot-mgda", "plot-official"])
+@pytest.mark.parametrize(
+    "key", ["sam", "focal-sam", "imb-sam", "plot-cagrad", "plot-mgda", "plot-official"]
+)
 @pytest.mark.parametrize("name", ["mixup", "paco", "m2m"])
 def test_any_method_and_update_is_logged_without_a_trace(name, key, tmp_path):
     with_log = looked(name, key, tmp_path)

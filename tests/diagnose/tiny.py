@@ -21,7 +21,7 @@ def tiny_tree(method: str = "ce", **changes: Any) -> dict[str, Any]:
     options = {"name": method, **toys.OPTIONS.get(method, {}), **changes.pop("options", {})}
     stages = [{**stage, "method": options, "update": update}]
     if method in toys.STAGE2 + toys.POSTHOC:
-        stages = [{**stage, "method": "ce", "update": update}]
+        stages = [{**stage, "method": toys.BEFORE.get(method, "ce"), "update": update}]
         stages.append(
             {"method": options} | ({**stage, "epochs": 1} if method in toys.STAGE2 else {})
         )

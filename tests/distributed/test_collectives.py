@@ -24,16 +24,19 @@ from ltbench.train.epoch_stats import EpochStats
 
 WORLDS = (8, 64)
 IMAGES = 4  # of each rank
-UPDATES = ("plain", "sam", "plot-cagrad")
+UPDATES = ("plain", "sam", "focal-sam", "imb-sam", "plot-cagrad")
 ALL = toys.STAGE1 + toys.STAGE2
 # Collectives of a step of `plain`: sums of the loss, gradients, running statistics, recall of the
 # epoch, and what a method adds: partners of images and labels, gathered features, labels and keys.
 MORE = {"mixup": 6, "gcl": 6, "gcl_stage2": 5, "m2m": 6, "cc_sam": 8, "lade": 7, "rsg": 6}
 MORE |= {"reslt": 5, "ride": 5, "plot_stage2": 5, "paco": 11, "bcl": 9, "difficulty_net": 9}
+MORE |= {"mdcs": 5, "etf": 7, "dirmixe": 6, "proco": 8}
+MORE |= {"balpoe": 6, "gpaco": 7}
 MOST = dict.fromkeys(ALL, 4) | MORE
-SIZES = dict.fromkeys(UPDATES, 0) | {"sam": 2, "plot-cagrad": 5}  # what an update adds
+# What an update adds.
+SIZES = {"plain": 0, "sam": 2, "focal-sam": 2, "imb-sam": 2, "plot-cagrad": 5}
 # What these gather grows with the number of ranks: features, logits or labels of the whole batch.
-GROWING = ("cc_sam", "lade", "rsg", "paco", "bcl", "m2m")
+GROWING = ("cc_sam", "lade", "rsg", "paco", "gpaco", "bcl", "m2m", "proco", "dirmixe")
 
 
 class Counted(TorchDispatchMode):
@@ -95,7 +98,8 @@ def test_updates_add_a_fixed_number(name, key):
     assert [kind for kind, _ in few] == [kind for kind, _ in many]
     if name not in GROWING:
         assert size(few) == size(many)
-    if name not in (*GROWING, "bbn", "reslt", "ride", "plot_stage2"):  # exchanges in each pass
+    each_pass = ("bbn", "reslt", "ride", "mdcs", "plot_stage2")  # these exchange in each
+    if name not in (*GROWING, *each_pass):
         assert len(few) <= MOST[name] + SIZES[key]
 
 

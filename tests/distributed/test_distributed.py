@@ -15,10 +15,11 @@ from ltbench.models.batchnorm import convert_sync_batchnorm, running_statistics
 TRAINED = toys.STAGE1 + toys.STAGE2
 # SAM's two passes are those of plain: methods that differ by what they keep from pass to pass.
 CLIMBING = ("ce", "mixup", "bcl", "m2m", "difficulty_net", "crt")
-SAM = [(name, "sam") for name in TRAINED]
+SAM = [(name, key) for name in TRAINED for key in ("sam", "focal-sam", "imb-sam")]
 CASES = [
     *((name, key) for name in TRAINED for key in ("plain", "plot-cagrad")),
-    *(pair for pair in SAM if pair[0] in CLIMBING),
+    *((name, "sam") for name in CLIMBING),
+    *((name, key) for name in ("ce", "mixup", "lade") for key in ("focal-sam", "imb-sam")),
     ("ce", "plot-mgda"),
     ("ce", "plot-official"),
     ("ce", "plot-sampled"),
@@ -32,7 +33,7 @@ CASES = [
 # These go over the images of all ranks, but over one micro-batch at a time.
 COUPLED = {
     *("mixup", "plot_stage2", "gcl", "gcl_stage2", "cc_sam", "lade", "paco", "bcl", "rsg"),
-    *("m2m", "difficulty_net", "reslt", "ride"),
+    *("m2m", "difficulty_net", "reslt", "ride", "mdcs", "etf", "dirmixe", "proco"),
 }
 LOCAL = [(name, key) for name, key in [*CASES, *SAM] if name not in COUPLED]
 FEW = ("plain", "plot-cagrad")  # enough of local statistics by default: the rest is slow
@@ -100,7 +101,7 @@ def test_every_update_is_covered():
     assert {key for _, key in CASES} >= set(KINDS) - {"plot-pcgrad"}
 
 
-LONELY = ("plain", "sam", "plot-cagrad", "plot-exact")
+LONELY = ("plain", "sam", "focal-sam", "imb-sam", "plot-cagrad", "plot-exact")
 
 
 def on_the_first_rank(key: str) -> list[torch.Tensor]:

@@ -32,6 +32,8 @@ from tests.gpu.pretend import CUDA, GPU, to_gpu
 UPDATE = {
     "plain": ("plain", {}),
     "sam": ("sam", {}),
+    "focal_sam": ("focal_sam", {}),
+    "imb_sam": ("imb_sam", {}),
     "fast": ("plot", {"part": "last"}),
     "exact": ("plot", {"part": "last", "class_gradients": "exact"}),
     "official": ("plot", {"part": "last", "mode": "official"}),
@@ -140,8 +142,9 @@ def _method(case: Case) -> Method:
     options = validation.build_options("METHODS", case.method, LARGE.get(case.method, {}))
     previous = None
     if case.method in toys.STAGE2:
-        ce = validation.build_options("METHODS", "ce", {})
-        previous = METHODS.get("ce")(ce, create_backbone(case.backbone), info)
+        first = toys.BEFORE.get(case.method, "ce")
+        given = validation.build_options("METHODS", first, LARGE.get(first, {}))
+        previous = METHODS.get(first)(given, create_backbone(case.backbone), info)
     net = create_backbone(case.backbone) if case.method in toys.FRESH or previous is None else None
     net = previous.backbone if net is None and previous is not None else net
     return METHODS.get(case.method)(options, net, info, previous)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 READ = 1  # the Gram matrix
 # Methods whose loss couples the samples of a batch: PLOT takes exact class gradients, for which
 # the classes of the batch are read first.
-COUPLED = ("bbn", "paco", "bcl")
+COUPLED = ("bbn", "paco", "bcl", "nclpp")
 # What a method needs to read in each pass or step: sizes of groups of images, draws by label.
 OWN = {
     "rsg": {"plain": 2, "sam": 4, "fast": 4, "exact": 4, "official": 4, "certified": 6},
@@ -28,6 +28,7 @@ OWN = {
 # Of a step of ResNet-32 with cross-entropy; two passes of SAM alone take 572.
 KERNELS = {"plain": 330, "sam": 625, "fast": 630, "exact": 1140, "certified": 1070}
 QUICK = ("ce", "mixup")
+SAMS = ("sam", "focal_sam", "imb_sam")
 pytestmark = pytest.mark.skipif(bool(runtime.missing()), reason=runtime.missing())
 
 
@@ -43,10 +44,11 @@ def rows(methods, updates, *more):
 
 def allowed(method, update):
     """Return the number of times the host may wait in a step."""
-    reads = {"plain": 0, "sam": 0, "fast": READ}.get(update, READ + 1)
+    reads = {**dict.fromkeys(SAMS, 0), "plain": 0, "fast": READ}.get(update, READ + 1)
     if update == "fast" and method in COUPLED:
         reads = READ + 1
-    return reads + OWN.get(method, {}).get(update, 0)
+    same = "sam" if update in SAMS else update
+    return reads + OWN.get(method, {}).get(same, 0)
 
 
 def problems(found):
@@ -55,7 +57,7 @@ def problems(found):
     for row in found:
         if "refused" in row:  # the stage trains no backbone, and the part is one of its stages
             assert row["method"] in toys.STAGE2, row
-            assert row["update"] not in ("plain", "sam"), row
+            assert row["update"] not in ("plain", *SAMS), row
             continue
         name = f"{row['method']} under {row['update']}"
         lines += [f"{name}: {what} at {where}" for _, what, where in row["errors"]]
@@ -65,7 +67,7 @@ def problems(found):
 
 
 def test_steps_of_some_methods_do_not_wait():
-    found = rows(QUICK, ("plain", "sam", "fast"))
+    found = rows(QUICK, ("plain", *SAMS, "fast"))
     assert not problems(found), "\n".join(problems(found))
     reads = [row["waits"] for row in found if row["update"] == "fast"]
     for ((n, what, where),) in reads:  # the only one, so waits are seen, with their lines
@@ -74,7 +76,7 @@ def test_steps_of_some_methods_do_not_wait():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", ["plain", "sam", "fast", "exact", "certified"])
+@pytest.mark.parametrize("update", ["plain", *SAMS, "fast", "exact", "certified"])
 def test_steps_of_no_method_wait(update):
     found = rows([*toys.STAGE1, *toys.STAGE2], (update,))
     assert not problems(found), "\n".join(problems(found))

@@ -37,7 +37,8 @@ def digits():
 
 
 def tree_of(name: str, **options):
-    stages = [{"method": "ce", **TRAINED}] if name in toys.STAGE2 + toys.POSTHOC else []
+    first = toys.BEFORE.get(name, "ce")
+    stages = [{"method": first, **TRAINED}] if name in toys.STAGE2 + toys.POSTHOC else []
     method = {"name": name, **toys.OPTIONS.get(name, {}), **options}
     stages.append({"method": method, **({} if name in toys.POSTHOC else TRAINED)})
     if name in toys.FRESH:

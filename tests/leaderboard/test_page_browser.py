@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ltbench.leaderboard.settings import SETTINGS
 from tests.leaderboard import boards
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -78,7 +79,7 @@ def overalls(page) -> list[float]:
 def test_tabs_by_mouse_keyboard_and_address(visit):
     page = visit()
     assert texts(page, ".panel:visible caption") == [
-        "Results on CIFAR-10-LT, in percent, by ratio and track"
+        "Results on CIFAR-10-LT, in percent, by ratio, setting and track"
     ]
     page.click("#tab-places-lt")
     assert page.locator("#places-lt").is_visible()
@@ -104,14 +105,17 @@ def test_sorting_stays_within_tracks(visit):
     page = visit()
     assert overalls(page) == sorted(overalls(page), reverse=True)
     sections = texts(page, f"{TAB} tr.dtrg-group")
-    assert sections[0].startswith("Ratio 100, 200 epochs")
+    plain = "Ratio 100, one network, crop and flip, at most 200 epochs; "
+    assert sections[0].startswith(f"{plain}200 epochs")
     assert "shortened" in sections[1]
-    assert sections[2].startswith("Ratio 100, as published")
+    assert sections[2].startswith(f"{plain}as published")
+    assert sections[3].startswith("Ratio 100, strong augmentation, experts, a larger network")
     head = page.locator(f"{TAB} thead th", has_text="Overall")
     head.click()
     assert overalls(page) == sorted(overalls(page))
     assert head.get_attribute("aria-sort") == "ascending"
     assert texts(page, f"{TAB} tr.dtrg-group") == sections
+    page.select_option(f"{TAB} select[data-facet=setting]", SETTINGS["strong"])
     few = page.locator(f"{TAB} thead th", has_text="Few")
     few.locator("[role=button]").focus()
     for direction in ("descending", "ascending"):
@@ -121,6 +125,7 @@ def test_sorting_stays_within_tracks(visit):
         first = "85.00" if direction == "descending" else "70.00"
         expect(page.locator(cells).first).to_have_text(first)
         assert set(texts(page, cells)[2:]) == {"\N{EN DASH}"}  # missing values stay last
+    page.select_option(f"{TAB} select[data-facet=setting]", "")
     page.select_option(f"{TAB} select[data-facet=status]", "claimed")  # published rows fill a page
     assert ["shortened" in s for s in texts(page, f"{TAB} tr.dtrg-group")] == [False, True]
 

@@ -14,7 +14,8 @@ from ltbench.methods.base import Batch
 from ltbench.updates import UPDATES
 from ltbench.updates.base import weighted_sum
 
-ALWAYS = ("plain", "sam", "plot-cagrad")  # with every method; the other updates with some
+# With every method; the other updates with some.
+ALWAYS = ("plain", "sam", "focal-sam", "imb-sam", "plot-cagrad")
 SOME = ("ce", "paco")  # with every update; the rest of the matrix is slow
 
 
@@ -64,7 +65,9 @@ def test_export_predicts_the_same_and_state_round_trips(name):
         assert torch.equal(other.predict(x), expected)
 
 
-@pytest.mark.parametrize("key", ["plain", "sam", "plot-cagrad", "plot-official"])
+@pytest.mark.parametrize(
+    "key", ["plain", "sam", "focal-sam", "imb-sam", "plot-cagrad", "plot-official"]
+)
 @pytest.mark.parametrize("name", ["ce", "mixup", "ldam_drw"])
 def test_second_pass_leaves_statistics_and_weights_as_they_should_be(name, key):
     method, run = ready(name)
@@ -92,6 +95,8 @@ def test_shares_of_the_batch_as_weights_give_the_plain_step(name):
         else:
             mean = {"name": "cagrad", "c": 0.0, "rescale": "sum"}
             options = {"solver": mean, "rho": 0.0, "collapse_weight": 0.0}
+            if not any(p.requires_grad for p in method.backbone.parameters()):
+                options["part"] = "head"
             update = UPDATES.get("plot")(validation.build_options("UPDATES", "plot", options))
         update.step(run, [batch], toys.at())
         results.append([p.detach().clone() for p in method.parameters()])

@@ -16,6 +16,11 @@ CUT = {  # name: (pixels, parameters without classifier, features, stages)
     "resnet32_cifar": (32, 463_504, 64, 4),
     "resnet44_cifar": (32, 657_936, 64, 4),
     "resnet56_cifar": (32, 852_368, 64, 4),
+    "resnet34_cifar": (32, 21_276_992, 512, 5),
+    "resnet32_tinyimagenet": (32, 466_272, 64, 4),
+    "efficientnet_lite0": (64, 3_371_008, 1280, 8),
+    "efficientnet_lite1": (64, 4_135_680, 1280, 8),
+    "efficientnet_lite2": (64, 4_811_072, 1280, 8),
     "resnet10": (32, 4_905_792, 512, 5),
     "resnet50": (32, 23_508_032, 2048, 5),
     "resnet152": (32, 58_143_808, 2048, 5),
@@ -49,7 +54,13 @@ def test_every_registered_backbone_is_tested() -> None:
     assert set(BACKBONES.names()) <= set(CUT)
 
 
-@pytest.mark.parametrize("name", ["resnet20_cifar", "resnet10", "test_vit", "test_convnext"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet20_cifar", "resnet32_tinyimagenet", "resnet10"),
+        *("test_vit", "test_convnext", "test_efficientnet"),
+    ],
+)
 def test_every_parameter_belongs_to_one_stage(name: str) -> None:
     backbone = create_backbone(name)
     by_stage = [id(p) for s in backbone.stages for p in backbone.parameters_of(s)]
@@ -117,7 +128,7 @@ def test_unknown_parts_and_uncut_networks() -> None:
     backbone = create_backbone("resnet20_cifar")
     with pytest.raises(UserError, match=r"no part `layer4` .*it has stem, layer1, layer2, layer3"):
         backbone.parameters_of("layer4")
-    uncut = create_backbone("test_efficientnet")
+    uncut = create_backbone("test_byobnet")
     assert uncut.stages == ("whole",)
     assert len(uncut.parameters_of("whole")) == len([*uncut.parameters()])
     with pytest.raises(UserError, match="no part `last`; it has whole"):

@@ -224,7 +224,8 @@ def of_norm(name: str) -> bool:
     return name.rpartition(".")[0].endswith(".1")
 
 
-UPDATES = ["plain", "sam", "plot-cagrad", "plot-official", "plot-exact", "plot-certified"]
+UPDATES = ["plain", "sam", "focal-sam", "imb-sam", "plot-cagrad", "plot-official"]
+UPDATES += ["plot-exact", "plot-certified"]
 
 
 @pytest.mark.parametrize("key", UPDATES)

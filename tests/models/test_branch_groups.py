@@ -35,6 +35,11 @@ EXPECTED = {
     ("sade", "imagenet_lt"): (3, EXPERTS, (1, 1, 1)),
     ("sade", "inat"): (3, EXPERTS, (1, 1, 1)),
     ("sade", "places_lt"): (3, EXPERTS, (0.1, 0.1, 1)),
+    ("mdcs", "cifar"): (3, ("net.layer2", "net.layer3"), (1, 1, 1)),
+    ("mdcs", "imagenet_lt"): (3, EXPERTS, (1, 1, 1)),
+    ("mdcs", "inat"): (3, EXPERTS, (1, 1, 1)),
+    ("mdcs", "places_lt"): (3, EXPERTS, (0.1, 0.1, 1)),
+    ("shike", "cifar"): (3, ("net.layer3",), (1, 1, 1)),
     # The branches of ResLT are one layer of the classifier's part.
     ("reslt", "cifar"): (1, (), (1, None, 1)),
     ("reslt", "imagenet_lt"): (1, (), (1, None, 1)),
@@ -83,9 +88,9 @@ def trained(recipe: Recipe) -> list[dict[str, tuple[float, bool]]]:
 
 
 def test_branches_are_trained_alike_and_as_the_authors_do(monkeypatch):
-    def without_memory(recipe):  # a large network of the right shapes
+    def without_memory(recipe, classes):  # a large network of the right shapes
         with torch.device("meta"):
-            return build_backbone(recipe)
+            return build_backbone(recipe, classes)
 
     monkeypatch.setattr("ltbench.methods.build.build_backbone", without_memory)
     wrong = [line for name in branched() for line in problems(name)]
@@ -100,6 +105,8 @@ def problems(name: str) -> list[str]:
     wanted = {kind: {(factor, True)} for kind, factor in kinds if factor is not None}
     wrong = []
     for stage in trained(recipe):
+        if not any(how[1] for n, how in stage.items() if not n.startswith("head.")):
+            continue  # a stage of the classifiers alone
         found: dict[str, set[tuple[float, bool]]] = {}
         holders: dict[str, set[int]] = {}  # which branches have a layer
         for parameter, how in stage.items():
@@ -127,7 +134,7 @@ def kind_of(parameter: str, place: str, own: tuple[str, ...]) -> str:
 
 def test_every_method_with_branches_is_looked_at():
     has = {
-        name
+        METHODS.facts(name).stage_of or name
         for name in METHODS.names()
         if any(isinstance(module, Branches) for module in toys.method(name).modules())
     }

@@ -38,13 +38,26 @@ def test_the_counts_of_the_digits_are_those_that_are_read(ratio, held, profile):
     assert found == (data.info.class_counts, tuple(np.bincount(data.test.labels).tolist()))
 
 
-@pytest.mark.parametrize("name", ["imagenet_lt", "places_lt", "inat18"])
+LARGE = ["imagenet_lt", "places_lt", "inat18"]
+
+
+@pytest.mark.parametrize(
+    "name", [*LARGE, "isic_archive_lt", "semi_aves", "semi_fungi", "semi_inat"]
+)
 def test_the_counts_of_the_large_sets_are_those_of_their_lists(name):
     train, test = claims.official_counts(name, {"name": name})
     parts = facts(name)["parts"]
     assert (sum(train), sum(test)) == (parts["train"]["lines"], parts["test"]["lines"])
     assert len(train) == len(test) == facts(name)["num_classes"]
     assert claims.official_counts(name, {"name": "shards", "imbalance_ratio": 5.0}) == (None, test)
+
+
+def test_the_counts_of_isic_2019_are_those_of_its_ratio():
+    train, test = claims.official_counts(
+        "isic2019_lt", {"name": "isic2019_lt", "imbalance_ratio": 500}
+    )
+    assert (sum(train), test) == (8494, (100,) * 8)
+    assert claims.official_counts("isic2019_lt", {"name": "shards"}) == (None, None)
 
 
 def test_of_other_data_sets_nothing_is_known():

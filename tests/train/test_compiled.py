@@ -40,6 +40,8 @@ def update(name, **options):
     [
         (update("plain"), ["stem", "layer1", "layer2"]),
         (update("sam"), ["stem", "layer1", "layer2"]),
+        (update("focal_sam"), ["stem", "layer1", "layer2"]),
+        (update("imb_sam"), ["stem", "layer1", "layer2"]),
         (update("plot"), ["stem", "layer1"]),
         (update("plot", part="layer1"), ["stem"]),
         (update("plot", part=["head", "layer1"]), ["stem"]),
@@ -76,7 +78,9 @@ def steps(method, stage_run, key, passes):
     return [p.detach().clone() for p in method.parameters()], log["loss"]
 
 
-@pytest.mark.parametrize("key", ["plain", "sam", "plot-cagrad", "plot-certified", "plot-official"])
+@pytest.mark.parametrize(
+    "key", ["plain", "sam", "focal-sam", "plot-cagrad", "plot-certified", "plot-official"]
+)
 def test_a_captured_graph_gives_the_same_steps(key):
     """The whole machinery without code generation: two walks, climbs, frozen statistics."""
     results = []

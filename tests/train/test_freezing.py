@@ -111,7 +111,7 @@ def test_parts_of_a_pretrained_network_can_begin_anew():
     for p in weights.parameters():
         nn.init.constant_(p, 7)
 
-    def given(recipe):
+    def given(recipe, classes=None):
         return weights
 
     with pytest.MonkeyPatch.context() as patch:

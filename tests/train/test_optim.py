@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from ltbench import get_recipe
 from ltbench.config.optim import Optim, Schedule
 from ltbench.errors import UserError
 from ltbench.train import checkpoint
@@ -68,6 +71,25 @@ def test_one_based_schedules(vector):
     schedule = Schedule(name="cosine", warmup=37, warmup_from=0.5, warmup_shift=0, shift=1)
     ours = [0.1 * schedule.factor(e - 1, 591) for e in v["inputs"]["epochs"]]
     assert ours == pytest.approx(v["expected"], abs=1e-9)
+
+
+def test_rates_of_proco_and_ncl_are_those_of_their_recipes(vector):
+    v = vector("lr_proco_cifar_200")
+    stage = get_recipe("proco_cifar100").stages[0]
+    ours = [stage.optim.lr * stage.schedule.factor(e, 200) for e in v["inputs"]["epochs"]]
+    assert ours == pytest.approx(v["expected"], abs=1e-9)
+
+    v = vector("lr_ncl_cifar")  # by the number of steps of the scheduler, e + 1 in epoch e
+    stage = get_recipe("ncl_cifar100").stages[0]
+    ours = [stage.optim.lr * stage.schedule.factor(e - 1, 400) for e in v["inputs"]["e"][1:]]
+    assert ours == pytest.approx(v["expected"][1:], abs=1e-9)
+    assert stage.optim.lr * stage.schedule.warmup_from == pytest.approx(v["expected"][0])
+
+
+def test_a_cosine_may_end_at_a_floor():
+    schedule = Schedule(name="cosine", shift=1, floor=5e-4)
+    found = [0.2 * schedule.factor(e, 200) for e in (0, 99, 199)]
+    assert found == pytest.approx([0.2 - 0.1999 * (1 - math.cos(math.pi / 200)) / 2, 0.10005, 1e-4])
 
 
 def test_lr_factors_give_mislas_stage2_rates(vector):

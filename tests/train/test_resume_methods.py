@@ -40,7 +40,7 @@ def state(method, run) -> dict[str, torch.Tensor]:
     return {n: t.detach().clone() for n, t in {**tensors, **with_prefix("moment", moments)}.items()}
 
 
-@pytest.mark.parametrize("key", ["plain", "sam", "plot-cagrad"])
+@pytest.mark.parametrize("key", ["plain", "sam", "focal-sam", "imb-sam", "plot-cagrad"])
 @pytest.mark.parametrize("name", toys.STAGE1 + toys.STAGE2)
 def test_a_broken_run_ends_as_the_unbroken_one(name, key, tmp_path):
     method, run, update = start(name, key, seed=0)

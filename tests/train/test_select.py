@@ -292,7 +292,10 @@ def test_no_method_trains_on_images_that_are_to_judge_it(tmp_path: Path):
     assert trained_val(data) is None
     assert data.val is not None
     for recipe_, of, seen in ((held, data, True), (recipe, own, False)):
-        method = SimpleNamespace(views=1, streams={"meta": Stream("class_aware", split="val")})
+        streams = {"meta": Stream("class_aware", split="val")}
+        method = SimpleNamespace(
+            views=1, config=None, strengths=lambda: None, streams_for=lambda _, s=streams: s
+        )
         steps = Feed(recipe_, of, torch.device("cpu")).batches(method, 0, 0)  # type: ignore[arg-type]
         meta = torch.cat([batch.streams["meta"].index for step in steps for batch in step])
         assert bool(meta.max() >= len(data.val)) is seen  # more images than are held out

@@ -23,6 +23,8 @@ KINDS = {
     "plain": ("plain", {}),
     "sam": ("sam", {"rho": 0.05}),
     "sam-part": ("sam", {"rho": 0.05, "part": "last"}),
+    "focal-sam": ("focal_sam", {"rho": 0.05}),
+    "imb-sam": ("imb_sam", {"rho": 0.05}),
     "plot-fast": ("plot", {"class_gradients": "fast"}),
     "plot-exact": ("plot", {"class_gradients": "exact"}),
     "plot-certified": ("plot", {"class_gradients": "certified", "rounds": 2}),

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from ltbench.config.paths import cache_base
 from ltbench.data.shards.bounds import MANIFEST_BYTES, index_bytes, keys_bytes
 from ltbench.data.shards.format import INDEX, KEYS, MANIFEST, parse_manifest
-from ltbench.data.shards.remote import RemoteSplit, cache_base, find_splits, not_an_address
+from ltbench.data.shards.remote import RemoteSplit, find_splits, not_an_address
 from ltbench.remote import hub as client
 from ltbench.remote.address import Address
 

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import filelock
 
-from ltbench.config.paths import expanded
+from ltbench.config.paths import cache_base
 from ltbench.data.shards.bounds import MANIFEST_BYTES, SPLITS, index_bytes, keys_bytes
 from ltbench.data.shards.format import (
     INDEX,
@@ -173,13 +173,6 @@ def open_remote(root: str) -> dict[str, RemoteSplit]:
             name: RemoteSplit(address, name, folder / name, read_manifest(folder / name))
             for name in kept
         }
-
-
-def cache_base() -> Path:
-    """Return the folder of all caches: $LTBENCH_CACHE, or in the user's cache folder."""
-    own = os.environ.get("LTBENCH_CACHE")
-    users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expanded(own or f"{users}/ltbench")
 
 
 def cache_folder(address: Address) -> Path:

@@ -21,6 +21,7 @@ from ltbench.data.base import Split
 from ltbench.data.images import ImageSplit
 from ltbench.data.loader import Last, Loaded, Loader, steps_per_epoch
 from ltbench.data.shards.reader import ShardSource
+from ltbench.data.strengths import Strengths
 from ltbench.data.workers import Workers, check_descriptors, share, worker_errors
 from ltbench.digest import open_regular
 from ltbench.errors import UserError
@@ -57,6 +58,7 @@ class StreamLoader(Loader):
         accumulate: int = 1,
         start: int = 0,
         last: Last = "keep",
+        strengths: Strengths | None = None,
     ) -> Iterator[list[Loaded]]:
         """Iterate over the steps of an epoch, in an order of its own; see ``Loader.batches``.
 
@@ -80,7 +82,7 @@ class StreamLoader(Loader):
         return stream_batches(
             self.split, batch_size, seed=key, epoch=0, key=key, views=views, rank=rank,
             world=world, accumulate=accumulate, workers=self.workers, last=last,
-            device=self.device, layout=self.layout,
+            device=self.device, layout=self.layout, strengths=strengths,
         )  # fmt: skip
 
 
@@ -101,6 +103,7 @@ def stream_batches(
     device: torch.device | str = "cpu",
     layout: torch.memory_format = torch.contiguous_format,
     start_method: str | None = None,
+    strengths: Strengths | None = None,
 ) -> Iterator[list[Loaded]]:
     """Iterate over the steps of an epoch of instance sampling, reading each shard front to back.
 
@@ -131,6 +134,7 @@ def stream_batches(
         device: where the images are wanted.
         layout: memory format of the images.
         start_method: of the loader processes, as for ``Loader``.
+        strengths: strength of the augmentation of each class; ``None`` is none.
 
     Returns:
         The micro-batches of this rank for each step.
@@ -176,6 +180,7 @@ def stream_batches(
         key=key,
         views=views,
         held=held,
+        strengths=strengths,
     )
     loaded = _load(dataset, workers, torch.device(device), layout, start_method)
     return iter(lambda: list(itertools.islice(loaded, accumulate)), [])
@@ -200,6 +205,7 @@ class _Stream(IterableDataset[Any]):
     key: int
     views: int
     held: int
+    strengths: Strengths | None
 
     def __iter__(self) -> Iterator[Loaded | str]:
         info = get_worker_info()
@@ -218,8 +224,13 @@ class _Stream(IterableDataset[Any]):
             batch: dict[int, bytes] = dict(itertools.islice(shuffled, len(positions)))
             indices = np.fromiter(batch, dtype=np.int64)
             split.source = _Held(self.source, batch)
-            images = split.load(indices, key=self.key, positions=positions, views=self.views)
-            labels, index = torch.from_numpy(split.labels[indices]), torch.from_numpy(indices)
+            classes, strengths = split.labels[indices], None
+            if self.strengths is not None:
+                strengths = self.strengths.of(classes, self.key, positions)
+            images = split.load(
+                indices, key=self.key, positions=positions, views=self.views, strengths=strengths
+            )
+            labels, index = torch.from_numpy(classes), torch.from_numpy(indices)
             problem = share((*images, labels, index))
             if problem:
                 raise UserError(problem)

@@ -45,6 +45,10 @@ class Logs(NoProgress):
         folder, data = plan.folder / FOLDER, plan.data.info.name
         self._each(lambda sink: sink.open(about_run(self.recipe, folder, data)))
 
+    def features(self, images: int) -> None:
+        """Pass it on."""
+        self.progress.features(images)
+
     def stage(self, index: int, stage: Stage, steps: int, done: int) -> None:
         """Note the position in the run."""
         self.progress.stage(index, stage, steps, done)
