@@ -38,6 +38,7 @@ GROUPS = {
     "elastic": ("test_elastic.py",),
     "torchrun": ("test_torchrun.py",),
     "cli": ("cli",),
+    "import": ("test_import.py",),
     "packaging": ("test_packaging.py",),
 }
 

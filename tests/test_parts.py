@@ -68,6 +68,7 @@ def test_options_of_every_method_and_update_lie_apart(table: Registry, apart: Mo
         elif table.options(name) is not part.Config:
             missing.append(f"{name}: give the table of {table.kind}s `options={apart.__name__!r}`")
     used = [table.options(name) for name in table.names()]
+    used += [f.annotation for options in used for f in options.model_fields.values()]
     missing += [
         f"{apart.__name__}: `{name}` has no line in the table of {table.kind}s, in __init__.py"
         for name, options in vars(apart).items()

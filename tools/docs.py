@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import findings
 import key_reference
 import method_gallery
 import readme_table
@@ -20,6 +21,7 @@ from ltbench.files import write_atomic
 ROOT = Path(__file__).parent.parent
 PAGES: dict[Path, Callable[[str], str]] = {  # to the text of the page as it should be
     readme_table.README: readme_table.updated,
+    findings.PAGE: findings.updated,
     recipe_index.PAGE: recipe_index.updated,
     key_reference.PAGE: key_reference.updated,
     method_gallery.PAGE: method_gallery.updated,

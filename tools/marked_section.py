@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 
@@ -48,3 +49,13 @@ def anchor(heading: str) -> str:
     """Return the anchor that GitHub gives to the first heading of this text on a page."""
     text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
     return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+def anchors(headings: Iterable[str]) -> list[str]:
+    """Return the anchors that GitHub gives to the headings of a page, in their order."""
+    seen: Counter[str] = Counter()
+    found = []
+    for text in map(anchor, headings):
+        found.append(f"{text}-{seen[text]}" if seen[text] else text)
+        seen[text] += 1
+    return found

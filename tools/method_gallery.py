@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from marked_section import anchor, cell, replaced, table
+from marked_section import anchor, anchors, cell, replaced, table
 
 from ltbench.config.files import family, list_recipes, read_tree
 from ltbench.config.registry import docstring_section, first_sentence
@@ -61,6 +61,18 @@ def gallery() -> str:
     return "\n\n".join([table(heads, rows), label, *sections, *updates])
 
 
+def places() -> dict[str, str]:
+    """Return the anchor of each method's section, by its name."""
+    entries = sorted(catalogue(), key=lambda entry: [*KINDS].index(entry.kind))
+    return dict(
+        zip(
+            [entry.name for entry in entries],
+            anchors(METHODS.title(entry.name) for entry in entries),
+            strict=True,
+        )
+    )
+
+
 def _line(entry: Entry) -> tuple[str, ...]:
     """Return the row of a method in the table."""
     title = METHODS.title(entry.name)
@@ -70,7 +82,7 @@ def _line(entry: Entry) -> tuple[str, ...]:
     base = title if title in bases else next(iter(bases), title)
     named = "" if base == title else f" ({base})"
     alone, plot = (_printed([r for r in at if r["method"] == m]) for m in (base, base + PLOT))
-    link = f"[{title}](#{anchor(title)}){f', {venue[0]}' if venue else ''}"
+    link = f"[{title}](#{places()[entry.name]}){f', {venue[0]}' if venue else ''}"
     texts = [f"{alone}{named}"] * bool(alone) + [f"+{PLOT.split()[-1]} {plot}"] * bool(plot)
     return link, cell(entry.summary), ", ".join(texts)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from marked_section import anchor, replaced
-from method_gallery import KINDS
+from marked_section import replaced
+from method_gallery import KINDS, places
 
 from ltbench.leaderboard import nearest_published
 from ltbench.leaderboard.catalogue import catalogue
+from ltbench.leaderboard.findings import find
+from ltbench.leaderboard.findings_text import summary
 from ltbench.leaderboard.settings import SETTINGS
 from ltbench.leaderboard.tables import board_rows, plain_markdown, section_order
 from ltbench.methods import METHODS
@@ -23,7 +25,7 @@ Row = dict[str, Any]
 
 
 def results(folder: Path | None = None) -> str:
-    """Return the table in Markdown: a section per data set, ratio, setting and track.
+    """Return what was found and the table in Markdown: a section per place, setting and track.
 
     A method is one line of it.
 
@@ -40,14 +42,17 @@ def results(folder: Path | None = None) -> str:
     ours = sorted(full, key=section_order)
     if not ours:
         return "No full run is committed yet: `ltbench leaderboard` shows published numbers only."
+    told = [f"- {plain_markdown(line)}" for line in summary(find(folder))]
+    found = "\n".join(["[What was found](leaderboard/README.md#what-was-found):", "", *told])
     sections: dict[tuple[str, ...], list[Row]] = {}
     for row in ours:
         place = f"{row['dataset']}, ratio {row['imbalance_ratio']:g}, {row['backbone']}"
         where = f"{SETTINGS[row['setting']]}; {row['track']}"
         sections.setdefault((place, where), []).append(row)
     parts = [
+        found,
         "Overall accuracy in percent, mean ± standard deviation. ≈ ties with the best of its "
-        "track; † has a footnote in `ltbench leaderboard`."
+        "track; † has a footnote in `ltbench leaderboard`.",
     ]
     for (place, track), rows in sections.items():
         pairs: dict[tuple[str, str], dict[bool, Row]] = {}
@@ -69,11 +74,12 @@ def methods() -> str:
     Later stages of other methods are left out.
     """
     titles: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    place = places()
     for entry in catalogue():
         if METHODS.facts(entry.name).stage_of:
             continue
         title = METHODS.title(entry.name)
-        titles[entry.kind].append(f"[{title}](ltbench/methods/README.md#{anchor(title)})")
+        titles[entry.kind].append(f"[{title}](ltbench/methods/README.md#{place[entry.name]})")
     lines = [f"| {KINDS[kind]} | {', '.join(found)} |" for kind, found in titles.items() if found]
     return "\n".join(["| kind | methods |", "| --- | --- |", *lines])
 

@@ -53,9 +53,13 @@ def own_images() -> str:
 def small() -> str:
     """Return the methods of the small track that are there with and without PLOT."""
     names = {name for name in list_recipes() if "small" in list_variants(name)}
-    both = [name for name in names if name.replace("_cifar10", "_plot_cifar10") in names]
-    methods = [f"`{name.removesuffix('_cifar10')}`" for name in sorted(both)]
-    return f"`<method>_cifar10_small` and `<method>_plot_cifar10_small`: {', '.join(methods)}."
+    lines: dict[str, list[str]] = {}
+    for data in ("cifar10", "cifar100"):
+        stems = sorted(n.removesuffix(f"_{data}") for n in names if n.endswith(f"_{data}"))
+        both = [stem for stem in stems if f"{stem}_plot_{data}" in names]
+        recipes = f"`<method>_{data}_small` and `<method>_plot_{data}_small`"
+        lines.setdefault(", ".join(f"`{stem}`" for stem in both), []).append(recipes)
+    return "\n\n".join(f"{'; '.join(recipes)}: {text}." for text, recipes in lines.items())
 
 
 def grids() -> str:

@@ -75,6 +75,7 @@ def import_(words: tuple[str, ...]) -> None:
     """  # noqa: D301
     given = read_words(words, Import)
     from ltbench.importing.importer import import_release
+    from ltbench.importing.releases import find_release
 
     plugins.load_plugins(given.plugins)
     release = _release(given)
@@ -85,7 +86,7 @@ def import_(words: tuple[str, ...]) -> None:
         workers=given.workers,
         batch_size=given.batch_size,
     )
-    _show(done, release)
+    _show(done, release, "" if given.release is None else find_release(given.release).note)
 
 
 def _release(given: Import) -> Release:
@@ -149,8 +150,8 @@ def _fetched(url: str, sha256: str) -> Path:
         return fetched(url, sha256, lambda n: progress("MiB", n >> 20, max(1, n >> 20)))
 
 
-def _show(done: Imported, release: Release) -> None:
-    """Print what was found and measured."""
+def _show(done: Imported, release: Release, note: str) -> None:
+    """Print what was found and measured, and a note on a known release."""
     facts, network = done.facts, done.network
     options = "".join(f", {key} {value}" for key, value in network.args.items())
     scale = "" if facts.scale is None else f", cosine classifier of scale {facts.scale:g}"
@@ -158,7 +159,7 @@ def _show(done: Imported, release: Release) -> None:
         f"family   {facts.family}; classes in {facts.class_order} order",
         f"network  {network.name}{options}; method {type(done.method).__name__}{scale}",
         f"file     {facts.file}, SHA-256 {facts.sha256}",
-        *(f"note     {note}" for note in done.notes),
+        *(f"note     {said}" for said in (*done.notes, *([note] if note else []))),
     ]
     if done.stated:
         stated = ", ".join(f"{key} {value:g}" for key, value in done.stated.items())
@@ -182,7 +183,7 @@ def _compare(done: Imported) -> None:
     seen = facts.training_images
     if seen is not None:
         console.print(
-            f"trained  {seen.verdict}: rarest {seen.classes} classes, "
+            f"images   {seen.verdict}: rarest {seen.classes} classes, "
             f"{100 * seen.inside_correct / seen.inside:.1f} % of {seen.inside:,} images inside, "
             f"{100 * seen.outside_correct / seen.outside:.1f} % of {seen.outside:,} outside",
             soft_wrap=True,

@@ -27,12 +27,11 @@ class Filters(Config):
     backbone: str | None = Field(None, description="pattern of the backbone's name")
     method: str | None = Field(None, description="pattern of the method's name")
     setting: str | None = Field(
-        None, description="what rows may be compared with: plain, strong, pretrained or unknown"
+        None,
+        description="what rows may be compared with: plain, strong, pretrained, small or unknown",
     )
     track: str | None = Field(None, description="pattern of the training's protocol")
-    status: str | None = Field(
-        None, description="paper, imported, claimed, reproduced or verified"
-    )
+    status: str | None = Field(None, description="paper, imported, claimed, reproduced or verified")
     origin: str | None = Field(None, description="published, imported or reproduced")
     plot: str | None = Field(None, description="true or false: rows with or without PLOT")
     max_epochs: int | None = Field(

@@ -27,7 +27,6 @@ from ltbench.errors import UserError
 from ltbench.seeding import derive, keyed_permutation
 
 
-
 class Folder(ImageOptions, LongTail, ValFraction):
     """Anybody's images in class folders: ``train/<class>/`` and ``test/<class>/``, or ``<class>/``.
 

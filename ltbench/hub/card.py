@@ -168,8 +168,10 @@ def _command(record: Record, recipe: Mapping[str, Any]) -> str:
 
     if record.imported is not None:
         facts = record.imported
-        named = [f"file={facts.file}", f"recipe={record.recipe.name}", f"family={facts.family}"]
-        return " ".join(["ltbench import", *named, f"sha256={facts.sha256}", *_root(recipe), "out=DIR"])
+        what = [f"file={facts.file}", f"recipe={record.recipe.name}", f"family={facts.family}"]
+        return " ".join(
+            ["ltbench import", *what, f"sha256={facts.sha256}", *_root(recipe), "out=DIR"]
+        )
     base = re.sub(r"(_if\d+)?$", "", record.recipe.name, count=1)
     named = base in list_recipes() and not record.recipe.overrides
     words = [f"recipe={record.recipe.name if named else 'recipe.yaml'}", f"seed={record.seed}"]

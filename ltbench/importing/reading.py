@@ -150,22 +150,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UserError: it is missing, damaged, too large, or of another format.
     """
     try:
-        file = os.fdopen(open_regular(path), "rb")  # kept open for its tensors
-        size = path.stat().st_size
-        if size > LARGEST:
-            raise Damaged(f"{size:,} bytes; at most {LARGEST:,} are read")
-        head = file.read(512)
-        if path.name.endswith(".safetensors"):
-            content, foreign = _safetensors(path), set[str]()
-        elif head.startswith(b"PK"):
-            content, foreign = _zipped(file, size)
-        elif head[TAR[0] : TAR[0] + len(TAR[1])] == TAR[1]:
-            raise Damaged("it is a tar archive; unpack it and give the file in it")
-        else:
-            content, foreign = _legacy(file, size)
-        count = sum(1 for _ in tensors_of(content))
-        if not count:
-            raise Damaged("it holds no named tensors")
+        file = os.fdopen(open_regular(path), "rb")
+        size = os.fstat(file.fileno()).st_size
+        try:
+            content, foreign = _content(file, path, size)
+        except BaseException:
+            file.close()  # else it stays open for the tensors
+            raise
         others = sorted(name for name in foreign if not re.fullmatch(r"torch\.\w+Storage", name))
         return Checkpoint(path, content, file_sha256(path), size, tuple(others))
     except OSError as error:
@@ -175,6 +166,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(
             f"{path} is no intact checkpoint of torch ({said}); download it again"
         ) from error
+
+
+def _content(file: BinaryIO, path: Path, size: int) -> tuple[Any, set[str]]:
+    """Return the content of a file and the classes that were left aside."""
+    if size > LARGEST:
+        raise Damaged(f"{size:,} bytes; at most {LARGEST:,} are read")
+    head = file.read(512)
+    if path.name.endswith(".safetensors"):
+        content, foreign = _safetensors(path), set[str]()
+    elif head.startswith(b"PK"):
+        content, foreign = _zipped(file, size)
+    elif head[TAR[0] : TAR[0] + len(TAR[1])] == TAR[1]:
+        raise Damaged("it is a tar archive; unpack it and give the file in it")
+    else:
+        content, foreign = _legacy(file, size)
+    if not sum(1 for _ in tensors_of(content)):
+        raise Damaged("it holds no named tensors")
+    return content, foreign
 
 
 def tensors_of(node: Any, prefix: str = "", depth: int = NESTED) -> Iterator[tuple[str, Stored]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from ltbench.data import DATASETS
 from ltbench.errors import UserError
 from ltbench.leaderboard import view
+from ltbench.leaderboard.findings import findings
+from ltbench.leaderboard.findings_text import summary
 from ltbench.leaderboard.tables import board_rows
 from ltbench.machine import environment
 from ltbench.records.literature import footnotes, published
@@ -40,6 +42,7 @@ def build_page(folder: Path | None = None) -> str:
     rows = board_rows(folder, checked=True)
     ours = [row for row in rows if row.get("records")]
     runs = [record for row in ours for record in row["records"]]
+    found = findings(runs)
     papers, aims = view.papers_by_method(), view.recipes_by_aim()
     others = {row["dataset"] for row in ours} - set(TABS)
     filled = {row["dataset"] for row in rows}
@@ -59,6 +62,7 @@ def build_page(folder: Path | None = None) -> str:
     return template.get_template("page.html.jinja").render(
         tabs=tabs,
         first=first,
+        found=summary(found) if found.places else [],
         literature=view.literature(papers),
         notes=footnotes(),
         date=_date(runs),

@@ -19,12 +19,14 @@ SETTINGS = {
     "plain": "one network, crop and flip, at most 200 epochs",
     "strong": "strong augmentation, experts, a larger network or longer",
     "pretrained": "pre-trained",
+    "small": "small track: ResNet-20 of widths 8, 16, 32, 60 epochs",
     UNKNOWN: "setting not stated",
 }
 """Headings of the tables, in their order."""
 LONGEST = 200  # epochs of the longest stage in the first table
 MILD = {"none", "crop", "flip", "jitter"}  # words of augmentations in the first table
 WIDTHS = (16, 32, 64)  # of the usual ResNet-32 of CIFAR
+SMALL = ({"name": "resnet20_cifar", "args": {"widths": [8, 16, 32]}}, 60)  # network, epochs
 BRANCHES = ("experts", "branch_at", "medium_and_tail")  # options of methods with several branches
 AUGMENTING = {"cuda": "a curriculum of augmentations"}  # methods that augment beyond a pipeline
 PRETRAINED = r"CLIP|ImageNet-21k"  # how networks begin whose weights are not of the training data
@@ -50,6 +52,8 @@ def record_setting(record: Record, row: Row) -> Setting:
         row: with dataset, backbone, epochs and augmentation of the record.
     """
     resolved = record.recipe.resolved
+    if is_small(record):
+        return Setting("small", "the small track")
     if record.imported is not None:  # of these the recipe says the network only
         begin = _started(row)
     else:
@@ -65,6 +69,24 @@ def record_setting(record: Record, row: Row) -> Setting:
     more = [text for method in methods for text in _beyond(method)]
     missing = ["outside code"] if plugins.marks(resolved) else []
     return _setting(row, begin, more, missing)
+
+
+def is_small(record: Record) -> bool:
+    """Return whether a record is a complete run of the small track."""
+    network, epochs = SMALL
+    resolved = record.recipe.resolved
+    backbone = _mapping(resolved.get("backbone"))
+    stages = resolved.get("stages")
+    lengths = [_mapping(s).get("epochs") for s in stages] if isinstance(stages, list) else []
+    return (
+        record.imported is None
+        and not record.shortened
+        and not plugins.marks(resolved)
+        and initial_weights(resolved) is None
+        and record.dataset.name.startswith("cifar")
+        and {key: backbone.get(key) for key in network} == network
+        and max((n for n in lengths if isinstance(n, int)), default=0) == epochs
+    )
 
 
 def published_setting(row: Mapping[str, Any]) -> Setting:

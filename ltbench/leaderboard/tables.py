@@ -92,7 +92,7 @@ def table(
         ratio: imbalance ratio.
         backbone: shell pattern.
         method: shell pattern of the literature's or the recipe's name.
-        setting: ``plain``, ``strong``, ``pretrained`` or ``unknown``, see ``settings``.
+        setting: ``plain``, ``strong``, ``pretrained``, ``small`` or ``unknown``, see ``settings``.
         track: shell pattern.
         status: ``paper``, ``imported``, ``claimed``, ``reproduced`` or ``verified``.
         origin: ``published``, ``imported`` or ``reproduced``.

@@ -40,9 +40,9 @@ def stages_of(net: nn.Module) -> tuple[Stage, ...]:
     """Return the stages of a timm network.
 
     CIFAR ResNets, timm's ResNet family (ResNeXt included), ConvNeXt and EfficientNet have ``stem``
-    and their residual stages. Vision transformers have ``stem`` (patches and positions) and ``stage1`` to
-    ``stage4``, a quarter of the blocks each. Pooling and all later operations belong to the last
-    stage. Any other network is a single stage called ``whole``.
+    and their residual stages. Vision transformers have ``stem`` (patches and positions) and
+    ``stage1`` to ``stage4``, a quarter of the blocks each. Pooling and all later operations belong
+    to the last stage. Any other network is a single stage called ``whole``.
     """
     if _runs_as(net, CifarResNet):
         return _with_head([Stage("stem", ("conv1", "bn1", "act1")), *_layers(3)])

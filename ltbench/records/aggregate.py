@@ -15,7 +15,13 @@ from ltbench.records.record import Record
 from ltbench.records.titles import dataset_title, method_title, network_title
 
 VALUES = ("overall", "many", "medium", "few", "ece")
-RANKS = ("paper", "imported", "claimed", "reproduced", "verified")  # a row is as good as its weakest seed
+RANKS = (
+    "paper",
+    "imported",
+    "claimed",
+    "reproduced",
+    "verified",
+)  # a row is as good as its weakest seed
 ORIGINS = {"paper": "published", "imported": "imported", "reproduced": "reproduced"}  # of rows
 UNKNOWN = "unknown"  # what no source says
 Row = dict[str, Any]

@@ -28,25 +28,27 @@ ENCODERS = {  # titles of pretrained encoders, by their names in timm without th
 
 
 class RecipeName(NamedTuple):
-    """Parts of a recipe's name, e.g. `mislas_plot`, `cifar10_lt`, `` and `50`."""
+    """Parts of a recipe's name, e.g. `mislas_plot`, `cifar10_lt`, ``, `50` and `` or `small`."""
 
     method: str
     dataset: str = ""
     backbone: str = ""
     ratio: str = ""
+    track: str = ""
 
 
 def split_name(recipe: str) -> RecipeName:
     """Split the name of a recipe; a name that ends in no data set is all method."""
     datasets = {part.suffix: name for name, part in DATASETS.parts().items() if part.suffix}
     found = re.fullmatch(
-        rf"(.+?)_({'|'.join(map(re.escape, datasets))})(?:_(resnex?t\d+|in21k))?(?:_if(\d+))?",
+        rf"(.+?)_({'|'.join(map(re.escape, datasets))})"
+        r"(?:_(resnex?t\d+|in21k))?(?:_if(\d+))?(?:_(small))?",
         recipe,
     )
     if not found:
         return RecipeName(recipe)
-    method, suffix, backbone, ratio = found.groups(default="")
-    return RecipeName(method, datasets[suffix], backbone, ratio)
+    method, suffix, backbone, ratio, track = found.groups(default="")
+    return RecipeName(method, datasets[suffix], backbone, ratio, track)
 
 
 def key(text: str) -> str:

@@ -93,6 +93,8 @@ class Trainer:
             self.position = Position(index + 1)
             self._save(index, with_prefix("method", method.state_dict()), {}, keep=True)
             self.saver.settle()
+        if not self.history.worlds:  # no stage was trained
+            self.history.note_ranks(Position(), self.device)
         assert method is not None
         return method.eval()
 

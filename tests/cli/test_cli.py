@@ -108,12 +108,16 @@ def test_the_verbs_are_frozen():
     from ltbench.cli.app import cli
 
     verbs = ["bench", "compare", "data", "diagnose", "download", "eval", "export"]
-    verbs += ["leaderboard", "list", "new", "predict", "publish", "run", "show"]
+    verbs += ["import", "leaderboard", "list", "new", "predict", "publish", "run", "show"]
     assert sorted(cli.commands) == verbs
 
 
 @pytest.mark.parametrize(
-    "kind", ["recipes", "methods", "updates", "solvers", "samplers", "backbones", "datasets"]
+    "kind",
+    [
+        *("recipes", "methods", "updates", "solvers", "samplers", "backbones", "datasets"),
+        "releases",
+    ],
 )
 def test_list_shows_names_with_a_sentence(kind, capsys):
     code, out, _ = ltbench(capsys, "list", kind)

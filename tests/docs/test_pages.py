@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from doc_commands import ROOT, SHELL, command_lines, command_problems
-from marked_section import anchor
+from marked_section import anchors
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -109,7 +109,7 @@ def broken_links(page: Path, text: str) -> list[str]:
 def headings(text: str) -> set[str]:
     """Return the anchors of a page's headings."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    return {anchor(line) for line in re.findall(r"^#+ (.*)$", prose, re.MULTILINE)}
+    return set(anchors(re.findall(r"^#+ (.*)$", prose, re.MULTILINE)))
 
 
 # Commands -------------------------------------------------------------------------------------

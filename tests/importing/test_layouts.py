@@ -281,6 +281,8 @@ def test_proco_with_its_loss_module(tmp_path):
         ("ride_cifar100", (), 2, 32),
         ("sade_cifar10", (), 2, 32),
         ("balpoe_cifar100", (), 2, 32),
+        ("mdcs_cifar100", (), 2, 32),
+        ("dirmixe_cifar100", (), 2, 32),
         ("ride_imagenet_lt", ("backbone.args.channels=[16,16,32,32]",), 3, 64),
     ],
 )
