@@ -158,7 +158,7 @@ def test_leaderboard_filters(capsys):
         (["run", "recipe=quikstart"], "did you mean `quickstart`?"),
         (["run", "recipe=quickstart", "stages.0.optim.lr=-1"], "should be greater than 0"),
         (["run", "recipe=quickstart", "stages.0.epochs=0"], "greater than or equal to 1"),
-        (["run", "recipe=quickstart", "backbone=resnet33_cifar"], "did you mean `resnet32_cifar`"),
+        (["run", "recipe=quickstart", "backbone=resnt32_cifar"], "did you mean `resnet32_cifar`"),
         (["run", "recipe=quickstart", "stages.0.batch_size=100000"], "larger than the data set"),
         (["run", "recipe=quickstart", "stages.0.method=mixap"], "did you mean `mixup`"),
         (["run", "recipe=quickstart", "stages.0.update.part=layer9"], "layer9"),

@@ -9,6 +9,17 @@ from ltbench.config.files import assign, build_recipe, describe, family, recipe_
 from ltbench.config.words import parse_words
 from ltbench.errors import UserError
 
+# Ratios of CIFAR-LT that a family of recipes leaves out: its options depend on the ratio, and its
+# authors have none for these.
+WITHOUT = {
+    "plot_official": (10, 20),
+    "ce_imb_sam": (10, 20),
+    "cuda": (20, 200),
+    "glmc": (20, 200),
+    "lift": (20, 200),
+    "zero_shot": (10, 20, 50, 200),  # trains on nothing
+}
+
 
 def errors_of(name: str, *words: str) -> list[str]:
     with pytest.raises(UserError) as caught:
@@ -36,11 +47,17 @@ def test_a_pattern_that_matches_no_recipe_is_compared_with_variants():
     assert list_recipes("no_such_*") == []
 
 
+def without_setting(name: str) -> tuple[int, ...]:
+    """The ratios for which neither the authors nor we have a setting of a recipe."""
+    found = [ratios for prefix, ratios in WITHOUT.items() if name.startswith(prefix)]
+    return found[0] if found else ()
+
+
 @pytest.mark.parametrize("ratio", [10, 20, 50, 200])
 def test_ratio_suffix_changes_the_ratio(ratio):
     wrong = []
     for name in list_recipes("*cifar*"):
-        if name.startswith("plot_official") and ratio in (10, 20):
+        if ratio in without_setting(name):
             assert "no variant" in errors_of(f"{name}_if{ratio}")[0]
             continue
         recipe = get_recipe(f"{name}_if{ratio}")
