@@ -345,7 +345,10 @@ def _variants(recipe: str, suffix: str, known: Tree) -> list[str]:
         fitting = [v for v in known if f"{rest}_".startswith(f"{v}_")]
         if not fitting:
             names = ", ".join(f"`{recipe}_{v}`" for v in known) or "none"
-            raise UserError(f"recipe `{recipe}` has no variant `{visible(rest)}`; known: {names}")
+            close = did_you_mean(f"{recipe}_{suffix}", list_recipes())
+            raise UserError(
+                f"recipe `{recipe}` has no variant `{visible(rest)}`{close}; known: {names}"
+            )
         found.append(max(fitting, key=len))
         rest = rest[len(found[-1]) + 1 :]
     ratios = [variant for variant in found if RATIO.fullmatch(variant)]

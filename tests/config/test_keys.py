@@ -36,10 +36,11 @@ def test_the_keys_of_a_recipe_are_among_them(name, keys):
 
 
 def test_a_key_of_two_updates_is_explained_for_each():
-    plot, sam = find_keys(["stages.0.update.rho"])
-    assert (plot.key, plot.parts) == ("stages.N.update.rho", ("update=plot",))
+    found = {entry.parts: entry for entry in find_keys(["stages.0.update.rho"])}
+    plot, sam = found["update=plot",], found["update=focal_sam", "update=imb_sam", "update=sam"]
+    assert plot.key == sam.key == "stages.N.update.rho"
     assert (plot.values, plot.default) == ("number >= 0", "0.0001")
-    assert (sam.parts, sam.values, sam.default) == (("update=sam",), "number > 0", "0.05")
+    assert (sam.values, sam.default) == ("number > 0", "0.05")
 
 
 def test_a_key_that_means_the_same_for_several_is_explained_once():
@@ -79,10 +80,10 @@ def test_a_misspelt_key_is_one_line_with_the_nearest():
 
 def test_uses_count_what_recipe_files_set():
     found = find_keys(["stages.0.optim.lr", "stages.0.update.rho", "data.protocol"])
-    rate, plot, sam, protocol = uses(found)
+    rate, sam, plot, protocol = uses(found)
     assert rate.recipes == sum(any(s.optim for s in get_recipe(n).stages) for n in list_recipes())
     assert sum(count for _, count in plot.values) == plot.recipes > sam.recipes > 0
-    assert get_recipe(sam.example).stages[0].update.name == "sam"
+    assert get_recipe(sam.example).stages[0].update.name in ("focal_sam", "imb_sam", "sam")
     assert [count for _, count in plot.values] == sorted((c for _, c in plot.values), reverse=True)
     assert protocol.recipes == 0
 
@@ -91,7 +92,8 @@ def test_the_command_prints_them(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     main(["show", "key=stages.0.update.rho"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["stages.N.update.rho", "  with update=plot"]
+    assert lines[0] == "stages.N.update.rho"
+    assert "  with update=plot" in lines
     assert "    number > 0; default 0.05" in lines
     assert any("recipes set it, e.g. " in line for line in lines)
     assert max(map(len, lines)) <= 80

@@ -34,7 +34,7 @@ CASES = [
 COUPLED = {
     *("mixup", "plot_stage2", "gcl", "gcl_stage2", "cc_sam", "lade", "paco", "bcl", "rsg"),
     *("m2m", "difficulty_net", "reslt", "ride", "mdcs", "etf", "dirmixe", "proco"),
-    *("balpoe", "gpaco"),
+    *("balpoe", "gpaco", "h2t"),
 }
 LOCAL = [(name, key) for name, key in [*CASES, *SAM] if name not in COUPLED]
 FEW = ("plain", "plot-cagrad")  # enough of local statistics by default: the rest is slow

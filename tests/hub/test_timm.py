@@ -28,6 +28,7 @@ from ltbench.records.record import RECORD, WEIGHTS, make_record
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 NETWORK = {"name": "resnet20_cifar", "args": {"widths": [4, 6, 8]}}
+WIDE = {"name": "resnet20_cifar", "args": {"widths": [4, 8, 12]}}
 TRAINED = {"epochs": 3, "batch_size": 32, "optim": {"lr": 0.1}}
 
 
@@ -46,7 +47,7 @@ def tree_of(name: str, **options):
     return {
         "name": f"{name}_digits",
         "data": {"name": "digits_lt"},
-        "backbone": NETWORK,
+        "backbone": WIDE if name == "etf" else NETWORK,  # as many features as classes
         "stages": stages,
     }
 

@@ -257,6 +257,7 @@ def test_how_the_epoch_was_chosen_is_guessed_only_where_the_code_says_it():
     assert usual_choice("m2m", "cifar10_lt", "best.t7") == "no"
 
 
+@pytest.mark.slow  # 46 s
 def test_the_real_file_has_4439_right(shared_data, tmp_path):
     """BCL, ratio 100, last epoch, as a student repository released it."""
     import runpy

@@ -254,7 +254,7 @@ def test_rows_describe_the_batch(name):
     batch = method.prepare(toys.dressed(toys.batch(11), method), toys.at())
     out = method.loss(batch, toys.at())
     assert out.rows.shape == out.labels.shape
-    several = ("bbn", "bcl", "gpaco", "rsg", "proco", "nclpp")
+    several = ("bbn", "bcl", "glmc", "gpaco", "rsg", "proco", "nclpp")
     assert len(out.rows) == 11 or name in several  # those have more to say
     assert torch.isfinite(out.rows).all()
     assert out.rows.requires_grad
