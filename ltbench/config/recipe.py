@@ -159,9 +159,7 @@ class Stage(Config):
     """Initial weights of a new linear classifier: as in the literature's CIFAR codes, or the
     default of `nn.Linear`, whose standard deviation is 1 / sqrt(6) of that."""
 
-    features: Literal["augmented", "centre", "cached"] = Field(
-        "augmented", json_schema_extra=ADDED
-    )
+    features: Literal["augmented", "centre", "cached"] = Field("augmented", json_schema_extra=ADDED)
     """Images whose features are trained on: augmented views, the centre crops of evaluation, or
     these crops with their features computed once and stored (cached), which needs a frozen backbone
     with `frozen_bn` eval and gives the results of centre."""
