@@ -38,14 +38,16 @@ COUPLED = {
 }
 LOCAL = [(name, key) for name, key in [*CASES, *SAM] if name not in COUPLED]
 FEW = ("plain", "plot-cagrad")  # enough of local statistics by default: the rest is slow
+# By default a method goes through one of both: those that are not coupled through local ones.
+SYNC = [p for p in CASES if p[1] != "plain" and (p[1] != "plot-cagrad" or p[0] in COUPLED)]
 # What is compared: the number of ranks, the batch statistics, the pairs.
 GROUPS = {
-    "sync": (2, "sync", [pair for pair in CASES if pair[1] != "plain"]),
+    "sync": (2, "sync", SYNC),
     "local": (2, "local", [(name, key) for name, key in LOCAL if key in FEW]),
     "sync-rest": (
         2,
         "sync",
-        [pair for pair in [*CASES, *SAM] if pair[1] == "plain" or pair not in CASES],
+        [pair for pair in [*CASES, *SAM] if pair not in SYNC],
     ),
     "local-rest": (2, "local", [(name, key) for name, key in LOCAL if key not in FEW]),
     "none": (2, "none", [*CASES, *SAM]),

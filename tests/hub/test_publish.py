@@ -61,6 +61,7 @@ for model in (ltbench.load(source), timm.create_model(source, pretrained=True)):
 """
 
 
+@pytest.mark.slow
 def test_published_then_loaded_in_a_fresh_process_it_gives_the_recorded_counts(hub, run, tmp_path):
     done = publish(run, REPO)
     assert len(done.revision) == 40

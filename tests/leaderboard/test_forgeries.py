@@ -515,6 +515,7 @@ def test_a_bad_file_is_left_aside_with_its_reason_and_everything_else_goes_on(pl
     (place.board / "records/.hidden/x.json").unlink()
 
 
+@pytest.mark.slow
 def test_derived_tables_page_publish_and_grids_go_on_beside_bad_files(place, monkeypatch):
     from ltbench.config.files import get_recipe
     from ltbench.train.grid import Cell, known

@@ -15,8 +15,8 @@ from ltbench.updates import UPDATES
 from ltbench.updates.base import weighted_sum
 
 # With every method; the other updates with some.
-ALWAYS = ("plain", "sam", "focal-sam", "imb-sam", "plot-cagrad")
-SOME = ("ce", "paco")  # with every update; the rest of the matrix is slow
+ALWAYS = ("plain", "sam", "plot-cagrad")
+SOME = ("ce", "paco", "balpoe")  # with every update; the rest of the matrix is slow
 
 
 def pairs():

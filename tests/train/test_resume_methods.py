@@ -40,8 +40,18 @@ def state(method, run) -> dict[str, torch.Tensor]:
     return {n: t.detach().clone() for n, t in {**tensors, **with_prefix("moment", moments)}.items()}
 
 
-@pytest.mark.parametrize("key", ["plain", "sam", "focal-sam", "imb-sam", "plot-cagrad"])
-@pytest.mark.parametrize("name", toys.STAGE1 + toys.STAGE2)
+SAMS = ("sam", "focal-sam", "imb-sam")  # by default with some methods; the rest is slow
+WITH_SAMS = ("ce", "paco", "m2m", "proco")
+
+
+def pairs():
+    for name in toys.STAGE1 + toys.STAGE2:
+        for key in ("plain", *SAMS, "plot-cagrad"):
+            often = key not in SAMS or name in WITH_SAMS
+            yield pytest.param(name, key, marks=() if often else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "key"), list(pairs()))
 def test_a_broken_run_ends_as_the_unbroken_one(name, key, tmp_path):
     method, run, update = start(name, key, seed=0)
     go_on(update, run, 0, STEPS)
