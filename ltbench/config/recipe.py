@@ -162,8 +162,8 @@ class Stage(Config):
     features: Literal["augmented", "centre", "cached"] = Field("augmented", json_schema_extra=ADDED)
     """Images whose features are trained on: augmented views, the centre crops of evaluation, or
     these crops with their features computed once and stored (cached), which needs a frozen backbone
-    with `frozen_bn` eval and gives the results of centre; in rounding they may differ where a batch is
-    smaller than the others (see `last_batch`)."""
+    with `frozen_bn` eval and gives the results of centre; in rounding they may differ where a batch
+    is smaller than the others (see `last_batch`)."""
 
     @property
     def training(self) -> Training | None:
