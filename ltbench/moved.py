@@ -42,7 +42,7 @@ MOVED = {
     "metrics": ("evaluation.metrics", "data.shots"),
     "optim": ("config.optim", "train.optim"),
     "recipe": ("config.recipe",),
-    "record": ("records.record",),
+    "record": ("records.record", "records.making"),
     "record_parts": ("records.parts",),
     "registries": ("methods", "updates", "moo", "data", "models"),
     "registry": ("config.registry",),

@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from ltbench import get_recipe, list_recipes
-from ltbench.config.files import assign, leaves, list_variants
+from ltbench.config.files import list_variants
 from ltbench.config.recipe import Recipe
 from ltbench.config.registry import registry as find_registry
+from ltbench.config.tree import assign, leaves
 from ltbench.methods import METHODS
 
 FOLDER = Path(__file__).parent / "authors"

@@ -61,9 +61,9 @@ def test_options_of_every_method_and_update_lie_apart(table: Registry, apart: Mo
         own = part.__name__
         if part.Config is not getattr(apart, own, None):
             missing.append(
-                f"{name}: its options belong in {apart.__name__.replace('.', '/')}.py as `class "
-                f"{own}(Config)`, if there are none with a docstring only, and `Config = "
-                f"options.{own}` in its class; so checking a recipe imports no torch"
+                f"{name}: its options belong in {apart.__name__} as `class {own}(Config)`, if "
+                f"there are none with a docstring only, and `Config = options.{own}` in its class; "
+                "so checking a recipe imports no torch"
             )
         elif table.options(name) is not part.Config:
             missing.append(f"{name}: give the table of {table.kind}s `options={apart.__name__!r}`")
@@ -72,7 +72,7 @@ def test_options_of_every_method_and_update_lie_apart(table: Registry, apart: Mo
     missing += [
         f"{apart.__name__}: `{name}` has no line in the table of {table.kind}s, in __init__.py"
         for name, options in vars(apart).items()
-        if getattr(options, "__module__", "") == apart.__name__ and isinstance(options, type)
+        if isinstance(options, type) and options.__module__.startswith(apart.__name__)
         if options not in used and not options.__subclasses__()
     ]
     assert not missing, "\n".join(missing)

@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image
 
 from ltbench.data.longtail import class_profile
-from ltbench.data.official import (
+from ltbench.data.official import facts
+from ltbench.data.official_sets import (
     ImageNetLT,
     INat18,
     ISICArchiveLT,
@@ -32,7 +33,6 @@ from ltbench.data.official import (
     SemiAves,
     SemiFungi,
     SemiINat,
-    facts,
 )
 from ltbench.seeding import derive, keyed_bits, keyed_uniform
 

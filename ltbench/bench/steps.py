@@ -6,6 +6,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,9 +114,18 @@ class Steps:
 class WithTorchJD(Plot):
     """The PLOT step with torchjd's engine for the Gram matrix of class losses."""
 
-    def _pareto_gradients(
-        self, run: StepRun, batches: Sequence[Batch], at: Progress, part: list[nn.Parameter]
-    ) -> Log:
+    def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
+        """Do the step."""
+        part = run.part(self.config.part)
+        with ExitStack() as opened:
+            loss, rows, second = self.climb(run, batches, at, part, opened)
+            self._set_gradients(run, second[0], at, part)
+        run.optimizer.step()
+        return {"loss": loss, "rows": rows}
+
+    def _set_gradients(
+        self, run: StepRun, batch: Batch, at: Progress, part: list[nn.Parameter]
+    ) -> None:
         if self.config.part == "whole":
             modules: Sequence[nn.Module] = (run.method,)
         else:
@@ -123,8 +133,8 @@ class WithTorchJD(Plot):
         modules = [m for m in modules if any(True for _ in m.parameters())]
         # It hooks into every forward pass from here on, so it is made after the perturbation.
         engine: Any = importlib.import_module("torchjd.autogram").Engine(*modules, batch_dim=None)
-        rows = run.loss(batches[0], at).rows
-        classes, place = torch.unique(batches[0].labels, return_inverse=True)
+        rows = run.loss(batch, at).rows
+        classes, place = torch.unique(batch.labels, return_inverse=True)
         losses = rows.new_zeros(len(classes)).index_add(0, place, rows / len(rows))
         gram = engine.compute_gramian(losses).double().cpu().numpy()
         solution = self.solver.solve(gram)
@@ -135,7 +145,6 @@ class WithTorchJD(Plot):
             losses.sum().backward(retain_graph=True, inputs=rest)  # type: ignore[no-untyped-call]
         v = torch.as_tensor(solution.coefficients, dtype=losses.dtype, device=losses.device)
         losses.backward(v, inputs=part)  # type: ignore[no-untyped-call]
-        return {}
 
 
 def measure(

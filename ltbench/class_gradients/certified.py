@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ltbench.class_gradients.engine import Engine, Pass
 from ltbench.class_gradients.gram import with_products
+from ltbench.distributed import ranks
 from ltbench.distributed.copies import to_device
 from ltbench.gradients import Gradient, added, each
 from ltbench.moo._gram import check_preference, factor, length
@@ -70,6 +71,10 @@ def certify(
     with the Gram matrix, which is corrected to reproduce it. Then the problem is solved again. The
     cost of a round does not depend on K. A round reads one block of numbers from the device.
 
+    Ranks round differently on different processors. So the weights of each mixture, and what is
+    computed from its gradient, are those of rank 0: the ranks do the same rounds, and their
+    directions are equal bit for bit.
+
     Args:
         engine: computes class gradients.
         passes: the micro-batches of this rank.
@@ -93,21 +98,21 @@ def certify(
     def mixture(v: Vector) -> Direction:
         spread = np.zeros(size)
         spread[places] = v
-        weights = to_device(torch.as_tensor(spread), device)
+        weights = ranks.from_main_(to_device(torch.as_tensor(spread), device))
         return engine.gradient(passes, lambda one: one.objectives(weights), scalar=False)
 
     if average is None:
         average = mixture(np.full(number, 1 / number))
     b = check_preference(preference, number)
     preferred = average if np.allclose(b, 1 / number) else mixture(b)
-    problem = _Problem.of(solver, number, average, preferred, b)
+    problem = _Problem.of(solver, number, average, preferred, b, device)
     weights = solver.solve(gram, preference=preference).weights
     at = _Point(problem, mixture(weights))
     bound, gaps = -np.inf, list[float]()
     points, products = list[Vector](), list[Vector]()
     for _ in range(rounds):
         found = engine.slopes(passes, size, at.steepest)
-        reach, unit, share, value, *all_slopes = torch.cat([at.numbers.to(device), found]).tolist()
+        reach, unit, share, value, *all_slopes = torch.cat([at.numbers, found]).tolist()
         slopes = np.asarray(all_slopes)[places]
         bound = max(bound, float(slopes.min()))
         gaps.append(max(value - bound, 0.0) / unit)
@@ -118,7 +123,8 @@ def certify(
         corrected = with_products(gram, points, products)
         weights = _corrected(corrected, weights, slopes, reach)
         at = _Point(problem, mixture(weights))
-    gap = (at.value - bound).clamp(min=0) / problem.unit  # the best bound of the previous rounds
+    _, unit_there, _, value_there = at.numbers
+    gap = (value_there - bound).clamp(min=0) / unit_there  # the best bound of the previous rounds
     measured = tuple(gaps[:-1] if len(gaps) > len(points) else gaps)
     return Certified(at.direction, weights, measured, gap)
 
@@ -136,6 +142,7 @@ class _Problem:
         average: g_0 for CAGrad, ``None`` for MGDA.
         unit: scale of the gap.
         rescale: factor of the direction.
+        device: of the gradients.
     """
 
     reach: Tensor
@@ -144,10 +151,17 @@ class _Problem:
     average: Direction | None
     unit: Tensor
     rescale: float
+    device: torch.device
 
     @classmethod
     def of(
-        cls, solver: Solver, size: int, average: Direction, preferred: Direction, b: Vector
+        cls,
+        solver: Solver,
+        size: int,
+        average: Direction,
+        preferred: Direction,
+        b: Vector,
+        device: torch.device,
     ) -> _Problem:
         """Return the problem of a solver."""
         norm, tiny = dot(average, average).sqrt(), float(np.finfo(np.float64).tiny)
@@ -155,10 +169,11 @@ class _Problem:
             c = solver.config.c
             scale = factor(solver.config.rescale, size, c)
             unit = ((c * norm) ** 2).clamp(min=tiny)
-            return cls(c * norm, preferred, b, average, unit, scale)
+            return cls(c * norm, preferred, b, average, unit, scale, device)
         assert isinstance(solver, MGDA)
         scale = factor(solver.config.rescale, size)
-        return cls(torch.ones_like(norm), None, 0 * b, None, norm.clamp(min=tiny), scale)
+        unit = norm.clamp(min=tiny)
+        return cls(torch.ones_like(norm), None, 0 * b, None, unit, scale, device)
 
 
 @dataclass
@@ -169,26 +184,18 @@ class _Point:
     g_w: Direction
 
     @cached_property
-    def norm(self) -> Tensor:
-        """``|g_w|``."""
-        return dot(self.g_w, self.g_w).sqrt()
-
-    @cached_property
-    def share(self) -> Tensor:
-        """``reach / |g_w|``, 0 for a zero gradient."""
-        return torch.where(self.norm > 0, self.problem.reach / self.norm, 0.0)
-
-    @cached_property
-    def value(self) -> Tensor:
-        """F at the mixture."""
-        curved = self.problem.reach * self.norm
-        preferred = self.problem.preferred
-        return curved if preferred is None else curved + dot(self.g_w, preferred)
-
-    @property
     def numbers(self) -> Tensor:
-        """Reach and unit of the problem, share and value of the mixture [4]."""
-        return torch.stack([self.problem.reach, self.problem.unit, self.share, self.value])
+        """Reach and unit of the problem, share and value of the mixture, as on rank 0 [4].
+
+        The share is ``reach / |g_w|``, 0 for a zero gradient; the value is F.
+        """
+        problem, norm = self.problem, dot(self.g_w, self.g_w).sqrt()
+        share = torch.where(norm > 0, problem.reach / norm, 0.0)
+        value = problem.reach * norm
+        if problem.preferred is not None:
+            value = value + dot(self.g_w, problem.preferred)
+        found = torch.stack([problem.reach, problem.unit, share, value])
+        return ranks.from_main_(found.to(problem.device))
 
     @property
     def steepest(self) -> Direction:
@@ -205,7 +212,8 @@ class _Point:
 
     @cached_property
     def _own(self) -> Direction:
-        return each(lambda gs: torch._foreach_mul(gs, self.share.to(gs[0].dtype)), self.g_w)
+        share = self.numbers[2]
+        return each(lambda gs: torch._foreach_mul(gs, share.to(gs[0].dtype)), self.g_w)
 
 
 def _corrected(gram: Vector, weights: Vector, slopes: Vector, reach: float) -> Vector:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,6 +52,9 @@ class Columns:
         if isinstance(layer, nn.Linear):
             places = math.prod(x.shape[1:-1])
             return x.reshape(len(x), places, 1, x.shape[-1])[..., :: self.step]
+        if isinstance(layer, Conv2dSame) or getattr(layer, "same_pad", False):  # `padding` is 0
+            sides = layer.kernel_size, layer.stride, layer.dilation
+            x = pad_same(x, *sides)  # type: ignore[arg-type]
         if self.taps and layer.weight[0, 0].numel() > 1:
             options = layer.kernel_size, layer.dilation, layer.padding, layer.stride
             patches = F.unfold(x, *options)  # type: ignore[arg-type]

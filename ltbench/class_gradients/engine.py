@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ltbench.class_gradients.layers import Backward, ClassRows, alike, rule_of, zero_rows
+from ltbench.class_gradients.layout import Layout
 from ltbench.class_gradients.recorder import Call, Recorder, measure_together
 from ltbench.distributed import ranks
 from ltbench.gradients import Gradient, added, held
@@ -45,6 +47,8 @@ class Pass:
             mixtures.
         share: weight of the scalar.
         loss: result of ``forward``, if it has been called already.
+        images: number of images of which each has rows of its own, if several: row i belongs to
+            image i modulo ``images``.
     """
 
     forward: Callable[[], Loss]
@@ -53,6 +57,7 @@ class Pass:
     rest: Tensor
     share: float = 1.0
     loss: Loss | None = None
+    images: int | None = None
 
     def mixture(self, v: Tensor) -> Tensor:
         """Return the weight of each row in a mixture ``v`` [K] of objectives and all other rows."""
@@ -77,7 +82,8 @@ class Engine:
     of batch normalisation as constants, so that samples are independent; the effect of the
     normalisation directly after a layer is then added back, and only a sample of the columns of
     each weight is used. It neglects how samples affect each other through the statistics of later
-    layers.
+    layers. An image may have several rows, and several samples in a layer: views, one batch after
+    another, or consecutive windows.
 
     Args:
         model: the network, or a module that contains it.
@@ -92,6 +98,7 @@ class Engine:
         self._recorder = Recorder(model, self.part)
         self._place = {id(p): i for i, p in enumerate(self.part)}
         self.problem: str | None = None  # why `fast` is not supported; None is not yet checked
+        self._layout = Layout()  # of rows and samples by image
         self._warned = ""
         self.grouped = self.part[0].device.type != "cpu" if self.part else False  # alike layers
 
@@ -107,18 +114,19 @@ class Engine:
     def supports_fast(self, one: Pass) -> bool:
         """Return True if ``fast`` is supported; checked once, for all ranks.
 
-        It is not if a layer of the part has no rule, or if loss rows and samples are not one to
-        one; the reason is logged.
+        It is not if a layer of the part has no rule, or if loss rows of an image depend on other
+        images; the reason is logged.
         """
         if self.problem is None:
             with self._recorded(one) as loss:
-                found = self._recorder.problem or self._unknown() or self._dependent(loss[0])
-            flag = torch.tensor(float(bool(found)), device=self.part[0].device)
-            if ranks.all_reduce_(flag) > 0:
-                found = found or "not supported on another rank"
-                if found != self._warned:
-                    LOG.warning("fast class gradients not supported, using exact ones: %s", found)
-                self._warned = found
+                found = self._recorder.problem or self._unknown() or self._unseen(loss)
+                alone = partial(self._alone, (loss[0], None))
+                layout = Layout(found) if found else Layout.of(one.place, one.images, alone)
+            self._layout = layout.agreed(one.place)
+            found = self._layout.problem
+            if found and found != self._warned:
+                LOG.warning("fast class gradients not supported, using exact ones: %s", found)
+            self._warned = found or self._warned
             self.problem = found
         return not self.problem
 
@@ -200,9 +208,11 @@ class Engine:
             whole = found[len(parameters) :] if additive else _gradients(loss, outputs, mixed)
             if self.grouped:
                 measure_together(c for c in self._calls() if c.x.nbytes <= SMALL)
-            with self._recorder.constant_statistics():
-                alone = _gradients(loss, outputs, mixed)
-            return own, self._rows(alone, whole, one.place, size + 1)
+            parts = [
+                (self._alone((loss[0], None), weight), place)
+                for place, weight in self._layout.split(one.place, mixed)
+            ]
+            return own, self._rows(parts, self._by_call(whole), size + 1)
 
     @contextmanager
     def _recorded(self, one: Pass) -> Iterator[Loss]:
@@ -335,49 +345,56 @@ class Engine:
                 return f"no rule for {name} ({type(module).__name__})"
         return ""
 
-    def _dependent(self, rows: Tensor) -> str:
-        """Return the reason that loss rows are not per-sample, or an empty string.
-
-        Half of the rows must depend on half of the samples only.
-        """
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-        half = torch.zeros_like(rows).index_fill_(0, order[: len(rows) // 2].to(rows.device), 1.0)
-        with self._recorder.constant_statistics():
-            found = _gradients((rows, None), [call.output for call in self._calls()], half)
-        for call, z in self._by_call(found).items():
-            if len(z) != len(rows) or len(call.x) != len(rows):
-                return f"{call.name} sees {len(call.x)} samples, the loss has {len(rows)} rows"
-            if z[half == 0].any():
-                return f"rows of the loss depend on each other's samples at {call.name}"
+    def _unseen(self, loss: Loss) -> str:
+        """Return why a use of the part is not recorded, or an empty string."""
+        seen = {id(p) for call in self._calls() for p in call.module._parameters.values()}
+        rest = [p for p in self.part if id(p) not in seen]
+        if not (rest and loss[0].requires_grad):
+            return ""
+        with self._recorder.constant_statistics():  # whose backward pass takes no exchange
+            found = _gradients(loss, rest, torch.ones_like(loss[0]))
+        used = {id(p) for p, gradient in zip(rest, found, strict=True) if gradient is not None}
+        for module, name in self._recorder.owners.items():
+            if any(id(p) in used for p in module._parameters.values()):
+                return f"weights of {name} ({type(module).__name__}) are used without calling it"
         return ""
+
+    def _alone(self, loss: Loss, weights: Tensor) -> dict[Call, Tensor]:
+        """Return gradients of the calls' outputs, with batch statistics as constants."""
+        with self._recorder.constant_statistics():
+            outputs = [call.output for call in self._calls()]
+            return self._by_call(_gradients(loss, outputs, weights.to(loss[0])))
 
     @torch.no_grad()
     def _rows(
         self,
-        alone: Sequence[Tensor | None],
-        whole: Sequence[Tensor | None],
-        place: Tensor,
+        parts: Sequence[tuple[Mapping[Call, Tensor], Tensor]],
+        whole: Mapping[Call, Tensor],
         size: int,
     ) -> list[ClassRows]:
         """Return approximate gradients of each objective, with the exact sum as last row.
 
         Args:
-            alone: gradient of each call's output, with batch statistics as constants.
-            whole: the same from an ordinary backward pass.
-            place: objective of each sample [B].
+            parts: gradients of the calls' outputs, with batch statistics as constants, and the
+                objective of each image [B]; their sum counts.
+            whole: the same gradients from an ordinary backward pass.
             size: number of objectives.
         """
         limit = self._limit(size + 1)
-        by_class = Backward(self._by_call(alone), limit, place, size)
-        ordinary = Backward(self._by_call(whole), limit)
+        windows = self._layout.windows
+        by_class = [Backward(z, limit, place, size, windows) for z, place in parts]
+        ordinary = Backward(whole, limit)
         found: dict[int, ClassRows] = {}
-        own = {c: z for c, z in by_class.gradients.items() if c.module in self._recorder.owners}
+        first = by_class[0].gradients
+        own = {c: z for c, z in first.items() if c.module in self._recorder.owners}
         for calls in self._together(own):
             rule = rule_of(calls[0].module)
             if rule is None:
                 continue
-            both = zip(rule(calls, by_class), rule(calls, ordinary), strict=True)
-            for (name, new, scale), (_, total, _) in both:
+            each = (rule(calls, backward) for backward in (*by_class, ordinary))
+            for (name, new, scale), *others, (_, total, _) in zip(*each, strict=True):
+                for _, more, _ in others:
+                    new += more
                 table = torch.cat([new, total])
                 for call, rows in zip(calls, table.unbind(1), strict=True):
                     parameter = call.module.get_parameter(name)
@@ -394,7 +411,8 @@ class Engine:
         for call, z in gradients.items():
             small = z.nbytes + call.x.nbytes <= SMALL
             together = self.grouped and small
-            groups.setdefault(alike(call, z) if together else call, []).append(call)
+            key = (alike(call, z), self._layout.windows.get(call.module)) if together else call
+            groups.setdefault(key, []).append(call)
         # Those of normalisations first, whose results the layers before them use.
         return sorted(groups.values(), key=lambda calls: calls[0].statistics is None)
 

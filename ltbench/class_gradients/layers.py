@@ -12,31 +12,27 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from timm.layers.norm import LayerNorm as TimmLayerNorm
-from timm.layers.norm import LayerNorm2d
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.linear import Linear as TimmLinear
+from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.models.convnext import ConvNeXtBlock
+from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench.class_gradients.columns import Columns, Weighted, outputs
-from ltbench.class_gradients.recorder import BatchStatistics, Call, normalises_by_batch
+from ltbench.class_gradients.per_sample import alone
+from ltbench.class_gradients.recorder import (
+    BatchStatistics,
+    Call,
+    normalises_by_batch,
+)
+from ltbench.class_gradients.spans import BATCH_NORMS, span_of
 from ltbench.distributed import ranks
 from ltbench.losses.precision import full
-from ltbench.models.adapters import Scale
-from ltbench.models.batchnorm import SyncBatchNorm2d
-from ltbench.models.heads import CosineHead, ScaledHead
 
-PER_SAMPLE: set[type[nn.Module]] = {
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.Conv1d,
-    TimmLayerNorm,
-    LayerNorm2d,
-    CosineHead,
-    ScaledHead,
-    Scale,
-}
-"""Layers that treat samples independently; add your own here."""
-
+STANDARDISED = {StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame}
 CHUNK = 32 * 2**20  # bytes of per-sample gradients in memory at once
 
 
@@ -77,9 +73,10 @@ class Backward:
     Args:
         gradients: gradient of each call's output.
         limit: maximum number of columns of a weight; ``None`` is all.
-        place: objective of each sample [B] in a pass with constant batch statistics; ``None`` is
-            an ordinary pass, whose only objective is the sum.
+        place: objective of each image in a pass with constant batch statistics; ``None`` is an
+            ordinary pass, whose only objective is the sum.
         size: number of objectives K.
+        windows: consecutive samples per image that a layer sees, where not 1.
     """
 
     def __init__(
@@ -88,25 +85,36 @@ class Backward:
         limit: int | None,
         place: Tensor | None = None,
         size: int = 1,
+        windows: Mapping[nn.Module, int] | None = None,
     ) -> None:
         self.gradients, self.place, self.size, self.limit = gradients, place, size, limit
+        self._windows = windows or {}
         self._norms: dict[Call, Tensor] = {}
 
     def of(self, calls: Sequence[Call], shaped: Callable[[Tensor], Tensor]) -> Tensor:
         """Return reshaped output gradients of L calls, in at least single precision [L, ...]."""
         return full(stacked(shaped(self.gradients[call]) for call in calls))
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum per-sample values [B, ...] by objective [K, ...]."""
+    def place_of(self, calls: Sequence[Call], samples: int) -> Tensor:
+        """Return the objective of each sample of alike calls, whose windows and views repeat."""
+        assert self.place is not None
+        place, windows = self.place, self._windows.get(calls[0].module, 1)
+        if windows > 1:
+            place = place.repeat_interleave(windows)
+        return place if len(place) == samples else place.repeat(samples // max(1, len(place)))
+
+    def sum(self, calls: Sequence[Call], values: Tensor) -> Tensor:
+        """Sum per-sample values [B, ...] of alike calls by objective [K, ...]."""
         if self.place is None:
             return values.sum(0, keepdim=True)
         out = values.new_zeros((self.size, *values.shape[1:]))
-        return out.index_add_(0, self.place, values)
+        return out.index_add_(0, self.place_of(calls, len(values)), values)
 
-    def sum_of_products(self, left: Tensor, seen: Tensor) -> Tensor:
+    def sum_of_products(self, calls: Sequence[Call], left: Tensor, seen: Tensor) -> Tensor:
         """Sum outer products ``left x seen`` over positions and samples by objective [K, L, C, n].
 
         Args:
+            calls: L alike calls.
             left: [L, B, positions, G, C / G].
             seen: [L, B, positions, G, n].
         """
@@ -116,7 +124,8 @@ class Backward:
         out = left.new_zeros((self.size, layers, channels, columns))
         count = max(1, CHUNK // (layers * channels * columns * left.element_size()))
         parts = (torch.split(left, count, 1), torch.split(seen, count, 1))
-        for z, x, place in zip(*parts, torch.split(self.place, count), strict=True):
+        where = torch.split(self.place_of(calls, left.shape[1]), count)
+        for z, x, place in zip(*parts, where, strict=True):
             products = torch.einsum("lbpgc,lbpgd->lbgcd", z, x).flatten(2, 3)
             out.index_add_(0, place, products.transpose(0, 1))
         return out
@@ -128,7 +137,8 @@ class Backward:
             z = self.of(new, by_place)
             seen = stacked(by_place(statistics_of(call).normalised) for call in new)
             pair = torch.stack([z.sum(2), (z * seen).sum(2)], dim=2)
-            self._norms |= zip(new, self.sum(pair.transpose(0, 1)).unbind(1), strict=True)
+            sums = self.sum(new, pair.transpose(0, 1))
+            self._norms |= zip(new, sums.unbind(1), strict=True)
         return stacked((self._norms[call] for call in calls), 1)
 
 
@@ -151,14 +161,22 @@ def statistics_of(call: Call) -> BatchStatistics:
 def rule_of(module: nn.Module) -> Rule | None:
     """Return the rule for the class gradients of a layer, or ``None`` for an unknown layer."""
     run = type(module).forward
-    if isinstance(module, nn.Conv2d) and run is nn.Conv2d.forward:
+    if isinstance(module, nn.Conv2d) and run in (nn.Conv2d.forward, Conv2dSame.forward):
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return _weighted if plain else None
-    if run is nn.Linear.forward:
+        return _weighted if plain else _per_sample
+    if run in (nn.Linear.forward, TimmLinear.forward):
         return _weighted
-    if run in (_BatchNorm.forward, SyncBatchNorm2d.forward):
-        return _norm if normalises_by_batch(module) else _per_sample
-    return _per_sample if type(module) in PER_SAMPLE else None
+    if run in BATCH_NORMS:
+        if normalises_by_batch(module):
+            return _norm
+        return _per_sample if span_of(module) is None else _norm_evaluated
+    if type(module) in STANDARDISED:
+        return _standardised
+    if isinstance(module, ConvNeXtBlock) and run is ConvNeXtBlock.forward:
+        return _block_scale
+    if isinstance(module, WindowAttention) and run is WindowAttention.forward:
+        return None if module.fused_attn else _position_bias
+    return _per_sample if alone(module) else None
 
 
 def alike(call: Call, z: Tensor) -> tuple[Any, ...]:
@@ -170,7 +188,7 @@ def alike(call: Call, z: Tensor) -> tuple[Any, ...]:
     """
     layer, norm = call.module, call.normalised_by
     rule = rule_of(layer)
-    if rule is None or rule is _per_sample:
+    if rule not in (_weighted, _norm):
         return (call,)
     kind = [type(layer), z.shape, z.dtype, call.x.shape, call.x.dtype]
     kind += [(n, p.shape, p.requires_grad) for n, p in layer._parameters.items() if p is not None]
@@ -191,12 +209,12 @@ def _weighted(calls: Sequence[Call], backward: Backward) -> LayerRows:
         columns = Columns.choose(layer, backward.limit)
         inputs = (columns.inputs(layer, call.x, like.shape) for call in calls)
         seen = stacked(inputs).to(left.dtype)
-        rows = backward.sum_of_products(left, seen)
+        rows = backward.sum_of_products(calls, left, seen)
         if after_norm:
             rows -= _through_norm(layer, norms, seen, backward)
         yield "weight", rows.flatten(2), columns.scale
     if layer.bias is not None and layer.bias.requires_grad:
-        rows = backward.sum(left.sum(2).flatten(2).transpose(0, 1))
+        rows = backward.sum(calls, left.sum(2).flatten(2).transpose(0, 1))
         # A normalisation removes the shift before it, whose exact gradient is 0.
         yield "bias", torch.zeros_like(rows) if after_norm else rows, 1.0
 
@@ -230,6 +248,62 @@ def _norm(calls: Sequence[Call], backward: Backward) -> LayerRows:
             yield name, rows, 1.0
 
 
+def _norm_evaluated(calls: Sequence[Call], backward: Backward) -> LayerRows:
+    """Batch normalisation by running statistics."""
+    (call,) = calls
+    layer, z = call.module, full(backward.gradients[call])
+    assert isinstance(layer, _BatchNorm)
+    seen = F.batch_norm(call.x.to(z.dtype), layer.running_mean, layer.running_var, eps=layer.eps)
+    for name, product in (("weight", z * seen), ("bias", z)):
+        p = layer._parameters[name]
+        if p is not None and p.requires_grad:
+            yield name, backward.sum(calls, by_place(product).sum(1))[:, None], 1.0
+
+
+def _standardised(calls: Sequence[Call], backward: Backward) -> LayerRows:
+    """Convolution whose weight is normalised over the inputs of each output, in all columns."""
+    (call,) = calls
+    layer: Any = call.module
+    z = backward.of(calls, lambda z: outputs(layer, z))
+    seen = Columns.choose(layer, None).inputs(layer, call.x, backward.gradients[call].shape)
+    rows = backward.sum_of_products(calls, z, seen.to(z.dtype)[None])  # of the normalised weight
+    weight = layer.weight.detach().flatten(1).to(z.dtype)
+    var, mean = torch.var_mean(weight, dim=1, correction=0, keepdim=True)
+    inverse = (var + layer.eps).rsqrt()
+    normalised = (weight - mean) * inverse
+    along = (rows * normalised).sum(3, keepdim=True)
+    if "gain" in layer._parameters:
+        gain = layer.gain.detach().flatten(1).to(z.dtype)
+        if layer.gain.requires_grad:
+            yield "gain", (along * layer.scale).flatten(2), 1.0
+        inverse = inverse * gain * layer.scale
+    if layer.weight.requires_grad:
+        across = rows - rows.mean(3, keepdim=True) - normalised * (along / weight.shape[1])
+        yield "weight", (across * inverse).flatten(2), 1.0
+    if layer.bias is not None and layer.bias.requires_grad:
+        yield "bias", backward.sum(calls, z[0].sum(1).flatten(1))[:, None], 1.0
+
+
+def _block_scale(calls: Sequence[Call], backward: Backward) -> LayerRows:
+    """Scale of a ConvNeXt block's channels."""
+    (call,) = calls
+    layer, z = call.module, full(backward.gradients[call])
+    assert isinstance(layer, ConvNeXtBlock)
+    x = call.x if layer.use_conv_mlp else call.x.movedim(-1, 1)
+    yield "gamma", backward.sum(calls, by_place(z * x).sum(1))[:, None], 1.0
+
+
+def _position_bias(calls: Sequence[Call], backward: Backward) -> LayerRows:
+    """Relative positions of a Swin block, from the gradient of the softmax's input [B, H, N, N]."""
+    (call,) = calls
+    layer = call.module
+    assert isinstance(layer, WindowAttention)
+    sums = backward.sum(calls, full(backward.gradients[call])).flatten(2).transpose(1, 2)
+    rows = sums.new_zeros((len(sums), *layer.relative_position_bias_table.shape))
+    rows.index_add_(1, layer.get_buffer("relative_position_index").view(-1), sums)
+    yield "relative_position_bias_table", rows.flatten(1)[:, None], 1.0
+
+
 def _per_sample(calls: Sequence[Call], backward: Backward) -> LayerRows:
     """Differentiate the layer by itself, per sample."""
     (call,) = calls
@@ -247,7 +321,7 @@ def _per_sample(calls: Sequence[Call], backward: Backward) -> LayerRows:
     )
     values = {n: p.detach().to(z.dtype) for n, p in wanted.items()}
     for name, found in gradients(values, call.x.to(z.dtype), z).items():
-        yield name, backward.sum(found).flatten(1)[:, None], 1.0
+        yield name, backward.sum(calls, found).flatten(1)[:, None], 1.0
 
 
 def by_place(features: Tensor) -> Tensor:

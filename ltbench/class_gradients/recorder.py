@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
+from ltbench.class_gradients.spans import BATCH_NORMS, span_of
 from ltbench.distributed import ranks
 from ltbench.losses.precision import full
 from ltbench.models.batchnorm import SyncBatchNorm2d, global_moments
@@ -68,7 +70,7 @@ class BatchStatistics:
 
 @dataclass(eq=False)
 class Call:
-    """Call of a layer.
+    """Call of a layer, or of the part of it that its own parameters determine (`span_of`).
 
     Args:
         name: the layer's name in the model.
@@ -113,7 +115,7 @@ class Recorder:
     def recording(self) -> Iterator[None]:
         """Record the forward pass inside; an earlier record is dropped."""
         self.calls, self.problem = [], ""
-        handles = [module.register_forward_hook(self._see) for module in self.watched]
+        handles = [handle for module in self.watched for handle in self._watch(module)]
         try:
             yield
         finally:
@@ -130,6 +132,23 @@ class Recorder:
         finally:
             self._switch.constant = False
 
+    def _watch(self, module: nn.Module) -> list[RemovableHandle]:
+        """Record each call of a layer from now on; return the handles that end it."""
+        span = span_of(module)
+        if span is None:
+            return [module.register_forward_hook(self._see)]
+        begun: list[tuple[Any, ...]] = []
+        if span.after is None:
+            first = module.register_forward_pre_hook(lambda _, inputs: begun.append(inputs))
+        else:
+            layer = module.get_submodule(span.after)
+            first = layer.register_forward_hook(lambda _, inputs, out: begun.append((out,)))
+        next_layer = module.get_submodule(span.before)
+        last = next_layer.register_forward_pre_hook(
+            lambda _, inputs: self._see(module, begun.pop(), *inputs)
+        )
+        return [first, last]
+
     def _see(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         name = f"{self.watched[module]} ({type(module).__name__})"
         if not (len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)):
@@ -141,7 +160,7 @@ class Recorder:
         call = Call(name, module, x.detach(), get_gradient_edge(output))
         if normalises_by_batch(module):
             assert isinstance(module, _BatchNorm)
-            if type(module).forward not in (_BatchNorm.forward, SyncBatchNorm2d.forward):
+            if type(module).forward not in BATCH_NORMS:
                 self.problem = f"no rule for {name}"
             call.statistics = BatchStatistics(module, call.x)
             output = _Route.apply(x, output, call.statistics, self._switch)

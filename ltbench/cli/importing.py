@@ -139,6 +139,7 @@ def _release(given: Import) -> Release:
         licence=given.licence or (known.licence if known else ""),
         sha256=expected,
         seed=given.seed,
+        name=given.release,
     )
 
 

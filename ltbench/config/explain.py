@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from ltbench.config.files import leaves
 from ltbench.config.recipe import Choice, Recipe
 from ltbench.config.registry import registry as find_registry
 from ltbench.config.schema import Config, Tagged
+from ltbench.config.tree import leaves
 from ltbench.errors import UserError, did_you_mean, visible
 
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

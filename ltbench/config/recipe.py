@@ -203,9 +203,11 @@ class RunOptions(Config):
     """Memory format of images and convolutions."""
     compile: Literal["none", "graphs", "inductor"] = Field("none", json_schema_extra=ADDED)
     """inductor compiles the forward and backward passes of the backbone's stages, under PLOT of
-    those before its part, by torch.compile; the numbers differ in rounding. graphs captures the
-    same kernels as without it in CUDA graphs, in stages with plain updates; other stages run as
-    without it."""
+    those before its part, by torch.compile; the numbers differ in rounding. graphs captures whole
+    steps up to the optimizer's in CUDA graphs, with the same kernels as without it: both passes of
+    SAM, and PLOT with fast class gradients before and after its solver. Short batches run as
+    without it, and so do several ranks or micro-batches and a loss that reads numbers from the GPU,
+    for which the log gives the reason."""
     batchnorm: BatchNormPolicy = "local"
     """Batch statistics of one pass on one rank (local) or of all ranks (sync); or fixed running
     statistics without training scale and shift (frozen); or local statistics, with updates of the

@@ -18,9 +18,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ltbench.config import plugins
-from ltbench.config.files import assign_all, read_tree
+from ltbench.config.files import read_tree
 from ltbench.config.recipe import Recipe
 from ltbench.config.registry import registry as find_registry
+from ltbench.config.tree import assign_all
 from ltbench.config.validation import item_model, model_of, tag_of
 from ltbench.config.values import Word, kinds, takes, takes_name
 from ltbench.errors import UserError, brief, visible

@@ -51,14 +51,16 @@ DATASETS: Registry[type[DatasetConfig]] = Registry(
             hub_id="uoft-cs/cifar100",
         ),
         "imagenet_lt": Part(
-            "ltbench.data.official:ImageNetLT",
+            "ltbench.data.official_sets:ImageNetLT",
             title="ImageNet-LT",
             suffix="imagenet_lt",
             hub_id="ILSVRC/imagenet-1k",
         ),
-        "places_lt": Part("ltbench.data.official:PlacesLT", title="Places-LT", suffix="places_lt"),
+        "places_lt": Part(
+            "ltbench.data.official_sets:PlacesLT", title="Places-LT", suffix="places_lt"
+        ),
         "inat18": Part(
-            "ltbench.data.official:INat18",
+            "ltbench.data.official_sets:INat18",
             title="iNaturalist-2018",
             suffix="inat",
             aliases=("inat2018", "inaturalist"),
@@ -69,16 +71,22 @@ DATASETS: Registry[type[DatasetConfig]] = Registry(
             suffix="caltech101",
         ),
         "isic2019_lt": Part(
-            "ltbench.data.official:ISIC2019LT", title="ISIC-2019-LT", suffix="isic2019"
+            "ltbench.data.official_sets:ISIC2019LT", title="ISIC-2019-LT", suffix="isic2019"
         ),
         "isic_archive_lt": Part(
-            "ltbench.data.official:ISICArchiveLT", title="ISIC-Archive-LT", suffix="isic_archive"
+            "ltbench.data.official_sets:ISICArchiveLT",
+            title="ISIC-Archive-LT",
+            suffix="isic_archive",
         ),
-        "semi_aves": Part("ltbench.data.official:SemiAves", title="Semi-Aves", suffix="semi_aves"),
+        "semi_aves": Part(
+            "ltbench.data.official_sets:SemiAves", title="Semi-Aves", suffix="semi_aves"
+        ),
         "semi_fungi": Part(
-            "ltbench.data.official:SemiFungi", title="Semi-Fungi", suffix="semi_fungi"
+            "ltbench.data.official_sets:SemiFungi", title="Semi-Fungi", suffix="semi_fungi"
         ),
-        "semi_inat": Part("ltbench.data.official:SemiINat", title="Semi-iNat", suffix="semi_inat"),
+        "semi_inat": Part(
+            "ltbench.data.official_sets:SemiINat", title="Semi-iNat", suffix="semi_inat"
+        ),
         "folder": "ltbench.data.folder:Folder",
         "list": "ltbench.data.lists:ImageList",
         "shards": "ltbench.data.shards.dataset:Shards",

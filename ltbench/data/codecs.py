@@ -83,6 +83,30 @@ def decode_jpeg(data: np.ndarray, *, lenient: bool = False) -> np.ndarray | None
     return None if cmyk else pixels
 
 
+def sound_jpeg(data: np.ndarray) -> tuple[int, int] | None:
+    """Return the size of a JPEG that any decoder reads alike, by its header and its end.
+
+    ``None`` stands for other formats, colours that are neither grey nor YCbCr, sizes that
+    ``check_size`` refuses, invalid headers and files that do not end with the end marker. Damage
+    between header and end is not seen.
+
+    Args:
+        data: content of the file, uint8 [n].
+
+    Returns:
+        Height and width in pixels.
+    """
+    tail = data[-2 - _PADDING :].tobytes().rstrip(b"\0")
+    if simplejpeg is None or data[:2].tobytes() != b"\xff\xd8" or not tail.endswith(b"\xff\xd9"):
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        check_size(width, height)
+    except (ValueError, KeyError):
+        return None
+    return (height, width) if space in ("Gray", "YCbCr") else None
+
+
 def _is_harmless(data: np.ndarray, reason: str) -> bool:
     """True if only a profile is bad, or a few surplus bytes precede the end marker."""
     if reason.endswith("bad ICC marker"):

@@ -18,6 +18,7 @@ from ltbench.data.base import DatasetConfig, Source
 from ltbench.data.codecs import LENIENT
 from ltbench.data.longtail import class_profile, subsample
 from ltbench.data.pipelines import (
+    BATCHED,
     MINIMALIST,
     Augment,
     Channels,
@@ -173,7 +174,8 @@ class ImageOptions(DatasetConfig):
         "fast",
         description="fast: decode and resize as tensors, and run the pipelines imagenet, "
         "crop, inat, inat_jitter and plain on whole batches; pil: Pillow and torchvision, image "
-        "by image",
+        "by image; cuda: decode and resize JPEGs on the GPU by nvJPEG, to pixels close to those of "
+        "fast, in its whole-batch pipelines only",
     )
     interpolation: Interpolation = Field(
         "bilinear",
@@ -197,6 +199,12 @@ class ImageOptions(DatasetConfig):
         found = [name for name in (self.augment, *self.augment_views) if name in MINIMALIST]
         if found and self.decode == "pil":
             raise ValueError(f"`{found[0]}` runs with decode fast only; leave decode out")
+        single = [name for name in (self.augment, *self.augment_views) if name not in BATCHED]
+        if single and self.decode == "cuda":
+            raise ValueError(
+                f"`{single[0]}` augments Pillow images one by one, so it cannot run with decode "
+                f"cuda; leave decode out, or choose one of {', '.join(BATCHED)}"
+            )
         return self
 
     @property
@@ -220,17 +228,19 @@ class ImageOptions(DatasetConfig):
 
     def split(self, source: Source, labels: np.ndarray) -> ImageSplit:
         """Return a split of images of any source with the transforms of this data set."""
+        from ltbench.data.encoded import EncodedSplit
         from ltbench.data.images import ImageSplit
         from ltbench.data.shards.reader import ShardSource
 
+        kind = EncodedSplit if self.decode == "cuda" else ImageSplit
         packed = source.manifest.dataset if isinstance(source, ShardSource) else ""
-        return ImageSplit(
+        return kind(
             source,
             labels,
             augment=self.augment,
             image_size=self.image_size,
             augment_views=self.augment_views,
-            decode=self.decode,
+            decode="fast" if self.decode == "cuda" else self.decode,
             unreadable=self.unreadable,
             lenient=self.lenient or packed in LENIENT,
             interpolation=self.interpolation,

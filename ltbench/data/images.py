@@ -15,6 +15,7 @@ from torch import Tensor
 from ltbench.data.augment import draw, finish
 from ltbench.data.base import Source
 from ltbench.data.decode import (
+    Box,
     crop_box,
     crop_draws,
     decode_pil,
@@ -27,9 +28,10 @@ from ltbench.data.decode import (
     square_box,
 )
 from ltbench.data.pipelines import (
+    BATCHED,
     MINIMALIST,
     Augment,
-    Decoder,
+    HostDecoder,
     Interpolation,
     Unreadable,
     statistics,
@@ -38,7 +40,6 @@ from ltbench.data.pixels import pixel_fingerprint
 from ltbench.data.shards.reader import ShardSource
 from ltbench.data.strengths import operate, operate_on_bytes
 from ltbench.data.transforms import (
-    BATCHED,
     JITTERED,
     Transform,
     eval_transform,
@@ -53,7 +54,7 @@ class ImageSplit:
     """Images of any size and source; implements ``ltbench.data.base.Split``.
 
     ``load`` crops and resizes to bytes; ``finish`` flips, jitters colours and normalises the
-    whole batch. Pipelines for single Pillow images (all but ``transforms.BATCHED``) run completely
+    whole batch. Pipelines for single Pillow images (all but ``pipelines.BATCHED``) run completely
     in ``load``, as do all pipelines with ``decode="pil"``. Operations of a strength by class (see
     ``ltbench.data.strengths``) come last in ``load``, before the normalisation. Random numbers
     depend on (key, position, view) only, so that pixels are bitwise independent of the batch size.
@@ -88,7 +89,7 @@ class ImageSplit:
         augment: Augment,
         image_size: int,
         augment_views: Sequence[Augment] = (),
-        decode: Decoder = "fast",
+        decode: HostDecoder = "fast",
         unreadable: Unreadable = "raise",
         lenient: bool = False,
         interpolation: Interpolation = "bilinear",
@@ -138,13 +139,26 @@ class ImageSplit:
         Raises:
             UserError: an image cannot be read or decoded; the message names it.
         """
+        files = self.source.read(indices)
+        return self._made(files, indices, key, positions, views, strengths)
+
+    def _made(
+        self,
+        files: Sequence[np.ndarray],
+        indices: np.ndarray,
+        key: int | None,
+        positions: np.ndarray,
+        views: int,
+        strengths: np.ndarray | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return what ``load`` makes of the files of some images, uint8 [n] each."""
         if key is None:
             wanted = [_View(len(indices), self.image_size, self._whole, self.interpolation)]
         else:
             wanted = [self._view(view, key, positions, strengths) for view in range(views)]
         broken: list[tuple[int, UserError]] = []
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's CPU generator
-            for row, data in enumerate(self.source.read(indices)):
+            for row, data in enumerate(files):
                 try:
                     picture = self._decode(data, int(indices[row]))
                 except UserError as error:
@@ -401,6 +415,14 @@ class _View:
             memory_format=torch.channels_last if transform is None else torch.contiguous_format,
         )
 
+    def box(self, row: int, height: int, width: int) -> Box | None:
+        """Return the box to crop from an image of row ``row``; ``None`` is the centre."""
+        if self.draws is None:
+            return None
+        if self.least is None:
+            return crop_box(self.draws[row], height, width)
+        return square_box(self.draws[row], height, width, self.least)
+
     def put(self, row: int, picture: Tensor | Image.Image) -> None:
         """Transform a decoded image into row ``row``."""
         if self.transform is not None:
@@ -415,14 +437,10 @@ class _View:
                 transform = with_operations(transform, lambda image: operate(image, *which))
             self.images[row] = transform(picture)
         elif isinstance(picture, Tensor):
-            if self.draws is None:
+            box = self.box(row, *picture.shape[:2])
+            if box is None:
                 resized_centre(picture, self.images[row], interpolation=self.interpolation)
             else:
-                height, width = picture.shape[:2]
-                if self.least is None:
-                    box = crop_box(self.draws[row], height, width)
-                else:
-                    box = square_box(self.draws[row], height, width, self.least)
                 resized_crop(picture, box, self.images[row], self.interpolation)
             if self.operations is not None:
                 strengths, key, places = self.operations

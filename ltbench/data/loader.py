@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ltbench.data.base import Split
+from ltbench.data.encoded import EncodedSplit, received
 from ltbench.data.images import ImageSplit
 from ltbench.data.memory import MemorySplit
 from ltbench.data.strengths import Strengths
@@ -144,6 +145,8 @@ class Loader:
     ) -> None:
         workers = 0 if split.in_memory else loader_processes(workers)
         self.device, self.layout = torch.device(device), layout
+        if isinstance(split, EncodedSplit):
+            split.check_device(self.device)
         if isinstance(split, MemorySplit) and self.device.type != "cpu":
             split = split.resident(self.device)
         self.split: Split = split
@@ -277,17 +280,22 @@ class Loader:
             for job, item in zip(jobs, loading, strict=True):
                 if isinstance(item, str):
                     raise UserError(item)
-                self._note(item.notes)
-                yield self._finish(job, item)
+                loaded = self._finish(job, item)
+                self._note(loaded.notes)
+                yield loaded
 
     def _finish(self, job: Job, item: Loaded) -> Loaded:
-        views = tuple(view.to(self.device, non_blocking=True) for view in item.views)
+        views = received(
+            self.split, item.views, self.device, indices=job.indices, key=job.key,
+            positions=job.positions, views=job.views,
+        )  # fmt: skip
+        notes = notes_of(self.split) if isinstance(self.split, EncodedSplit) else []
         views = self.split.finish(views, key=job.key, positions=job.positions)
         return Loaded(
             tuple(view.contiguous(memory_format=self.layout) for view in views),
             item.labels.to(self.device, non_blocking=True),
             item.index.to(self.device, non_blocking=True),
-            item.notes,
+            (*item.notes, *notes),
         )
 
     def _note(self, notes: Sequence[str]) -> None:
@@ -304,12 +312,24 @@ class Loader:
             )
 
 
+def notes_of(split: Split) -> list[str]:
+    """Return a note for each image that this process replaced since the last call."""
+    notes: list[str] = getattr(split, "take_notes", list)()
+    return notes
+
+
 def check_strengths(split: Split) -> None:
     """Check that a split can augment images with strengths of their own.
 
     Raises:
-        UserError: it cannot: its ``load`` does not take ``strengths``.
+        UserError: it cannot: its ``load`` does not take ``strengths``, or images are cropped on
+            the device.
     """
+    if isinstance(split, EncodedSplit):
+        raise UserError(
+            "images that are cropped on the device cannot be augmented there with a strength by "
+            "class; set data.decode=fast, or choose another method"
+        )
     if "strengths" not in inspect.signature(split.load).parameters:
         raise UserError(
             f"images of a `{type(split).__name__}` cannot be augmented with a strength by class: "
@@ -374,13 +394,16 @@ class _Images(Dataset[Any]):
     def __getitem__(self, job: Any) -> Loaded | str:
         more: dict[str, Any] = {} if job.strengths is None else {"strengths": job.strengths}
         try:
-            images = self.split.load(
+            load = self.split.load
+            if isinstance(self.split, EncodedSplit):
+                load = self.split.load_encoded
+            images = load(
                 job.indices, key=job.key, positions=job.positions, views=job.views, **more
             )
         except UserError as error:
             return str(error)  # an exception would come back with the worker's traceback in it
         labels = torch.from_numpy(self.split.labels[job.indices])
-        notes: list[str] = getattr(self.split, "take_notes", list)()
+        notes = notes_of(self.split)
         index = torch.from_numpy(job.indices)
         return share((*images, labels, index)) or Loaded(images, labels, index, tuple(notes))
 

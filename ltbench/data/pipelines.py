@@ -35,12 +35,17 @@ MemoryAugment = Literal[
     "sim_hue",
 ]
 SmallAugment = Literal[MemoryAugment, EncoderAugment]  # of small images, enlarged by the latter
-Decoder = Literal["fast", "pil"]
+HostDecoder = Literal["fast", "pil"]
+Decoder = Literal[HostDecoder, "cuda"]
 Unreadable = Literal["raise", "replace"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 ENCODERS = get_args(EncoderAugment)  # pipelines with the statistics of pretrained encoders
 MINIMALIST = tuple(name for name in ENCODERS if name.endswith("minimalist"))
+BATCHED = (  # also in ``augment``, batched
+    *("imagenet", "crop", "inat", "inat_jitter", "plain"),
+    *ENCODERS,
+)
 ENCODER_SIDE = 224  # of their images in pixels
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

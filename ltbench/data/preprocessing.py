@@ -18,14 +18,15 @@ from ltbench.data.base import DatasetConfig
 from ltbench.data.codecs import eight_bits
 from ltbench.data.decode import resized_centre
 from ltbench.data.files import ImageOptions
-from ltbench.data.pipelines import ENCODERS, Channels, Decoder, Interpolation
+from ltbench.data.pipelines import ENCODERS, Channels, HostDecoder, Interpolation
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """Evaluation transform of a model: resize, centre crop, scale to [0, 1], normalise.
 
-    The pixels are those of evaluation on the model's data set, bit for bit. It can be pickled, and
+    The pixels are those of evaluation on the model's data set, bit for bit, unless images were
+    decoded on the GPU there (``data.decode=cuda``). It can be pickled, and
     used as the ``transform`` of a torch or torchvision data set.
 
     Args:
@@ -41,7 +42,7 @@ class Preprocessing:
     resize: int
     mean: Channels
     std: Channels
-    decode: Decoder = "fast"
+    decode: HostDecoder = "fast"
     interpolation: Interpolation = "bilinear"
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -86,7 +87,7 @@ def preprocessing_of(
     """
     options: Any = config
     if isinstance(config, ImageOptions) or getattr(config, "augment", "") in ENCODERS:
-        how: Decoder = getattr(options, "decode", "fast")
+        how: HostDecoder = "pil" if getattr(options, "decode", "fast") == "pil" else "fast"
         side, short = options.image_size, round(options.image_size * 256 / 224)
         return Preprocessing(side, short, mean, std, how, options.interpolation)
     size = getattr(config, "image_size", None) or DATASETS.facts(name).side

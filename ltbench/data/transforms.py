@@ -13,14 +13,10 @@ from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ltbench.data.pipelines import ENCODERS, Augment, Interpolation, statistics
+from ltbench.data.pipelines import Augment, Interpolation, statistics
 
 Transform = Callable[[Image.Image], Tensor]
 
-BATCHED = (  # also in ``augment``, batched
-    *("imagenet", "crop", "inat", "inat_jitter", "plain"),
-    *ENCODERS,
-)
 JITTERED = (  # jitter without hue
     *("imagenet", "inat_jitter", "rand", "inat_rand"),
     *("sim", "inat_sim", "sim_rand"),

@@ -225,6 +225,17 @@ def all_reduce_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def from_main_(tensor: Tensor) -> Tensor:
+    """Replace a tensor by that of rank 0, in place, and return it; the host does not wait for it.
+
+    What a rank computes on its own may differ in the last bit from processor to processor.
+    Weights stay equal on all ranks if what they are computed from is.
+    """
+    if world() > 1:
+        td.broadcast(tensor, src=0)
+    return tensor
+
+
 def all_reduce_each_(tensors: Iterable[Tensor]) -> None:
     """Sum tensors over ranks, in place; the list must match on all ranks."""
     _BucketSum(tensors).wait()
@@ -324,47 +335,22 @@ def all_gather(tensor: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(torch.split(rows, most), sizes, strict=True)])
 
 
-def all_gather_columns(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """Concatenate matrices of one dtype over ranks, each, in one exchange; see ``all_gather``."""
-    if world() == 1:
-        return list(tensors)
-    rows = all_gather(torch.cat(list(tensors), dim=1), sizes)
-    parts = torch.split(rows, [t.shape[1] for t in tensors], dim=1)
-    return [part.contiguous() for part in parts]
+def all_gather_labelled(
+    labels: Tensor, tensors: Sequence[Tensor], sizes: Sequence[int]
+) -> list[Tensor]:
+    """Concatenate labels and matrices over ranks, each, in one exchange; see ``all_gather``.
 
-
-def all_gather_with_gradient(tensor: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-    """Differentiable ``all_gather``: the backward pass sums the incoming gradients over ranks.
-
-    A loss that is summed over ranks thus has the gradient of the global batch, although each rank
-    differentiates its own rows only.
+    Args:
+        labels: below 2^24 [N]; they travel as a column of the matrices.
+        tensors: matrices [N, ...] of one dtype, single or double.
+        sizes: rows of each rank.
     """
     if world() == 1:
-        return tensor
-    gathered: Tensor = _Gather.apply(tensor, sizes_of(tensor) if sizes is None else sizes)
-    return gathered
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, sizes: Sequence[int]) -> Tensor:
-        ctx.sizes = sizes
-        return all_gather(tensor, sizes)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        sizes, gradient = ctx.sizes, grads[0]
-        if min(sizes) == max(sizes):
-            own = gradient.new_empty((sizes[0], *gradient.shape[1:]))
-            td.reduce_scatter_tensor(own, gradient.contiguous())
-            return own, None
-        summed = all_reduce_(gradient.clone(memory_format=torch.contiguous_format))
-        start = first_row(sizes)
-        return summed[start : start + sizes[rank()]], None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return all_gather(tangents[0], ctx.sizes)
+        return [labels, *tensors]
+    columns = [labels[:, None].to(tensors[0]), *tensors]
+    rows = all_gather(torch.cat(columns, dim=1), sizes)
+    parts = torch.split(rows, [t.shape[1] for t in columns], dim=1)
+    return [parts[0][:, 0].long(), *(part.contiguous() for part in parts[1:])]
 
 
 def fetch_rows(

@@ -271,7 +271,7 @@ def _branches(method: Method) -> int:
 
 def _own_logits(method: Method, features: Tensor) -> Tensor:
     """Return the logits that ``Method.predict`` makes of pooled features."""
-    from ltbench.losses.experts import reslt_normalised_logits
+    from ltbench.losses.branches import reslt_normalised_logits
     from ltbench.models.branches import ExpertMean
     from ltbench.models.residual import ResLTNetwork
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ltbench.errors import visible
 
+LARGEST_PICKLE = 64 * 2**20  # bytes of the structure of a checkpoint, without its tensors
 MOST_OPCODES = 5_000_000  # of one pickle; a checkpoint with optimizer has about 50,000
 MOST_NUMBERS = 2**26  # of a numpy array
 _MARK = object()

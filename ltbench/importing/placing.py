@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ltbench.errors import UserError
-from ltbench.importing.layouts import Classifier, Parts
+from ltbench.importing.layouts.parts import Classifier, Parts
 from ltbench.methods.base import Method
 from ltbench.methods.disalign import CalibratedHead
 from ltbench.methods.weights import inference_state
@@ -89,7 +89,7 @@ def _head(
                 f"the branches of the file are {other}, those of the recipe's method are not; "
                 "name the recipe of the data set that the file is of"
             )
-        return {**block, **_below("classifier", _one(head.classifier, given[0]))}
+        return {**block, **_prefixed("classifier", _one(head.classifier, given[0]))}
     if parts.block:
         raise UserError("the file has branches of ResLT, the recipe's method has none")
     if isinstance(head, NormalizedHead):
@@ -103,14 +103,14 @@ def _one(head: nn.Module, given: Classifier) -> dict[str, Tensor]:
     if isinstance(head, ScaledHead):
         bare = Classifier(given.kind, given.weight, given.bias)
         factors = torch.ones(len(given.weight)) if given.scales is None else given.scales
-        return {**_below("head", _one(head.head, bare)), "scale": factors}
+        return {**_prefixed("head", _one(head.head, bare)), "scale": factors}
     if given.scales is not None:
         raise UserError(
             "the file has learned scales of the logits (LWS, MiSLAS), the recipe's method has "
             "none; name a recipe of `lws` or `mislas`"
         )
     if isinstance(head, ShiftedHead):
-        return {**_below("head", _one(head.head, given)), "offset": head.offset}
+        return {**_prefixed("head", _one(head.head, given)), "offset": head.offset}
     if isinstance(head, CalibratedHead):
         raise UserError(
             "the recipe's method calibrates the logits (DisAlign), the file has no calibration"
@@ -196,7 +196,7 @@ def _numbered(prefix: str, each: Sequence[Mapping[str, Tensor]]) -> dict[str, Te
     return {f"{prefix}.{k}.{n}": t for k, part in enumerate(each) for n, t in part.items()}
 
 
-def _below(prefix: str, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _prefixed(prefix: str, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{n}": t for n, t in part.items()}
 
 

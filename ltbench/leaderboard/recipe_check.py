@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ltbench.config import plugins
 from ltbench.config.files import read_tree
 from ltbench.errors import UserError
-from ltbench.records.record import Record, changes
+from ltbench.records.making import changes
+from ltbench.records.record import Record
 
 if TYPE_CHECKING:
     from ltbench.config.recipe import Recipe

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from ltbench.config import plugins
-from ltbench.config.files import leaves
+from ltbench.config.tree import leaves
 from ltbench.config.validation import build_recipe
 from ltbench.data import DATASETS
 from ltbench.digest import canonical
@@ -61,8 +61,12 @@ def _import(record: Record, options: Mapping[str, Any]) -> str:
     """Return the command that imports the released file of a record again."""
     facts = record.imported
     assert facts is not None
-    words = ["ltbench", "import", f"file={facts.file}", f"recipe={record.recipe.name}"]
-    words += [f"family={facts.family}", f"classes={facts.class_order}", f"sha256={facts.sha256}"]
+    words = ["ltbench", "import"]
+    if facts.release is not None:
+        words += [f"release={facts.release}"]
+    else:
+        words += [f"file={facts.file}", f"recipe={record.recipe.name}", f"family={facts.family}"]
+        words += [f"classes={facts.class_order}", f"sha256={facts.sha256}"]
     words += [] if DATASETS.facts(record.dataset.name).rootless else ["data.root=DIR"]
     data = {key: value for key, value in options.items() if key.startswith("data.")}
     words += [f"{key}={v if isinstance(v, str) else canonical(v)}" for key, v in data.items()]

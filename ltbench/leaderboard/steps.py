@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from ltbench.evaluation.metrics import Metrics
 from ltbench.hub.folder import CONFIG, published_data
 from ltbench.leaderboard.recipe_check import OtherVersion, check_recipe, registered
 from ltbench.records.claims import check_counts, check_date, check_derived, check_others
+from ltbench.records.making import today
 from ltbench.records.parts import (
     MAX_DIFFERING,
     MAX_ECE_DIFFERENCE,
@@ -268,7 +268,7 @@ def check_evaluation(case: Case) -> str:
         )
     around = environment()
     case.facts = VerificationFacts(
-        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        date=today(),
         code=CodeFacts(**around["code"]),
         device=gpu_name(device) or around["cpu"],
         differing=differing,

@@ -176,7 +176,7 @@ def _cells(row: Row, gone: set[str], usual: str, notes: bool) -> dict[str, str]:
     if row["origin"] == "published":
         source = short_sources(row.get("sources", [row["source"]]))
     elif row["origin"] == "imported":
-        source = f"{row['source']}, {row['status']}"
+        source = f"{short_source(row['source'])}, {row['status']}"
     else:
         source = f"ours, {row['status']}, n={row['n']}"
     deviations = "deviations" not in gone

@@ -136,7 +136,8 @@ def _from(row: Row) -> str:
     if row["origin"] == "reproduced":
         return "ours"
     if row["origin"] == "imported":
-        return f"imported from {short_source(row['source'])}"
+        name = row["records"][0].imported.release
+        return name or f"imported from {short_source(row['source'])}"
     return short_sources(row.get("sources", [row["source"]]))
 
 

@@ -27,6 +27,7 @@ from ltbench.losses.adaptive import (
     seed_acceptance,
     translate,
 )
+from ltbench.losses.branches import bbn_alpha, reslt_rows
 from ltbench.losses.class_counts import (
     effective_number_weights,
     focal_sam_shares,
@@ -65,10 +66,8 @@ from ltbench.losses.experts import (
     balpoe_offsets,
     balpoe_rows,
     balpoe_strengths,
-    bbn_alpha,
     diversity_rows,
     expert_ldam_rows,
-    reslt_rows,
     ride_temperatures,
     sade_expert_weights,
     sade_inverse_prior,

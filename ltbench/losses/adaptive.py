@@ -139,6 +139,8 @@ def class_perturbed_logits(
     radii: Tensor,
     scalars: int,
     bias: bool = True,
+    share: slice = slice(None),
+    total: Callable[[Tensor], Tensor] = lambda squares: squares,
 ) -> Tensor:
     """Return the logits of a linear classifier under a separate perturbation for each class.
 
@@ -161,6 +163,8 @@ def class_perturbed_logits(
         radii: of each class, before division by the root of the gradient's norm [C].
         scalars: total number of entries of weight and bias.
         bias: whether the classifier has a bias to perturb.
+        share: anchors whose part of the squared norms is computed here, if ranks share the work.
+        total: sums the parts over ranks [2, C].
 
     Returns:
         Logits [B, C]; gradients flow through ``logits`` and ``features``.
@@ -172,21 +176,21 @@ def class_perturbed_logits(
         factor = radii.to(features) * scalars**0.5
         number = factor.new_zeros(len(factor)).index_add(0, owners, factor.new_ones(len(owners)))
         number = number.clamp(min=1)
-        same = owners[:, None] == owners[None, :]
-        agreement = (residuals @ residuals.T) * same  # inner products of bias gradients
+        same = owners[share, None] == owners[None, :]
+        agreement = (residuals[share] @ residuals.T) * same  # inner products of bias gradients
+        sizes = [(agreement * (inputs[share] @ inputs.T)).sum(dim=1), agreement.sum(dim=1)]
+        parts = [factor.new_zeros(len(factor)).index_add(0, owners[share], s) for s in sizes]
+        squares = total(torch.stack(parts))  # [2, C]
         own = (labels[:, None] == owners[None, :]) / number[owners]  # [B, N]
 
-        def shift(inner: Tensor, size: Tensor) -> Tensor:
-            squares = factor.new_zeros(len(factor)).index_add(0, owners, size.sum(dim=1))
+        def shift(inner: Tensor, squares: Tensor) -> Tensor:
             norms = squares.clamp(min=0).sqrt() / number
             scale = factor / norms.clamp(min=1e-12) ** 1.5
             moved: Tensor = scale[labels][:, None] * ((own * inner) @ residuals)
             return moved
 
-        out = logits + shift(features @ inputs.T, agreement * (inputs @ inputs.T))
-        if bias:
-            out = out + shift(torch.ones_like(own), agreement)
-        return out
+        out = logits + shift(features @ inputs.T, squares[0])
+        return out + shift(torch.ones_like(own), squares[1]) if bias else out
 
 
 def class_radii(class_counts: Counts, size: Tensor, scalars: int, noise: float) -> Tensor:

@@ -2,15 +2,21 @@
 
 Features have unit norm and any floating type; half precision is raised to single, and products are
 computed in full precision even under autocast. Labels are int64. The anchors may be a subset of the
-features, so that each rank can contrast its own anchors with the features of all ranks.
+features, so that each rank can contrast its own anchors with the features of all ranks. Of many
+anchors or features, some anchors are contrasted at a time, so that memory is bounded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ltbench.losses.precision import full
+
+HELD = 2**24  # similarities of anchors and features in memory at once; a loss holds about six each
 
 
 def paco_rows(
@@ -64,16 +70,21 @@ def paco_rows(
     if not 0 <= smoothing < 1:
         raise ValueError(f"`smoothing` must be in [0, 1), found {smoothing}")
     scores = full(scores)
-    similar, itself = _similarities(anchors, others, start, temperature)
-    positive = (labels[:, None] == other_labels) & ~itself
     weight = scores.new_full((), gamma).log()  # minus infinity removes features
-    spread = torch.cat([scores, similar.masked_fill(itself, -torch.inf) + weight], dim=1)
-    centre = scores.gather(1, labels[:, None])[:, 0]
-    if smoothing:
-        rest = (scores.sum(dim=1) - centre) / max(scores.shape[1] - 1, 1)
-        centre = (1 - smoothing) * centre + smoothing * rest
-    drawn = beta * centre + alpha * (similar * positive).sum(dim=1)
-    return spread.logsumexp(dim=1) - drawn / (beta + alpha * positive.sum(dim=1).to(scores))
+
+    def rows(part: slice) -> Tensor:
+        own, given = scores[part], labels[part]
+        similar, itself = _similarities(anchors[part], others, start + part.start, temperature)
+        positive = (given[:, None] == other_labels) & ~itself
+        spread = torch.cat([own, similar.masked_fill(itself, -torch.inf) + weight], dim=1)
+        centre = own.gather(1, given[:, None])[:, 0]
+        if smoothing:
+            rest = (own.sum(dim=1) - centre) / max(own.shape[1] - 1, 1)
+            centre = (1 - smoothing) * centre + smoothing * rest
+        drawn = beta * centre + alpha * (similar * positive).sum(dim=1)
+        return spread.logsumexp(dim=1) - drawn / (beta + alpha * positive.sum(dim=1).to(own))
+
+    return _in_parts(rows, len(anchors), len(others) + scores.shape[1])
 
 
 def supervised_contrastive_rows(
@@ -108,12 +119,16 @@ def supervised_contrastive_rows(
     """
     if not temperature > 0:
         raise ValueError(f"`temperature` must be > 0, found {temperature}")
-    similar, itself = _similarities(anchors, others, start, temperature)
-    positive = (labels[:, None] == other_labels) & ~itself
-    count = positive.sum(dim=1)
-    spread = similar.masked_fill(itself, -torch.inf).logsumexp(dim=1)
-    drawn = (similar * positive).sum(dim=1) / count.clamp(min=1)
-    return torch.where(count > 0, spread - drawn, 0.0)
+
+    def rows(part: slice) -> Tensor:
+        similar, itself = _similarities(anchors[part], others, start + part.start, temperature)
+        positive = (labels[part, None] == other_labels) & ~itself
+        count = positive.sum(dim=1)
+        spread = similar.masked_fill(itself, -torch.inf).logsumexp(dim=1)
+        drawn = (similar * positive).sum(dim=1) / count.clamp(min=1)
+        return torch.where(count > 0, spread - drawn, 0.0)
+
+    return _in_parts(rows, len(anchors), len(others))
 
 
 def balanced_contrastive_rows(
@@ -154,16 +169,39 @@ def balanced_contrastive_rows(
     members = torch.cat([features, prototypes.to(features)])  # [M + C, d]
     classes = torch.arange(len(prototypes), device=labels.device)
     member_labels = torch.cat([feature_labels, classes])
-    similar, itself = _similarities(anchors, members, start, temperature)
-    none, one = similar.new_zeros(len(prototypes)), similar.new_ones(len(member_labels))
+    none, one = full(anchors).new_zeros(len(prototypes)), full(anchors).new_ones(len(members))
     sizes = none.index_add(0, member_labels, one)  # [C]
-    positive = (labels[:, None] == member_labels) & ~itself
     # The anchor itself is excluded from its class, which thus has one member less.
-    log_size = torch.where(
-        positive, (sizes - 1).clamp(min=1).log()[labels][:, None], sizes.log()[member_labels]
-    )
-    spread = (similar - log_size).masked_fill(itself, -torch.inf).logsumexp(dim=1)
-    return spread - (similar * positive).sum(dim=1) / positive.sum(dim=1)
+    own_size, size = (sizes - 1).clamp(min=1).log()[labels], sizes.log()[member_labels]
+
+    def rows(part: slice) -> Tensor:
+        similar, itself = _similarities(anchors[part], members, start + part.start, temperature)
+        positive = (labels[part, None] == member_labels) & ~itself
+        log_size = torch.where(positive, own_size[part, None], size)
+        spread = (similar - log_size).masked_fill(itself, -torch.inf).logsumexp(dim=1)
+        return spread - (similar * positive).sum(dim=1) / positive.sum(dim=1)
+
+    return _in_parts(rows, len(anchors), len(members))
+
+
+def _in_parts(rows: Callable[[slice], Tensor], number: int, width: int) -> Tensor:
+    """Return the values of all rows: of some at a time if there are many similarities.
+
+    Those of a part are computed anew in the backward pass, not kept for it.
+
+    Args:
+        rows: returns the values of a part of the rows.
+        number: of rows.
+        width: similarities of each row.
+    """
+    size = max(HELD // max(width, 1), 1)
+    if number <= size:
+        return rows(slice(0, number))
+    parts = [slice(i, min(i + size, number)) for i in range(0, number, size)]
+    found = [
+        checkpoint(rows, part, use_reentrant=False, preserve_rng_state=False) for part in parts
+    ]
+    return torch.cat(found)
 
 
 def _similarities(

@@ -145,20 +145,42 @@ def lade_bound(
     logits: Tensor, labels: Tensor, prior: Tensor, log_prior: Tensor, lam: float = 0.01
 ) -> Tensor:
     """Return ``lade_regulariser`` from the prior and its logarithm with the floor [C] each."""
-    if not lam >= 0:
-        raise ValueError(f"`lam` must be >= 0, found {lam}")
+    sums = lade_sums(logits, labels, log_prior)
+    return lade_bound_of_sums(*sums, len(logits), prior, lam)
+
+
+def lade_sums(logits: Tensor, labels: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what LADE's regulariser needs of a batch, by class.
+
+    Args:
+        logits: [B, C].
+        labels: [B].
+        log_prior: with the floor [C].
+
+    Returns:
+        Number of images, sum of their own logit, and the logarithm of the sum over all images of
+        the exponential of the class's shifted logit [C] each.
+    """
     logits = full(logits)
-    images, num_classes = logits.shape
-    if images == 0:
-        return logits.sum()
-    prior = prior.to(logits)
+    num_classes = logits.shape[1]
     own = logits.gather(1, labels[:, None])[:, 0]  # z_i of the label
     zeros = logits.new_zeros(num_classes)
     present = zeros.index_add(0, labels, torch.ones_like(own))
-    first = zeros.index_add(0, labels, own) / (present + LADE_COUNT_FLOOR)
     shift = math.log(1 / num_classes + LADE_FLOOR) - log_prior.to(logits)
-    second = (logits + shift).logsumexp(dim=0) - math.log(images)
-    return -(prior * (first - second - lam * second**2)).sum()
+    return present, zeros.index_add(0, labels, own), (logits + shift).logsumexp(dim=0)
+
+
+def lade_bound_of_sums(
+    present: Tensor, own: Tensor, spread: Tensor, images: int, prior: Tensor, lam: float = 0.01
+) -> Tensor:
+    """Return ``lade_regulariser`` from ``lade_sums`` of the whole batch, of so many images."""
+    if not lam >= 0:
+        raise ValueError(f"`lam` must be >= 0, found {lam}")
+    if images == 0:
+        return own.sum()
+    first = own / (present + LADE_COUNT_FLOOR)
+    second = spread - math.log(images)
+    return -(prior.to(own) * (first - second - lam * second**2)).sum()
 
 
 def cloud_sizes(class_counts: Counts) -> Tensor:

@@ -93,7 +93,7 @@ def paste(images: Tensor, others: Tensor, box: Box) -> Tensor:
 
 
 def weighted_mixup_rows(
-    logits: Tensor, labels: Tensor, partner: Tensor, lam: float, class_weights: Tensor
+    logits: Tensor, labels: Tensor, partner: Tensor, lam: float | Tensor, class_weights: Tensor
 ) -> Tensor:
     """Return the cross-entropy of mixed rows against both labels, each weighted by its class.
 
@@ -105,7 +105,7 @@ def weighted_mixup_rows(
         logits: of the mixed images [B, C].
         labels: first labels [B].
         partner: second labels [B].
-        lam: share of the first label, in [0, 1].
+        lam: share of the first label, in [0, 1]; a scalar tensor is not checked.
         class_weights: [C]; equal weights of 1 give ``mixup_rows``.
 
     Returns:
@@ -114,7 +114,7 @@ def weighted_mixup_rows(
     Raises:
         ValueError: ``lam`` is not in [0, 1].
     """
-    if not 0 <= lam <= 1:
+    if not isinstance(lam, Tensor) and not 0 <= lam <= 1:
         raise ValueError(f"`lam` must be in [0, 1], found {lam}")
     log_p = full(logits).log_softmax(dim=1)
     weights = class_weights.to(log_p)
@@ -129,7 +129,7 @@ def cumulative_rows(
     reweighted_logits: Tensor,
     labels: Tensor,
     partner: Tensor,
-    lam: float,
+    lam: float | Tensor,
     class_weights: Tensor,
     alpha: float,
 ) -> Tensor:
@@ -144,7 +144,7 @@ def cumulative_rows(
         reweighted_logits: of the re-weighted classifier [B, C].
         labels: first labels [B].
         partner: second labels [B].
-        lam: share of the first label, in [0, 1].
+        lam: share of the first label, in [0, 1]; a scalar tensor is not checked.
         class_weights: of the re-weighted labels [C].
         alpha: weight of the plain loss, in [0, 1]: 1 - (epoch / epochs)^2.
 

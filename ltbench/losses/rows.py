@@ -28,7 +28,7 @@ def cross_entropy_rows(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(full(logits), labels, reduction="none")
 
 
-def mixup_rows(logits: Tensor, labels: Tensor, partner: Tensor, lam: float) -> Tensor:
+def mixup_rows(logits: Tensor, labels: Tensor, partner: Tensor, lam: float | Tensor) -> Tensor:
     """Return the cross-entropy of each mixed row against both of its labels.
 
     Reference: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018,
@@ -39,7 +39,7 @@ def mixup_rows(logits: Tensor, labels: Tensor, partner: Tensor, lam: float) -> T
         logits: of the mixed images [B, C].
         labels: first labels [B].
         partner: second labels [B].
-        lam: share of the first label, in [0, 1].
+        lam: share of the first label, in [0, 1]; a scalar tensor is not checked.
 
     Returns:
         Losses [B].
@@ -47,7 +47,7 @@ def mixup_rows(logits: Tensor, labels: Tensor, partner: Tensor, lam: float) -> T
     Raises:
         ValueError: ``lam`` is not in [0, 1].
     """
-    if not 0 <= lam <= 1:
+    if not isinstance(lam, Tensor) and not 0 <= lam <= 1:
         raise ValueError(f"`lam` must be in [0, 1], found {lam}")
     log_p = full(logits).log_softmax(dim=1)
     first, second = _pick(log_p, labels), _pick(log_p, partner)

@@ -99,7 +99,7 @@ def center_rows(maps: Tensor, shares: Tensor, centers: Tensor) -> Tensor:
     means = maps.mean(dim=(2, 3))  # [B, D]
     spread = ((maps - means[:, :, None, None]) ** 2).sum(dim=(1, 2, 3))
     away = ((means[:, None] - centers) ** 2).sum(dim=2)  # [B, K]
-    return spread + maps[0, 0].numel() * (shares * away).sum(dim=1)
+    return spread + maps.shape[2:].numel() * (shares * away).sum(dim=1)
 
 
 def variation_rows(

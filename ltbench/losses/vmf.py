@@ -167,7 +167,22 @@ def updated_means(
     """
     features = features.detach().to(means)
     more = torch.zeros_like(amounts).index_add(0, labels, amounts.new_ones(len(labels)))
-    sums = torch.zeros_like(means).index_add(0, labels, features)
+    return means_with_sums(
+        means, amounts, torch.zeros_like(means).index_add(0, labels, features), more
+    )
+
+
+def means_with_sums(
+    means: Tensor, amounts: Tensor, sums: Tensor, more: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ``updated_means`` from the sum of each class's further features and their number.
+
+    Args:
+        means: so far [C, p].
+        amounts: features so far [C].
+        sums: of further ones [C, p].
+        more: number of these [C].
+    """
     totals = amounts + more
     # The weight of the new mean first: the products stay as small as the means themselves.
     share = (more / totals.clamp(min=1))[:, None]

@@ -27,7 +27,8 @@ class Batch:
         labels: class of each image [B].
         index: position of each image in the training split [B].
         partner: second label of a mixed image [B], or ``None``.
-        lam: weight of the first label in a mixed image, in [0, 1].
+        lam: weight of the first label in a mixed image, in [0, 1]; a scalar tensor in steps that
+            CUDA graphs capture.
         streams: additional batches of the same step, by the name of their stream.
         extra: tensors that ``prepare`` passes to ``loss``, e.g. noise shared by all passes.
         sizes: images that each rank has of this micro-batch; empty if not known.
@@ -37,7 +38,7 @@ class Batch:
     labels: Tensor
     index: Tensor
     partner: Tensor | None = None
-    lam: float = 1.0
+    lam: float | Tensor = 1.0
     streams: Mapping[str, Batch] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     sizes: tuple[int, ...] = ()

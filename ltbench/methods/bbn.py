@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ltbench.losses.experts import bbn_alpha, bbn_features, bbn_horizon
+from ltbench.losses.branches import bbn_alpha, bbn_features, bbn_horizon
 from ltbench.losses.rows import cross_entropy_rows
 from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows, Stream

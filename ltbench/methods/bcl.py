@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltbench.distributed import ranks
+from ltbench.distributed import differentiable, ranks
 from ltbench.losses import logit_adjusted_rows, logit_adjustment_offset
 from ltbench.losses.contrastive import balanced_contrastive_rows
 from ltbench.methods import options
@@ -61,11 +61,12 @@ class BCL(Method):
         anchors = unit(self.projection(features))[count:]  # [2B, d]
         anchor_labels = labels.repeat(2)
         sizes = [2 * n for n in batch.per_rank]
+        classes, others = differentiable.all_gather_labelled(anchor_labels, anchors, sizes)
         contrast = balanced_contrastive_rows(
             anchors,
             anchor_labels,
-            ranks.all_gather_with_gradient(anchors, sizes),
-            ranks.all_gather(anchor_labels, sizes),
+            others,
+            classes,
             unit(self.prototypes(self.head.weight.T)),
             start=ranks.first_row(sizes),
             temperature=config.temperature,

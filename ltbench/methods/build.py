@@ -9,7 +9,7 @@ from torch import nn
 
 from ltbench.config.recipe import Recipe
 from ltbench.config.validation import build_recipe
-from ltbench.data.base import Data, DatasetInfo
+from ltbench.data.base import DatasetInfo
 from ltbench.data.preprocessing import preprocessing_of
 from ltbench.errors import UserError
 from ltbench.methods import METHODS
@@ -94,18 +94,18 @@ def reset(method: Method, prefix: str) -> list[nn.Module]:
     return list(found)
 
 
-def describe_model(recipe: Recipe, data: Data) -> dict[str, Any]:
+def describe_model(recipe: Recipe, info: DatasetInfo) -> dict[str, Any]:
     """Return the description from which ``rebuild`` restores the method for saved weights."""
     return {
         "ltbench": __version__,
         "recipe": recipe.tree(),
         "digest": recipe.digest,
         "seed": recipe.seed,
-        "dataset": data.info.name,
-        "class_counts": list(data.info.class_counts),
-        "class_names": list(data.info.class_names),
-        "mean": list(data.info.mean),
-        "std": list(data.info.std),
+        "dataset": info.name,
+        "class_counts": list(info.class_counts),
+        "class_names": list(info.class_names),
+        "mean": list(info.mean),
+        "std": list(info.std),
     }
 
 

@@ -72,16 +72,18 @@ class CCSAM(Mixup):
         parameters = list(self.head.parameters())
         scalars = sum(p.numel() for p in parameters)
         size = sum((p.detach() ** 2).sum() for p in parameters) ** 0.5
-        sizes = batch.per_rank
-        everyone = ranks.all_gather_columns([inputs, residuals], sizes)
+        sizes, start = batch.per_rank, ranks.first_row(batch.per_rank)
+        owners, *everyone = ranks.all_gather_labelled(batch.labels, [inputs, residuals], sizes)
         return class_perturbed_logits(
             logits,
             features,
             batch.labels,
-            anchors=(ranks.all_gather(batch.labels, sizes), everyone[0], everyone[1]),
+            anchors=(owners, everyone[0], everyone[1]),
             radii=radii_of(self.divisors, size, self.config.noise),
             scalars=scalars,
             bias=self.head.bias is not None,
+            share=slice(start, start + len(batch.labels)),
+            total=ranks.all_reduce_,
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ltbench.distributed import ranks
+from ltbench.distributed import differentiable
 from ltbench.distributed.copies import to_device
 from ltbench.losses.dirichlet import (
     dirmixe_centres,
@@ -72,6 +72,4 @@ class DirMixE(Experts):
             losses: of this rank's images under each draw [B, S].
             sizes: images of each rank.
         """
-        one = (1,) * len(sizes)
-        sums = ranks.all_gather_with_gradient(losses.sum(dim=0, keepdim=True), one)
-        return upper_semivariance(sums.sum(dim=0) / sum(sizes))
+        return upper_semivariance(differentiable.all_reduce(losses.sum(dim=0)) / sum(sizes))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ltbench.distributed import ranks
+from ltbench.distributed import differentiable, ranks
 from ltbench.losses import log_prior
 from ltbench.losses.contrastive import paco_rows
 from ltbench.methods import options
@@ -64,8 +64,7 @@ class GPaCo(Queued):
         logits = self.head(features)
         anchors = unit(self.projection(features))  # [2B, d]
         sizes = [2 * n for n in batch.per_rank]
-        others = ranks.all_gather_with_gradient(anchors, sizes)
-        classes = ranks.all_gather(labels, sizes)
+        classes, others = differentiable.all_gather_labelled(labels, anchors, sizes)
         if at.micro not in self._keys:
             keys, owners = (second_views(part, sizes) for part in (others.detach(), classes))
             self._keys[at.micro] = keys, owners

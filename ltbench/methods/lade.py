@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ltbench.distributed import ranks
+from ltbench.distributed import differentiable
 from ltbench.losses import log_prior, logit_adjusted_rows
 from ltbench.losses.class_counts import checked_counts
-from ltbench.losses.logits import LADE_FLOOR, lade_bound
+from ltbench.losses.logits import LADE_FLOOR, lade_bound_of_sums, lade_sums
 from ltbench.methods import options
 from ltbench.methods.base import Batch, Method, Progress, Rows
 
@@ -44,9 +45,19 @@ class LADE(Method):
         rows = logit_adjusted_rows(logits, batch.labels, self.offset)
         shared = None
         if self.config.alpha > 0:
-            sizes = batch.per_rank
-            everyone = ranks.all_gather_with_gradient(logits, sizes)
-            labels = ranks.all_gather(batch.labels, sizes)
-            bound = lade_bound(everyone, labels, self.prior, self.floored, self.config.lam)
-            shared = self.config.alpha * bound
+            shared = self.config.alpha * self.bound(logits, batch)
         return Rows(rows, batch.labels, images=len(rows), shared=shared, logits=logits.detach())
+
+    def bound(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the regulariser of the global batch, from sums over classes on each rank.
+
+        Args:
+            logits: of this rank's images [B, C].
+            batch: these images.
+        """
+        present, own, spread = lade_sums(logits, batch.labels, self.floored)
+        largest = differentiable.from_largest(spread)
+        sums = torch.stack([present, own, (spread - largest).exp()])
+        present, own, share = differentiable.all_reduce(sums)
+        images, lam = sum(batch.per_rank), self.config.lam
+        return lade_bound_of_sums(present, own, largest + share.log(), images, self.prior, lam)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -16,6 +17,7 @@ from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.inner import evaluating
 from ltbench.methods.previous import require_previous
 from ltbench.models.heads import LinearHead
+from ltbench.seeding import keyed_uniform_on_device
 
 
 class M2m(Method):
@@ -83,7 +85,6 @@ class M2m(Method):
         if not len(places):  # on every rank
             return batch
         images = batch.views[0]
-        uniform = torch.rand((len(places), *images.shape[1:]), generator=generator)
         first = ranks.first_row(sizes)
         holder = torch.bucketize(places, torch.tensor(sizes).cumsum(0), right=True)
         wanted = [seeds[holder == r] for r in range(len(sizes))]
@@ -91,13 +92,17 @@ class M2m(Method):
         (sources,) = ranks.fetch_rows([images], wanted, sizes)
         if not own.any():
             return batch
-        device = images.device
+        shape, device = images.shape[1:], images.device
+        if device.type == "cpu":
+            uniform = uniform_rows(own.tolist(), shape, generator)
+        else:
+            uniform = uniform_on_device(at.key("m2m-noise"), places[own], shape, device)
         targets, seed_labels = labels[places[own]], labels[seeds[own]]
         generated, confidence = self.generate(
             sources,
             to_device(targets, device),
             to_device(seed_labels, device),
-            to_device(uniform[own], device).to(images),
+            uniform.to(images),
         )
         accepted = (confidence >= self.config.gamma)[:, None, None, None]
         changed, rows = images.clone(), to_device(places[own] - first, device)
@@ -155,3 +160,29 @@ class M2m(Method):
         logits = self.predict(batch.views[0])
         rows = cross_entropy_rows(logits, batch.labels)
         return Rows(rows, batch.labels, images=len(rows), logits=logits.detach())
+
+
+def uniform_rows(kept: Sequence[bool], shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Return some of the rows of uniform numbers that a generator draws one after another.
+
+    Args:
+        kept: whether to return each row; at least one is.
+        shape: of a row.
+        generator: of the numbers, on the CPU.
+    """
+    drawn = ((keep, torch.rand(shape, generator=generator)) for keep in kept)
+    return torch.stack([row for keep, row in drawn if keep])
+
+
+def uniform_on_device(key: int, places: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
+    """Return uniform numbers for some images, each a function of key and place.
+
+    Args:
+        key: of the step.
+        places: of the images in the global batch [N], on the CPU.
+        shape: of an image.
+        device: that draws the numbers.
+    """
+    size = shape.numel()
+    counters = to_device(places, device)[:, None] * size + torch.arange(size, device=device)
+    return keyed_uniform_on_device(key, counters).view(len(places), *shape)

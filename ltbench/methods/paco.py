@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltbench.distributed import ranks
+from ltbench.distributed import differentiable, ranks
 from ltbench.losses import log_prior
 from ltbench.losses.contrastive import paco_rows
 from ltbench.methods import options
@@ -115,7 +115,7 @@ class PaCo(Queued):
             logits.to(keys) + self.offset.to(keys),
             anchors,
             batch.labels,
-            torch.cat([ranks.all_gather_with_gradient(anchors, sizes), keys, self.queue]),
+            torch.cat([differentiable.all_gather(anchors, sizes), keys, self.queue]),
             torch.cat([labels, labels, self.queue_labels]),
             start=ranks.first_row(sizes),
             alpha=config.alpha,

@@ -69,11 +69,12 @@ def class_directions(head: nn.Module, features: Tensor, labels: Tensor, num_clas
     Returns:
         Detached rows [B, D], in single precision or higher.
     """
-    with torch.enable_grad():
-        leaf = features.detach().requires_grad_()
-        loss = cross_entropy_rows(head(leaf), labels).sum()
-        (gradient,) = torch.autograd.grad(loss, leaf)
-    gradient = gradient.to(loss.dtype)
+
+    def loss(x: Tensor) -> Tensor:
+        return cross_entropy_rows(head(x), labels).sum()
+
+    found: tuple[Tensor, Tensor] = torch.func.grad_and_value(loss)(features.detach())
+    gradient = found[0].detach().to(found[1].dtype)
     squares = gradient.new_zeros(num_classes).index_add(0, labels, (gradient**2).sum(dim=1))
     norms = ranks.all_reduce_(squares).sqrt()[labels]  # [B]
     return gradient / norms.clamp(min=torch.finfo(norms.dtype).tiny)[:, None]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ltbench.distributed import ranks
 from ltbench.losses import logit_adjusted_rows, logit_adjustment_offset
-from ltbench.losses.vmf import proco_logits, updated_means
+from ltbench.losses.vmf import means_with_sums, proco_logits
 from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.methods.bcl import unit
@@ -85,13 +85,14 @@ class ProCo(Method):
         self.next_amounts.zero_()
 
     def prepare(self, batch: Batch, at: Progress) -> Batch:
-        """Gather the labels of the global batch, and make room for its projected views."""
-        sizes = batch.per_rank
-        labels = ranks.all_gather(batch.labels, sizes)
+        """Count the global batch by class, and make room for the sums of its projected views."""
+        labels, sizes = batch.labels, batch.per_rank
+        ones = self.amounts.new_ones(len(labels))
+        more = torch.zeros_like(self.amounts).index_add(0, labels, ones)
         extra = {
             **batch.extra,
-            "all_labels": labels,
-            "all_views": self.means.new_zeros(len(labels), 2, self.config.dim),
+            "amounts": ranks.all_reduce_(more),
+            "sums": self.means.new_zeros(2, *self.means.shape),
             "passed": torch.zeros((), dtype=torch.bool, device=labels.device),
         }
         return replace(batch, extra=extra, sizes=sizes)
@@ -101,11 +102,12 @@ class ProCo(Method):
         config, labels, count = self.config, batch.labels, len(batch.labels)
         features = self.backbone(torch.cat(batch.views))  # [3B, D]
         logits = self.head(features)[:count]
-        anchors = unit(self.projection(features))[count:].view(2, count, -1)  # [2, B, p]
-        means, amounts, views = self.means, self.amounts, self._first_pass(batch, anchors)
+        anchors = unit(self.projection(features))[count:].view(2, count, self.config.dim)
+        means, amounts, more = self.means, self.amounts, batch.extra["amounts"]
         steps = []
-        for view in views.unbind(dim=1):  # each is contrasted with estimates that include it
-            means, amounts = updated_means(means, amounts, view, batch.extra["all_labels"])
+        # Each view is contrasted with estimates that include it.
+        for sums in self._first_pass(batch, anchors.detach()):
+            means, amounts = means_with_sums(means, amounts, sums, more)
             steps.append(means)
         contrast = proco_logits(anchors, torch.stack(steps), config.temperature).flatten(0, 1)
         classified = logit_adjusted_rows(logits, labels, self.offset)
@@ -123,19 +125,32 @@ class ProCo(Method):
             (self.next_means, self.next_amounts),
         ):
             for batch in batches:
-                for features in batch.extra["all_views"].unbind(dim=1):
-                    new = updated_means(means, amounts, features, batch.extra["all_labels"])
+                for sums in batch.extra["sums"]:
+                    new = means_with_sums(means, amounts, sums, batch.extra["amounts"])
                     for kept, value in zip((means, amounts), new, strict=True):
                         kept.copy_(value)
 
     @torch.no_grad()
     def _first_pass(self, batch: Batch, anchors: Tensor) -> Tensor:
-        """Return the projected views of the global batch in the first pass [N, 2, p].
+        """Return the sums of each class's projected views in the first pass [2, C, p].
 
-        They are kept in the batch; all ranks take part in the exchange in every pass.
+        They are over the global batch and are kept in it; all ranks take part in the exchange in
+        every pass, of the sums or, if those are more, of the features.
+
+        Args:
+            batch: images of this rank.
+            anchors: their projected views [2, B, p].
         """
-        found = ranks.all_gather(anchors.detach().transpose(0, 1), batch.per_rank)
-        views, passed = batch.extra["all_views"], batch.extra["passed"]
-        views.copy_(torch.where(passed, views, found.to(views)))
+        labels, rows, sizes = batch.labels, anchors.transpose(0, 1), batch.per_rank
+        few = sum(sizes) < len(self.means)
+        if few:
+            labels, rows = ranks.all_gather(labels, sizes), ranks.all_gather(rows, sizes)
+        found = torch.zeros_like(batch.extra["sums"])
+        for own, view in zip(found, rows.to(found).unbind(dim=1), strict=True):
+            own.index_add_(0, labels, view)
+        if not few:
+            ranks.all_reduce_(found)
+        sums, passed = batch.extra["sums"], batch.extra["passed"]
+        sums.copy_(torch.where(passed, sums, found))
         passed.fill_(True)
-        return views
+        return sums

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ltbench.distributed import ranks
 from ltbench.errors import UserError
-from ltbench.losses.experts import RESLT_FLOOR, rarest_classes, reslt_rows
+from ltbench.losses.branches import RESLT_FLOOR, rarest_classes, reslt_rows
 from ltbench.methods import options
 from ltbench.methods.base import Batch, Kind, Method, Progress, Rows
 from ltbench.models.residual import ResLTHead, ResLTNetwork, branch_features

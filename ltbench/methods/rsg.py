@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ltbench.distributed import ranks
+from ltbench.distributed.copies import to_device
 from ltbench.errors import UserError
 from ltbench.losses import cross_entropy_rows
 from ltbench.losses.rsg import (
@@ -61,19 +63,16 @@ class RSG(LDAMDRW):
         """Return one row per image and one per generated sample of this rank."""
         cfg, last = self.config, len(self.backbone.stages) - 1
         maps = self.backbone.run(batch.views[0], 0, last)
-        sizes = batch.per_rank
-        seen = ranks.all_gather(maps.detach(), sizes)
-        classes = ranks.all_gather(batch.labels, sizes)
-        shared = self.transfer.center_rows(seen, classes).mean()
+        seen, labels, sizes = maps.detach(), batch.labels, batch.per_rank
+        each = sum(sizes) / ranks.world()  # `shared` is the mean of what the ranks return
+        shared = self.transfer.center_rows(seen, labels).sum() / each
         if at.epoch < cfg.generate_from:
-            shared = cfg.center_weight * (shared + same_class_loss(self.pairs, seen, classes))
-            labels = batch.labels
+            shared = cfg.center_weight * (shared + self.same_class(seen, labels, sizes))
         else:
-            new, tails, loss = self.generate(seen, classes)
+            new, tails, loss = self.generate(seen, labels, sizes)
             shared = cfg.center_weight * shared + cfg.variation_weight * loss
-            world, rank = ranks.world(), ranks.rank()
-            maps = torch.cat([maps, new.tensor_split(world)[rank].to(maps)])
-            labels = torch.cat([batch.labels, tails.tensor_split(world)[rank]])
+            maps = torch.cat([maps, new.to(maps)])
+            labels = torch.cat([labels, tails])
         logits = self.head(self.backbone.run(maps, last))
         rows = self.criterion(logits, labels)
         deferred = cfg.reweight_from is not None and at.epoch >= cfg.reweight_from
@@ -88,26 +87,54 @@ class RSG(LDAMDRW):
             logits=logits[:images].detach(),
         )
 
-    def generate(self, maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return generated tail maps [P, D, H, W], their classes [P] and the variation loss.
-
-        P is 0 for a batch without head or without tail classes.
+    def same_class(self, maps: Tensor, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Return the loss of the pair classifier on this rank's share of the pairs.
 
         Args:
-            maps: detached maps of the global batch [B, D, H, W].
+            maps: detached maps of this rank's images [B, D, H, W].
             labels: class of each image [B].
+            sizes: images of each rank.
         """
-        heads, tails = head_tail_pairs(self.is_head[labels], self.config.strength)
+        if ranks.world() == 1:
+            return same_class_loss(self.pairs, maps, labels)
+        half = sum(sizes) // 2
+        first = torch.arange(half).tensor_split(ranks.world())
+        wanted = [torch.cat([own, own + half]) for own in first]
+        maps, labels = ranks.fetch_rows([maps, labels], wanted, sizes)
+        share = len(first[ranks.rank()]) * ranks.world() / max(half, 1)
+        return share * same_class_loss(self.pairs, maps, labels)
+
+    def generate(
+        self, maps: Tensor, labels: Tensor, sizes: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return generated tail maps [P, D, H, W], their classes [P] and the variation loss.
+
+        They are this rank's share of the pairs of the global batch, of which there are none
+        without head or without tail classes.
+
+        Args:
+            maps: detached maps of this rank's images [B, D, H, W].
+            labels: class of each image [B].
+            sizes: images of each rank.
+        """
+        everyone = ranks.all_gather(labels, sizes)
+        of_head = self.is_head[everyone].cpu()
+        heads, tails = head_tail_pairs(of_head, self.config.strength)
         if not len(heads):
             return maps[:0], labels[:0], maps.new_zeros(())
-        variation = self.transfer.variation(maps[heads], labels[heads])
+        each, parts = len(heads) / ranks.world(), torch.stack([heads, tails])
+        wanted = [own.flatten() for own in parts.tensor_split(ranks.world(), dim=1)]
+        of_heads, of_tails = ranks.fetch_rows([maps], wanted, sizes)[0].tensor_split(2)
+        chosen = to_device(wanted[ranks.rank()], labels.device)
+        heads, tails = everyone[chosen].tensor_split(2)
+        variation = self.transfer.variation(of_heads, heads)
         moved = self.transfer.transform(variation)
-        own = self.transfer.variation(maps[tails], labels[tails])
+        own = self.transfer.variation(of_tails, tails)
         frozen = {name: p.detach() for name, p in self.pairs.named_parameters()}
-        logits = functional_call(self.pairs, frozen, (maps[heads], moved.to(maps)))
+        logits = functional_call(self.pairs, frozen, (of_heads, moved.to(maps)))
         rows = cross_entropy_rows(logits, torch.zeros_like(heads))  # target: different classes
         rows = rows + variation_rows(variation, moved, own, self.config.vectors)
-        return maps[tails] + moved, labels[tails], rows.mean()
+        return of_tails + moved, tails, rows.sum() / each
 
 
 @torch.no_grad()

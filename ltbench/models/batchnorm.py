@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ltbench.distributed import ranks
+from ltbench.distributed import differentiable, ranks
 from ltbench.errors import UserError
+from ltbench.models.fused_norm import FusedNorm
 
 
 def set_batchnorm_mode(module: nn.Module, mode: Literal["train", "eval"]) -> None:
     """Set all batch normalisation in a module to batch (train) or running (eval) statistics."""
     for layer in _layers(module):
-        layer.train(mode == "train")
+        layer.training = mode == "train"  # not `train`, which reaches the layers inside it
 
 
 @contextmanager
@@ -32,6 +34,35 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in tracking:
             layer.track_running_stats = True
+
+
+@contextmanager
+def counted_together(module: nn.Module) -> Iterator[None]:
+    """Context manager that counts the batches of all normalisations at once, on exit.
+
+    A layer adds 1 to ``num_batches_tracked`` in each pass: one kernel per layer on a GPU, here one
+    for all. The buffers end with the same values. Layers that read their count (``momentum=None``)
+    keep it, and in a network with compiled passes all layers do.
+
+    Args:
+        module: the network.
+    """
+    counts: list[tuple[_BatchNorm, Tensor, _Count]] = []
+    if not any("forward" in vars(inner) for inner in module.modules()):
+        for layer in _layers(module):
+            total = layer.num_batches_tracked
+            if isinstance(total, Tensor) and layer.momentum is not None:
+                counts.append((layer, total, _Count()))
+    for layer, _, count in counts:
+        vars(layer)["num_batches_tracked"] = count  # found before the buffer of this name
+    try:
+        yield
+    finally:
+        for layer, _, _ in counts:
+            del vars(layer)["num_batches_tracked"]
+        for passes in {count.passes for _, _, count in counts} - {0}:
+            moved = [total for _, total, count in counts if count.passes == passes]
+            torch._foreach_add_(moved, passes)
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
@@ -89,7 +120,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     Ranks may hold different numbers of images, including none. All ranks must run the same
     forward and backward passes in the same order. On one rank it is ``nn.BatchNorm2d``, for
-    features [B, C, ...] with any number of dimensions.
+    features [B, C, ...] with any number of dimensions. On a GPU the kernels of
+    ``nn.SyncBatchNorm`` compute it, except in forward-mode differentiation, which they lack.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -101,10 +133,17 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self._check_input_dim(input)
         if ranks.world() == 1 or not (self.training or self.running_mean is None):
             return super().forward(input)
+        tracked = self.training and self.track_running_stats and self.running_mean is not None
+        momentum = self._momentum_of_step() if tracked else 0.0
+        if fused(input):
+            running = (self.running_mean, self.running_var) if tracked else (None, None)
+            scale_and_shift = self.weight, self.bias
+            found: Tensor = FusedNorm.apply(input, *scale_and_shift, *running, momentum, self.eps)
+            return found
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         count, mean, var = global_moments(x)
-        if self.training and self.track_running_stats and self.running_mean is not None:
-            self._track(count, mean.detach(), var.detach())
+        if tracked:
+            self._track(count, mean.detach(), var.detach(), momentum)
         scale = (var + self.eps).rsqrt()
         scale = scale if self.weight is None else scale * self.weight
         shape = (1, -1, *(1,) * (x.dim() - 2))
@@ -112,20 +151,40 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         out = out if self.bias is None else out + self.bias.view(shape)
         return out.to(input.dtype)
 
-    def _track(self, count: Tensor, mean: Tensor, var: Tensor) -> None:
+    def _momentum_of_step(self) -> float:
+        """Count the batch, and return its weight in the running statistics."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+    def _track(self, count: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
         """Update the running statistics with those of the batch (unbiased variance)."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         unbiased = var * (count / (count - 1).clamp(min=1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 
+class SyncBatchNormAct2d(SyncBatchNorm2d):
+    """``SyncBatchNorm2d`` with timm's activation behind it, as in ``BatchNormAct2d``.
+
+    The layers ``drop`` and ``act`` are those of the layer that it replaces.
+    """
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return normalised and activated features of the same shape."""
+        out: Tensor = self.act(self.drop(super().forward(input)))
+        return out
+
+
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     """Replace batch normalisation by ``SyncBatchNorm2d``, in place, and return the module.
+
+    timm's ``BatchNormAct2d``, which contains its activation, becomes ``SyncBatchNormAct2d``.
 
     Parameters, buffers and names in the state dict are kept. Call it before ``split``, not after.
 
@@ -133,6 +192,11 @@ def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
         UserError: a layer is a custom batch normalisation.
     """
     return _convert(module, {})
+
+
+def fused(x: Tensor) -> bool:
+    """Return True if the kernels of a GPU normalise these features over ranks."""
+    return x.device.type == "cuda" and forward_ad._current_level < 0
 
 
 def global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,7 +214,7 @@ def global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     own = torch.cat([x.new_full((1,), float(count)), mean, squares])
     place = x.new_zeros((ranks.world(), 1))
     place[ranks.rank()] = 1
-    table: Tensor = _SumOverRanks.apply(place * own)
+    table = differentiable.all_reduce(place * own)
     counts, means, deviations = table[:, :1], table[:, 1 : channels + 1], table[:, channels + 1 :]
     total = counts.detach().sum()
     overall = (counts * means).sum(0) / total
@@ -158,21 +222,13 @@ def global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return total, overall, (deviations.sum(0) + between) / total
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """All-reduce (sum) whose backward pass also sums gradients over ranks."""
+class _Count:
+    """Number of passes of a layer, on the host."""
 
-    @staticmethod
-    def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:
-        return ranks.all_reduce_(tensor.clone(memory_format=torch.contiguous_format))
+    passes = 0
 
-    @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Any) -> Tensor:
-        summed: Tensor = _SumOverRanks.apply(grads[0])
-        return summed
-
-    @staticmethod
-    def jvp(ctx: FunctionCtx, *tangents: Any) -> Tensor:
-        return ranks.all_reduce_(tangents[0].clone(memory_format=torch.contiguous_format))
+    def add_(self, passes: int) -> None:
+        self.passes += passes
 
 
 def _layers(module: nn.Module) -> list[_BatchNorm]:
@@ -193,12 +249,13 @@ def _convert(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
 
 
 def _synchronised(layer: _BatchNorm) -> SyncBatchNorm2d:
-    if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+    kind = SyncBatchNormAct2d if type(layer) is BatchNormAct2d else SyncBatchNorm2d
+    if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d):
         raise UserError(
-            f"batchnorm=sync knows PyTorch's own layers, not {type(layer).__name__}; "
-            "train this backbone without it"
+            "batchnorm=sync knows PyTorch's own layers and timm's BatchNormAct2d, not "
+            f"{type(layer).__name__}; train this backbone without it"
         )
-    new = SyncBatchNorm2d(
+    new = kind(
         layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
     )
     new._parameters, new._buffers = layer._parameters, layer._buffers

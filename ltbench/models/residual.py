@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ltbench.losses.experts import reslt_normalised_logits
+from ltbench.losses.branches import reslt_normalised_logits
 from ltbench.models.backbone import Backbone
 from ltbench.models.heads import LinearHead
 

@@ -148,7 +148,8 @@ def _released(record: Record) -> str:
     trained = facts.training_images
     other = "" if trained is None or trained.gap >= MEMORISED else f", {trained.verdict}"
     unknown = ", choice of the epoch unknown"
-    return f"imported{claimed}{chosen.get(facts.chosen_on_test, unknown)}{other}"
+    what = "imported" if facts.release is None else f"release {facts.release}"
+    return f"{what}{claimed}{chosen.get(facts.chosen_on_test, unknown)}{other}"
 
 
 def _note(record: Record) -> str:

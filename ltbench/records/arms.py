@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ltbench.config.files import leaves
+from ltbench.config.tree import leaves
 from ltbench.config.value_grid import label as label_of
 from ltbench.errors import UserError, brief, did_you_mean, visible
 from ltbench.records.aggregate import average_seeds, seeds_of_rows

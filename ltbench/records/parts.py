@@ -166,12 +166,16 @@ class ExecutionFacts(Part):
     peak_memory_bytes: int = Field(ge=0)
     gpu_numerics: GpuNumerics | None = None
     """Absent on the CPU and in older records."""
+    jpeg_decoder: Literal["nvjpeg"] | None = None
+    """Decoder of JPEGs, on whose rounding pixels depend; absent if it was libjpeg-turbo or
+    Pillow on the CPU."""
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = handler(self)
-        if self.gpu_numerics is None:
-            content.pop("gpu_numerics", None)
+        for name in ("gpu_numerics", "jpeg_decoder"):
+            if content.get(name) is None:
+                content.pop(name, None)
         return content
 
 
@@ -222,6 +226,8 @@ class ImportFacts(Part):
 
     source: str = Field(min_length=1, max_length=500)
     """Repository and commit, or address; the file's name if nothing else is known."""
+    release: Name | None = None
+    """Name of a known release, see `ltbench list releases`."""
     file: str = Field(min_length=1, max_length=200)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Of the file as released."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -18,20 +17,16 @@ from pydantic import (
     model_validator,
 )
 
-from ltbench.config import plugins
-from ltbench.config.weights import public_source
 from ltbench.digest import canonical, parse_json, read_regular
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
 from ltbench.files import write_atomic
-from ltbench.machine import environment, gpu_name, gpu_numerics, peak_memory
 from ltbench.records.parts import (
     CheckpointFacts,
     CodeFacts,
     DatasetFacts,
     Date,
     ExecutionFacts,
-    GpuNumerics,
     ImportFacts,
     Part,
     RecipeFacts,
@@ -46,12 +41,6 @@ from ltbench.records.sealing import (
     texts_of,
 )
 from ltbench.records.validation import SelectionFacts
-
-if TYPE_CHECKING:
-    from torch import device as Device
-
-    from ltbench.config.recipe import Recipe
-    from ltbench.data.base import Data
 
 # Files of a run's folder.
 RECIPE, WEIGHTS, RECORD, LOCK = "recipe.json", "model.safetensors", "record.json", ".lock"
@@ -306,123 +295,6 @@ def seal_problems(content: Mapping[str, Any], texts: Mapping[str, str] | None = 
     if stated != found:
         problems.append(f"recipe.digest is {stated}, but recipe.resolved gives {found}")
     return problems
-
-
-def make_record(
-    recipe: Recipe,
-    data: Data,
-    metrics: Metrics,
-    *,
-    device: Device,
-    worlds: Sequence[int],
-    worlds_from: Sequence[str] = (),
-    threads: Sequence[int] = (),
-    seconds: float,
-    weights: Path,
-    weights_sha256: str,
-    selected: SelectionFacts | None = None,
-) -> Record:
-    """Return the sealed record of a run that has just ended in this process.
-
-    Args:
-        recipe: what was run.
-        data: what it was run on.
-        metrics: of the last epoch on the test set.
-        device: of this rank.
-        worlds: number of ranks, one entry each time it changed.
-        worlds_from: where each of these numbers took over.
-        threads: number of CPU threads on rank 0, one entry each time it changed.
-        seconds: wall time spent on the run.
-        weights: the file of its final weights.
-        weights_sha256: hash of that file.
-        selected: how the recipe was chosen among others, if it was.
-    """
-    from ltbench.data.overlap import same_content
-    from ltbench.models.loading import describe_weights
-
-    around, facts, numerics = environment(), recipe_facts(recipe), gpu_numerics(device)
-    start = public_source(recipe.backbone.name) if recipe.backbone.pretrained else None
-    if recipe.backbone.weights is not None:
-        start = describe_weights(recipe.backbone.weights)  # a path says nothing elsewhere
-    _, shortened = changes(recipe)
-    return Record(
-        recipe=facts,
-        dataset=DatasetFacts(
-            name=data.info.name,
-            train_sha256=data.train.fingerprint(),
-            test_sha256=data.test.fingerprint(),
-            manifest={**data.manifest, **same_content(data)},
-        ),
-        code=CodeFacts(**around["code"]),
-        seed=recipe.seed,
-        selected=selected,
-        epoch=None if recipe.run.max_steps else sum(s.epochs or 0 for s in recipe.stages),
-        complete=not shortened,
-        shortened=tuple(shortened),
-        execution=ExecutionFacts(
-            device=device.type,
-            cpu=around["cpu"],
-            gpu=gpu_name(device),
-            ranks=tuple(worlds),
-            ranks_from=tuple(worlds_from),
-            threads=tuple(threads),
-            per_rank_batch=tuple(
-                -(-s.batch_size // worlds[-1]) if s.batch_size else None for s in recipe.stages
-            ),
-            precision=recipe.run.precision,
-            deterministic=recipe.run.deterministic,
-            libraries={**around["libraries"], **plugins.versions(facts.resolved)},
-            wall_seconds=round(seconds, 2),
-            peak_memory_bytes=peak_memory(device),
-            gpu_numerics=GpuNumerics(**numerics) if numerics else None,
-        ),
-        metrics=metrics,
-        checkpoint=CheckpointFacts(
-            file=weights.name, sha256=weights_sha256, bytes=weights.stat().st_size
-        ),
-        backbone_weights=start,
-        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    ).sealed()
-
-
-def recipe_facts(recipe: Recipe) -> RecipeFacts:
-    """Return name, digest and resolved values of a recipe."""
-    return RecipeFacts(
-        name=recipe.name,
-        digest=recipe.digest,
-        resolved=json.loads(json.dumps(recipe.tree(digest_only=True))),
-        target=recipe.target.model_dump() if recipe.target else None,
-        overrides=tuple(changes(recipe)[0]),
-    )
-
-
-def changes(
-    recipe: Recipe, get: Callable[[str], Recipe] | None = None
-) -> tuple[list[str], list[str]]:
-    """Return the keys that differ from the recipe of this name, and those that shorten it.
-
-    Args:
-        recipe: compared with that of its name.
-        get: returns a recipe by name; by default it is read anew.
-    """
-    from ltbench.config.files import get_recipe, leaves
-
-    shortened = ["run.max_steps"] if recipe.run.max_steps else []
-    try:
-        if recipe.name.endswith((".yaml", ".yml")):  # a registered name, not a file near by
-            return [], shortened
-        named = (get or get_recipe)(recipe.name)
-    except UserError:
-        return [], shortened  # the user's own file: nothing to compare with
-    ours, theirs = (dict(leaves(r.tree(digest_only=True))) for r in (recipe, named))
-    paths = {k for k in ours.keys() | theirs.keys() if not k.endswith(".revision")}
-    overrides = sorted(k for k in paths if ours.get(k) != theirs.get(k))
-    if len(recipe.stages) < len(named.stages):
-        shortened.append("stages")
-    for i, (mine, full) in enumerate(zip(recipe.stages, named.stages, strict=False)):
-        if (mine.epochs or 0) < (full.epochs or 0):
-            shortened.append(f"stages.{i}.epochs")
-    return overrides, shortened
 
 
 def _explain(error: Any) -> str:

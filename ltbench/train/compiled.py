@@ -1,4 +1,4 @@
-"""Passes of a backbone's stages, compiled or captured in CUDA graphs (``run.compile``)."""
+"""Passes of a backbone's stages, compiled (``run.compile=inductor``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ltbench.config.recipe import Choice
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 
-BACKENDS = {"inductor": "inductor", "graphs": "cudagraphs"}  # of torch.compile, by run.compile
 RECOMPILE_LIMIT = 64  # variants of one function: stages, modes of normalisation, passes
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -61,24 +60,17 @@ class CompiledStages:
                 del module.forward
 
 
-def compiled_stages(
-    method: Method, update: Choice, how: str = "inductor", passes: int = 1
-) -> list[str]:
+def compiled_stages(method: Method, update: Choice) -> list[str]:
     """Return the stages that are compiled under an update.
 
     Under PLOT they are those before its part, whose layers it records and differentiates by class;
-    under an update that is not known here there are none. CUDA graphs are for plain steps of one
-    pass: what a graph returns, gradients included, is overwritten by its next replay.
+    under an update that is not known here there are none.
 
     Args:
         method: of the training stage.
         update: of the training stage.
-        how: ``inductor`` or ``graphs``.
-        passes: forward and backward passes over micro-batches of a step.
     """
     stages = list(method.backbone.stages)
-    if how == "graphs":
-        return stages if update.name == "plain" and passes == 1 else []
     if update.name in ("plain", "sam", "focal_sam", "imb_sam"):
         return stages
     part = getattr(update.config, "part", ()) if update.name == "plot" else "whole"
@@ -103,8 +95,8 @@ def check_compiler(device: torch.device, how: str = "inductor") -> None:
     if how == "graphs":
         if device.type != "cuda":
             raise UserError(
-                f"`run.compile=graphs` captures CUDA graphs and needs a GPU; the device is "
-                f"{device.type}: leave run.compile out, or use run.compile=inductor"
+                f"`run.compile=graphs` captures training steps in CUDA graphs and needs a GPU; the "
+                f"device is {device.type}: leave run.compile out, or use run.compile=inductor"
             )
         return
     if device.type == "cuda" and find_spec("triton") is None:

@@ -23,7 +23,8 @@ from ltbench.machine import emulates_bfloat16
 from ltbench.methods import METHODS
 from ltbench.methods.build import describe_model
 from ltbench.methods.weights import write_weights
-from ltbench.records.record import RECORD, WEIGHTS, Record, make_record, recipe_facts
+from ltbench.records.making import make_record, recipe_facts
+from ltbench.records.record import RECORD, WEIGHTS, Record
 from ltbench.records.validation import (
     VALIDATION,
     Validation,
@@ -170,7 +171,7 @@ def _run(
     def finish() -> Record | Validation:
         weights = folder.path / WEIGHTS
         write_curves(folder.path, history.epochs, recipe, curve_split(recipe, data)[0])
-        digest = write_weights(weights, method.state_dict(), describe_model(recipe, data))
+        digest = write_weights(weights, method.state_dict(), describe_model(recipe, data.info))
         if recipe.run.evaluate == "val":
             facts, seconds = recipe_facts(recipe), history.seconds
             make_validation(recipe, facts, data, metrics, weights, digest, seconds).save(

@@ -28,11 +28,12 @@ from ltbench.models.image_size import ERRORS
 from ltbench.seeding import derive
 from ltbench.train import checkpoint, step_errors
 from ltbench.train.checkpoint import Position, Snapshot
-from ltbench.train.compiled import BACKENDS, CompiledStages, compiled_stages
+from ltbench.train.compiled import CompiledStages, compiled_stages
 from ltbench.train.epoch_stats import EpochStats
 from ltbench.train.features import StoredFeatures
 from ltbench.train.feed import Feed
 from ltbench.train.freezing import freeze, set_modes
+from ltbench.train.graphs import CapturedPhases, CudaGraphs, uncaptured
 from ltbench.train.optim import build_optimizer, set_lr
 from ltbench.updates import UPDATES
 from ltbench.updates.base import Log, StepRun, Update
@@ -67,10 +68,13 @@ class StageRun(StepRun):
         self._parts: PartStatistics | None = None
         self._stepped = False
         self._compiled: CompiledStages | None = None
-        if (how := self.recipe.run.compile) != "none":
-            passes = self.stage.passes(ranks.world())
-            names = compiled_stages(method, self.stage.update, how, passes)
-            self._compiled = CompiledStages(method, names, BACKENDS[how])
+        self._captured: CapturedPhases | None = None
+        if self.recipe.run.compile == "inductor":
+            self._compiled = CompiledStages(method, compiled_stages(method, self.stage.update))
+        elif self.recipe.run.compile == "graphs":
+            why_not = uncaptured(ranks.world(), self.stage.passes(ranks.world()))
+            self._captured = CapturedPhases(method, CudaGraphs(feed.device), why_not)
+            self.phases = self._captured
 
     @property
     def total(self) -> int:
@@ -130,8 +134,8 @@ class StageRun(StepRun):
         self._parts = PartStatistics(self.method) if len(micro) > 1 else None
         with self._inputs():
             try:
-                micro = self._prepared(micro, at)
-                log = self.update.step(self, micro, at)
+                with self._static(self._prepared(micro, at), at) as micro:
+                    log = self.update.step(self, micro, at)
             except ERRORS as error:
                 raise self._explained(error, micro) from error
             self._stepped = True
@@ -218,6 +222,10 @@ class StageRun(StepRun):
         if self._compiled is None or len(batch.labels) * parts != self.training.batch_size:
             return nullcontext()
         return self._compiled.active()
+
+    def _static(self, micro: list[Batch], at: Progress) -> AbstractContextManager[list[Batch]]:
+        """Return a context of a step, with its micro-batches where captured graphs read them."""
+        return nullcontext(micro) if self._captured is None else self._captured.step(micro, at)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.run.precision == "fp32":

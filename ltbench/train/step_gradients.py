@@ -121,7 +121,7 @@ def step_gradients(
             kept = losses if one else [None] * len(losses)
             weights = [objectives.cotangents(out)[0] for out in outs]
             return [
-                Pass(again, place[out.labels], weight, weight, loss=loss)
+                Pass(again, place[out.labels], weight, weight, loss=loss, images=out.images)
                 for again, out, weight, loss in zip(forwards, outs, weights, kept, strict=True)
             ]
 

@@ -16,6 +16,8 @@ from ltbench.distributed.overlap import OverlappedSum
 from ltbench.errors import UserError
 from ltbench.gradients import Gradient, added, each, held
 from ltbench.methods.base import Batch, Method, Progress, Rows
+from ltbench.models.batchnorm import counted_together
+from ltbench.updates.phases import Phases
 
 Log = dict[str, Any]  # numbers or scalar tensors of one step
 
@@ -28,11 +30,14 @@ class StepRun:
         method: the method being trained.
         optimizer: over the trained parameters.
         autocast: returns the context manager of forward passes.
+
+    ``phases`` runs the phases of steps.
     """
 
     method: Method
     optimizer: Optimizer
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    phases: Phases = field(default_factory=Phases, init=False)
     _sums: dict[tuple[int, ...], OverlappedSum] = field(default_factory=dict, init=False)
 
     @property
@@ -67,8 +72,8 @@ class StepRun:
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return the loss rows of one micro-batch."""
-        with self.autocast():
-            return self.method.loss(batch, at)
+        with self.autocast(), counted_together(self.method):
+            return self.phases.loss(self.method.loss, batch, at)
 
     def zero_grad(self) -> None:
         """Set all gradients to ``None``."""
@@ -204,7 +209,10 @@ class Update:
         self.config = config
 
     def step(self, run: StepRun, batches: Sequence[Batch], at: Progress) -> Log:
-        """Do one optimizer step on prepared micro-batches and return values to log."""
+        """Do one optimizer step on prepared micro-batches and return values to log.
+
+        CUDA graphs capture what is done in ``run.phases.run``; the rest stays eager.
+        """
         raise NotImplementedError
 
 

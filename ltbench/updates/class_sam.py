@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from ltbench.distributed.copies import to_device
 from ltbench.errors import UserError
 from ltbench.gradients import added
 from ltbench.losses import focal_sam_shares
-from ltbench.methods.base import Batch, Progress
+from ltbench.methods.base import Batch, Progress, Rows
 from ltbench.models.batchnorm import frozen_statistics
 from ltbench.updates import options
 from ltbench.updates.base import Log, StepRun
@@ -44,21 +45,35 @@ class ClassSAM(SAM):
         """Do the step."""
         if self.config.epochs is not None and at.epoch >= self.config.epochs:
             return Plain(self.config).step(run, batches, at)
-        here, there = self._on_device(run.method.info.class_counts, batches[0].labels.device, at)
+        radius = self.radius(at.epoch)
+        factors = self._on_device(run.method.info.class_counts, batches[0].labels.device, at)
+        passes = partial(self._class_passes, run, batches, at, radius, factors)
+        loss, rows = run.phases.run(f"SAM by class, radius {radius}", passes)
+        run.optimizer.step()
+        return {"loss": loss, "rows": rows}
+
+    def _class_passes(
+        self,
+        run: StepRun,
+        batches: Sequence[Batch],
+        at: Progress,
+        radius: float,
+        factors: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, list[Rows]]:
+        """Set ``.grad``, and return the loss and its rows at the weights."""
         run.zero_grad()
-        loss, rows, (ordinary, ascent) = run.gradients(batches, at, [here, there])
+        loss, rows, (ordinary, ascent) = run.gradients(batches, at, factors)
         parameters = run.parameters
         for p, g in zip(parameters, ascent, strict=True):
             p.grad = g
-        with perturbed(run.part(self.config.part), self.radius(at.epoch)):
+        with perturbed(run.part(self.config.part), radius):
             run.zero_grad()
             with frozen_statistics(run.method):
-                run.backward(batches, at, factors=there)
+                run.backward(batches, at, factors=factors[1])
         both = added(ordinary, [p.grad for p in parameters])
         for p, g in zip(parameters, both, strict=True):
             p.grad = g
-        run.optimizer.step()
-        return {"loss": loss, "rows": rows}
+        return loss, rows
 
     def _on_device(
         self, class_counts: tuple[int, ...], device: torch.device, at: Progress

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -85,24 +85,87 @@ class Plot(Update):
         cfg = self.config
         if cfg.epochs is not None and at.epoch >= cfg.epochs:
             return self.after.step(run, batches, at)
+        drawn = self._drawn(run, batches[0].labels.device, at)
+        with ExitStack() as opened:
+            first = partial(self._first_phase, run, batches, at, opened)
+            begun = run.phases.run("PLOT, class gradients", first, *drawn)
+            seed = derive(at.seed, "solver", at.stage, at.epoch, at.step)
+            if begun.measured is None:
+                found, solved = self._slowly(begun.task, seed)
+                self._set(run, begun, found, opened)
+            else:
+                coefficients, solved = pareto.solved(begun.measured, seed)
+                second = partial(self._second_phase, run, begun, opened)
+                run.phases.run("PLOT, direction", second, coefficients)
+        run.optimizer.step()
+        return {
+            "loss": begun.loss,
+            "rows": begun.rows,
+            "objectives": len(solved.gram),
+            "conflicts": int(((solved.gram < 0).sum()) // 2),
+            "gap": solved.gap,
+            "classes": solved.classes.astype(int),
+            "weights": solved.weights,
+        }
+
+    def _first_phase(
+        self,
+        run: StepRun,
+        batches: Sequence[Batch],
+        at: Progress,
+        opened: ExitStack,
+        *drawn: Tensor,
+    ) -> _Begun:
+        """Climb, and compute the class gradients there; ``opened`` leads back to the weights."""
+        if (mode := self.config.class_gradients) != "fast":
+            run.phases.refuse(f"PLOT reads numbers on the way to {mode} class gradients")
         part = self._part(run, at)
+        loss, rows, second = self.climb(run, batches, at, part, opened)
+        task = self._task(run, second, at, part, drawn)
+        run.zero_grad()
+        measured = pareto.measured(task) if self._is_fast(run, task) else None
+        return _Begun(loss, rows, part, task, measured)
+
+    def _second_phase(
+        self, run: StepRun, begun: _Begun, opened: ExitStack, coefficients: Tensor
+    ) -> None:
+        """Set ``.grad`` for the solver's coefficients, and go back to the weights."""
+        assert begun.measured is not None
+        self._set(run, begun, pareto.mixed(begun.measured, coefficients), opened)
+
+    def climb(
+        self,
+        run: StepRun,
+        batches: Sequence[Batch],
+        at: Progress,
+        part: list[nn.Parameter],
+        opened: ExitStack,
+    ) -> tuple[Tensor, list[Rows], Sequence[Batch]]:
+        """Move the part along the gradient of the loss.
+
+        Args:
+            run: context of the step.
+            batches: prepared micro-batches of this rank.
+            at: progress of training.
+            part: parameters of the part.
+            opened: gets the contexts of the second pass; it leads back to the weights.
+
+        Returns:
+            The loss and its rows, and the batches of the second pass.
+        """
+        cfg = self.config
         features: AbstractContextManager[FeatureCache | None] = nullcontext(None)
         if cfg.from_features and len(batches) == 1:  # several would hold all graphs at once
             features = run.method.backbone.cache_before(self._first_stage(run))
-        with features as cache:
-            run.zero_grad()
-            loss, rows = run.backward(batches, at, parameters=part, retain_graph=cache is not None)
-            if cache is not None:
-                cache.replay()
-            with perturbed(part, cfg.rho, keep=cfg.climb_kept):
-                second = batches if cfg.mixed_labels else [b.unmixed() for b in batches]
-                statistics = (
-                    nullcontext() if cfg.statistics_twice else frozen_statistics(run.method)
-                )
-                with statistics:
-                    log = self._pareto_gradients(run, second, at, part)
-        run.optimizer.step()
-        return {"loss": loss, "rows": rows, **log}
+        cache = opened.enter_context(features)
+        run.zero_grad()
+        loss, rows = run.backward(batches, at, parameters=part, retain_graph=cache is not None)
+        if cache is not None:
+            cache.replay()
+        opened.enter_context(perturbed(part, cfg.rho, keep=cfg.climb_kept))
+        if not cfg.statistics_twice:
+            opened.enter_context(frozen_statistics(run.method))
+        return loss, rows, batches if cfg.mixed_labels else [b.unmixed() for b in batches]
 
     def _first_stage(self, run: StepRun) -> str:
         """Return the first stage of the backbone in ``part``, or ``head``."""
@@ -114,33 +177,39 @@ class Plot(Update):
         stages = [order[-2] if name == "last" else name for name in names]
         return min(stages, key=order.index)
 
-    def _pareto_gradients(
-        self, run: StepRun, batches: Sequence[Batch], at: Progress, part: list[nn.Parameter]
-    ) -> Log:
-        """Set ``.grad``: the solver's direction in ``part``, the ordinary gradient elsewhere."""
+    def _is_fast(self, run: StepRun, task: pareto.Task) -> bool:
+        """Return whether class gradients are the approximate ones, and only those."""
+        mode, engine = self.config.class_gradients, task.engine
+        if mode == "exact":
+            return False
+        with run.phases.check() if engine.problem is None else nullcontext():
+            supported = engine.supports_fast(task.passes[0])
+        if not supported:
+            run.phases.refuse(f"PLOT takes exact class gradients ({engine.problem})")
+        return supported and mode == "fast"
+
+    def _slowly(self, task: pareto.Task, seed: int) -> tuple[pareto.Direction, pareto.Solved]:
+        """Solve with class gradients that the host has to read from."""
         cfg = self.config
-        task = self._task(run, batches, at, part)
-        run.zero_grad()
-        if cfg.class_gradients == "exact" or not task.engine.supports_fast(task.passes[0]):
-            found = pareto.exact(task)
-        elif cfg.class_gradients == "fast":
-            found = pareto.fast(task)
-        else:
-            found = pareto.certified(task, cfg.tolerance, cfg.rounds)
-        task.engine.release()
+        if cfg.class_gradients == "certified" and not task.engine.problem:
+            return pareto.certified(task, cfg.tolerance, cfg.rounds)
+        return pareto.exact(task, seed)
+
+    def _set(self, run: StepRun, begun: _Begun, found: pareto.Direction, opened: ExitStack) -> None:
+        """Set ``.grad``: the solver's direction in the part, the ordinary gradient elsewhere."""
         gradients = [*found.ordinary, *found.direction]
-        for p, g in zip([*task.rest, *part], gradients, strict=True):
+        for p, g in zip([*begun.task.rest, *begun.part], gradients, strict=True):
             p.grad = None if g is None else g.to(p.dtype)
-        return {
-            "objectives": len(found.gram),
-            "conflicts": int(((found.gram < 0).sum()) // 2),
-            "gap": found.gap,
-            "classes": found.classes.astype(int),
-            "weights": found.weights,
-        }
+        begun.task.release()
+        opened.close()
 
     def _task(
-        self, run: StepRun, batches: Sequence[Batch], at: Progress, part: list[nn.Parameter]
+        self,
+        run: StepRun,
+        batches: Sequence[Batch],
+        at: Progress,
+        part: list[nn.Parameter],
+        drawn: Sequence[Tensor],
     ) -> pareto.Task:
         """Run the forward passes and return the multi-objective problem."""
         cfg, counts = self.config, run.method.info.class_counts
@@ -158,10 +227,12 @@ class Plot(Update):
                 outs.append(out)
             return out.rows, out.shared
 
-        forwards = [
-            pareto.repeatable(partial(forward, micro), run.method) for micro in range(len(batches))
-        ]
         one = len(batches) == 1
+        forwards: list[Callable[[], Loss]] = [
+            partial(forward, micro) for micro in range(len(batches))
+        ]
+        if not one or cfg.class_gradients == "certified":  # else the graph of one call is enough
+            forwards = [pareto.repeatable(again, run.method) for again in forwards]
         record = nullcontext() if cfg.class_gradients == "exact" else engine.recording()
         with record, torch.set_grad_enabled(one):
             losses = [again() for again in forwards]
@@ -173,7 +244,7 @@ class Plot(Update):
             collapse_divisor=cfg.collapse_divisor,
             collapse_in_class_gradients=cfg.collapse_in_class_gradients,
         )
-        chosen = self._choose(objectives.counts, at)
+        chosen = self._choose(objectives.counts, drawn)
         every = len(chosen) == len(counts)  # then each label is its own place
         if not every:
             place = torch.full_like(objectives.counts, len(chosen), dtype=torch.int64)
@@ -184,7 +255,7 @@ class Plot(Update):
             share = 1 / (ranks.world() * len(batches))
             kept = loss if one else None
             where = out.labels if every else place[out.labels]
-            passes.append(Pass(again, where, own, ordinary, share, kept))
+            passes.append(Pass(again, where, own, ordinary, share, kept, out.images))
             shared |= out.shared is not None
         inside = {id(p) for p in part}
         return pareto.Task(
@@ -199,26 +270,49 @@ class Plot(Update):
                 if cfg.preference == "class_weights"
                 else None
             ),
-            seed=derive(at.seed, "solver", at.stage, at.epoch, at.step),
             shared=shared,
         )
 
-    def _choose(self, counts: Tensor, at: Progress) -> Tensor:
+    def _drawn(self, run: StepRun, device: torch.device, at: Progress) -> list[Tensor]:
+        """Return the random numbers that objectives are chosen by [C], if not all classes are."""
+        size, limit = run.method.info.num_classes, self.config.max_classes
+        if limit is None or limit >= size:
+            return []
+        return [to_device(torch.rand(size, generator=at.generator("classes")), device)]
+
+    def _choose(self, counts: Tensor, drawn: Sequence[Tensor]) -> Tensor:
         """Return the candidate objectives, ascending: the classes present, or a sample of them.
 
         On an accelerator absent classes stay unless there are many: shapes are then the same from
         step to step, and nothing has to be read back from the device.
         """
-        limit = self.config.max_classes
-        fixed = _on_accelerator(counts)
-        if limit is not None and limit < len(counts):
-            uniform = torch.rand(len(counts), generator=at.generator("classes"))
-            keys = to_device(uniform, counts.device)
-            drawn = torch.topk(keys + (counts > 0), limit).indices.sort().values
-            return drawn if fixed else drawn[counts[drawn] > 0]
+        limit, fixed = self.config.max_classes, _on_accelerator(counts)
+        if limit is not None and drawn:
+            (keys,) = drawn
+            found = torch.topk(keys + (counts > 0), limit).indices.sort().values
+            return found if fixed else found[counts[found] > 0]
         if fixed and len(counts) <= FIXED:
             return torch.arange(len(counts), device=counts.device)
         return counts.nonzero()[:, 0]
+
+
+@dataclass
+class _Begun:
+    """A PLOT step after its first phase.
+
+    Args:
+        loss: at the weights.
+        rows: detached rows of each micro-batch.
+        part: parameters of the part.
+        task: multi-objective problem.
+        measured: approximate class gradients, ``None`` if others are needed.
+    """
+
+    loss: Tensor
+    rows: list[Rows]
+    part: list[nn.Parameter]
+    task: pareto.Task
+    measured: pareto.Measured | None
 
 
 def _on_accelerator(counts: Tensor) -> bool:

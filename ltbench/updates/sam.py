@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ltbench.distributed import ranks
 from ltbench.gradients import held
-from ltbench.methods.base import Batch, Progress
+from ltbench.methods.base import Batch, Progress, Rows
 from ltbench.models.batchnorm import frozen_statistics
 from ltbench.updates import options
 from ltbench.updates.base import Log, StepRun, Update, gradient_norm
@@ -39,14 +41,23 @@ class SAM(Update):
         """Do the step."""
         if self.config.epochs is not None and at.epoch >= self.config.epochs:
             return Plain(self.config).step(run, batches, at)
+        radius = self.radius(at.epoch)
+        passes = partial(self._passes, run, batches, at, radius)
+        loss, rows = run.phases.run(f"SAM, radius {radius}", passes)
+        run.optimizer.step()
+        return {"loss": loss, "rows": rows}
+
+    def _passes(
+        self, run: StepRun, batches: Sequence[Batch], at: Progress, radius: float
+    ) -> tuple[Tensor, list[Rows]]:
+        """Set ``.grad``, and return the loss and its rows at the weights."""
         run.zero_grad()
         loss, rows = run.backward(batches, at)
-        with perturbed(run.part(self.config.part), self.radius(at.epoch)):
+        with perturbed(run.part(self.config.part), radius):
             run.zero_grad()
             with frozen_statistics(run.method):
                 run.backward(batches, at)
-        run.optimizer.step()
-        return {"loss": loss, "rows": rows}
+        return loss, rows
 
 
 @contextmanager
@@ -67,6 +78,8 @@ def perturbed(parameters: Sequence[nn.Parameter], rho: float, keep: float = 0.0)
     with torch.no_grad():
         torch._foreach_copy_(start, moved)
         scale = rho / (gradient_norm(gradients) + EPS)
+        if keep:  # on processors that round differently, too, the weights stay equal
+            ranks.from_main_(scale)
         torch._foreach_add_(moved, list(torch._foreach_mul(gradients, scale)))
     try:
         yield

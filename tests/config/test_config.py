@@ -5,7 +5,8 @@ import yaml
 
 from ltbench import get_recipe, list_recipes
 from ltbench.config import files
-from ltbench.config.files import assign, build_recipe, describe, family, recipe_summary
+from ltbench.config.files import build_recipe, describe, family, recipe_summary
+from ltbench.config.tree import assign
 from ltbench.config.words import parse_words
 from ltbench.errors import UserError
 

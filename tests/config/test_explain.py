@@ -6,7 +6,7 @@ import pytest
 
 from ltbench import get_recipe
 from ltbench.config.explain import explain
-from ltbench.config.files import leaves
+from ltbench.config.tree import leaves
 from ltbench.errors import UserError
 
 

@@ -22,13 +22,14 @@ from strategies import (
 
 from ltbench import get_recipe
 from ltbench.config import files
+from ltbench.config.tree import leaves
 from ltbench.config.yaml_text import LARGEST, MOST, read_yaml
 from ltbench.errors import UserError
 from ltbench.train import grid
 
 BASE = "crt_mixup_plot_cifar10"
 TREE = files.read_tree(BASE)[0]
-KEYS = [path for path, _ in files.leaves(get_recipe(BASE).tree())]
+KEYS = [path for path, _ in leaves(get_recipe(BASE).tree())]
 KEYS += ["data", "backbone", "stages", "stages.0", "stages.0.update", "run", "epochs", "diagnose"]
 KEYS += ["stages.0.update.solver.c", "backbone.args.drop_rate", "target", "stages.1.method.x"]
 VALUES = ["sam", "plot", "folder", "list", "null", "{}", "[]", "{name: folder}", "{root: a}", "3"]

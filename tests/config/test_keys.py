@@ -6,8 +6,9 @@ import pytest
 
 from ltbench import get_recipe
 from ltbench.cli import main
-from ltbench.config.files import leaves, list_recipes
+from ltbench.config.files import list_recipes
 from ltbench.config.keys import POSITION, all_keys, find_keys, uses
+from ltbench.config.tree import leaves
 from ltbench.errors import UserError
 
 

@@ -14,7 +14,7 @@ from ltbench.data.codecs import DamagedJPEG, decode_jpeg, open_image
 from ltbench.data.decode import decode_pil, decode_pixels
 from ltbench.data.files import FileSource
 from ltbench.data.images import ImageSplit
-from ltbench.data.official import PlacesLT
+from ltbench.data.official_sets import PlacesLT
 from ltbench.data.shards.resize import shrink
 from ltbench.errors import UserError
 

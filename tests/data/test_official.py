@@ -13,19 +13,16 @@ from PIL import Image
 
 from ltbench.data import official
 from ltbench.data.listing import read_list
-from ltbench.data.official import (
-    EDITIONS,
+from ltbench.data.official import EDITIONS, Official, edition, facts
+from ltbench.data.official_sets import (
     ISIC2019LT,
     ImageNetLT,
     INat18,
     ISICArchiveLT,
-    Official,
     PlacesLT,
     SemiAves,
     SemiFungi,
     SemiINat,
-    edition,
-    facts,
 )
 from ltbench.data.prepare import prepare
 from ltbench.errors import UserError

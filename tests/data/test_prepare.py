@@ -18,7 +18,8 @@ from ltbench.data.frozen_lists import read_frozen
 from ltbench.data.listing import read_list
 from ltbench.data.lists import ImageList, rewrite
 from ltbench.data.loader import batches
-from ltbench.data.official import INat18, PlacesLT, facts
+from ltbench.data.official import facts
+from ltbench.data.official_sets import INat18, PlacesLT
 from ltbench.data.prepare import prepare
 from ltbench.data.shards.dataset import Shards
 from ltbench.errors import UserError

@@ -12,7 +12,7 @@ from ltbench.data.cifar import CIFAR10LT
 from ltbench.data.images import ImageSplit
 from ltbench.data.lists import ImageList
 from ltbench.data.memory import MemorySplit
-from ltbench.data.official import INat18
+from ltbench.data.official_sets import INat18
 from ltbench.data.pipelines import INAT_STATS
 from ltbench.data.transforms import GaussianBlur, eval_transform, train_transform
 from ltbench.seeding import keyed_bits

@@ -107,8 +107,8 @@ def test_every_update_is_covered():
 LONELY = ("plain", "sam", "focal-sam", "imb-sam", "plot-cagrad", "plot-exact")
 
 
-def on_the_first_rank(key: str) -> list[torch.Tensor]:
-    method, run = ready("ce", norm=False)
+def on_the_first_rank(key: str, name: str = "ce") -> list[torch.Tensor]:
+    method, run = ready(name, norm=False)
     method.double()
     x, y = toys.images(10)
     rows = torch.arange(10) if ranks.rank() == 0 else torch.arange(0)
@@ -118,8 +118,12 @@ def on_the_first_rank(key: str) -> list[torch.Tensor]:
     return [p.detach().clone() for p in method.parameters()]
 
 
-@pytest.mark.parametrize("key", LONELY)
-def test_a_rank_without_images_changes_nothing(key, two_processes):
-    found = two_processes.call(on_the_first_rank, key)[0]
-    for a, b in zip(on_the_first_rank(key), found, strict=True):
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [*((key, "ce") for key in LONELY), *(("plot-cagrad", name) for name in ("glmc", "nclpp"))],
+)
+def test_a_rank_without_images_changes_nothing(key, name, two_processes):
+    """Also where an image has several rows, which the other rank cannot know of."""
+    found = two_processes.call(on_the_first_rank, key, name)[0]
+    for a, b in zip(on_the_first_rank(key, name), found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)

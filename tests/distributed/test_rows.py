@@ -7,11 +7,12 @@ import pytest
 import torch
 import toys
 from processes import Ranks
+from torch.autograd import forward_ad
 
 from ltbench.data.loader import batches
 from ltbench.data.memory import MemorySplit
-from ltbench.distributed import ranks
-from ltbench.methods import gcl
+from ltbench.distributed import differentiable, ranks
+from ltbench.methods import gcl, m2m
 from ltbench.methods.base import Batch
 from ltbench.seeding import keyed_bits, keyed_uniform_on_device
 from ltbench.train.feed import step_sizes
@@ -55,7 +56,7 @@ def exchanged(sizes: tuple[int, ...]) -> list[torch.Tensor]:
     wanted = [torch.arange(3 * r, 0, -2) % total for r in range(len(sizes))]  # several times, none
     fetched = ranks.fetch_rows([rows, own], wanted, sizes)
     slope = rows.clone().requires_grad_()
-    everyone = ranks.all_gather_with_gradient(slope, sizes)
+    everyone = differentiable.all_gather(slope, sizes)
     (everyone * torch.arange(total)[:, None]).sum().backward()
     gathered = ranks.all_gather(rows, sizes), ranks.all_gather(rows), everyone.detach()
     return [wanted[ranks.rank()], *fetched, own, slope.grad, *gathered]
@@ -75,6 +76,40 @@ def check(found: list[list[torch.Tensor]], sizes: tuple[int, ...]) -> None:
 def test_rows_come_from_the_rank_that_has_them(two_processes, sizes):
     check(two_processes.call(exchanged, sizes), sizes)
     check([exchanged((12,))], (12,))
+
+
+def summed(sizes: tuple[int, ...]) -> list[torch.Tensor]:
+    """Labels and rows of all ranks, sums and largest values, with gradients in both modes."""
+    start = ranks.first_row(sizes)
+    labels = torch.arange(start, start + sizes[ranks.rank()])
+    rows = (labels[:, None] ** 2 * torch.tensor([1.0, -0.5])).double().requires_grad_()
+    sent = differentiable.all_gather_labelled(labels, rows, sizes)
+    both = [*sent, *ranks.all_gather_labelled(labels, [rows, rows[:, :1]], sizes)]
+    total = differentiable.all_reduce(rows.sum(dim=0))
+    largest = differentiable.from_largest(total + ranks.rank())
+    (sent[1].sum() + (total**2).sum() + largest.sum()).backward()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(total.detach(), torch.ones(2).double())
+        moved = differentiable.all_reduce(dual) - differentiable.from_largest(dual)
+        tangent = forward_ad.unpack_dual(moved).tangent
+    return [x.detach() for x in (*both, total, largest, rows.grad, tangent)]
+
+
+@pytest.mark.parametrize("sizes", CUTS)
+def test_sums_and_labels_of_ranks(two_processes, sizes):
+    whole = torch.arange(12)
+    rows = (whole[:, None] ** 2 * torch.tensor([1.0, -0.5])).double()
+    for n, (labels, others, own, first, part, total, largest, slope, tangent) in zip(
+        sizes, two_processes.call(summed, sizes), strict=True
+    ):
+        assert torch.equal(labels, whole)
+        assert torch.equal(own, whole)
+        for found, wanted in ((others, rows), (first, rows), (part, rows[:, :1])):
+            assert torch.equal(found, wanted)
+        assert torch.equal(total, rows.sum(dim=0))
+        assert torch.equal(largest, total + 1)
+        assert torch.equal(slope, (2 + 4 * total).expand(n, 2))  # the loss is that of two ranks
+        assert torch.equal(tangent, torch.full((2,), 2.0).double())
 
 
 @pytest.mark.slow
@@ -116,6 +151,20 @@ def test_numbers_on_the_device_are_those_of_the_host():
         bits = keyed_bits(key, places) >> np.uint64(40)
         found = keyed_uniform_on_device(key, torch.arange(3000))
         assert torch.equal(found, torch.from_numpy(bits.astype(np.float32)) * 2.0**-24)
+
+
+def test_m2m_noise_of_some_images_is_that_of_all():
+    shape, kept = torch.Size((3, 4, 5)), [False, True, True, False, True]
+    whole = torch.rand((5, *shape), generator=torch.Generator().manual_seed(3))
+    found = m2m.uniform_rows(kept, shape, torch.Generator().manual_seed(3))
+    assert torch.equal(found, whole[kept])
+    places = torch.tensor([0, 7, 63])
+    whole = m2m.uniform_on_device(9, torch.arange(64), shape, torch.device("cpu"))
+    found = m2m.uniform_on_device(9, places, shape, torch.device("cpu"))
+    assert torch.equal(found, whole[places])
+    assert 0 <= whole.min() < whole.max() < 1
+    assert len(whole.unique()) > 0.99 * whole.numel()
+    assert whole.mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_gcl_noise_of_a_device_is_that_of_the_place_in_the_batch():

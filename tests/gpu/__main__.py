@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--lines", type=int, default=0, help="number of lines with most kernels")
+    parser.add_argument("--graphs", action="store_true", help="capture the steps, count a replay")
     parser.add_argument("--json", action="store_true", help="one JSON object a case")
     given = parser.parse_args(argv)
     if LOADED not in os.environ:
@@ -49,7 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     for method in given.methods.split(",") if given.methods else [*toys.STAGE1, *toys.STAGE2]:
         for update in given.updates.split(","):
-            case = Case(method, update, given.backbone, given.batch, precision=given.precision)
+            case = Case(
+                method,
+                update,
+                given.backbone,
+                given.batch,
+                precision=given.precision,
+                graphs=given.graphs,
+            )
             try:
                 found = seen(case)
             except UserError as error:
@@ -62,11 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             errors = [[n, *where] for where, n in found.errors.most_common()]
             if given.json:
                 facts = {"kernels": found.kernels, "waits": waits, "errors": errors}
+                facts |= {"captured": found.captured, "uncaptured": found.uncaptured}
                 print(json.dumps({"method": method, "update": update, **facts}), flush=True)
                 continue
             phases = " ".join(f"{name} {n}" for name, n in sorted(found.phases.items()))
             total = found.waits.total()
             print(f"{method:18} {update:10} waits {total:3} kernels {found.kernels:5}  {phases}")
+            for line in [*found.captured, found.uncaptured] if given.graphs else ():
+                print(f"    {line}") if line else None
             for n, what, where in [*waits, *errors]:
                 print(f"    {n} x {what}: {where}")
             for line, n in found.lines.most_common(given.lines):

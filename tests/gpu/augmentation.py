@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tempfile
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
+from ltbench.data import nvjpeg
 from ltbench.data.augment import draw, finish
+from ltbench.data.encoded import EncodedSplit
+from ltbench.data.files import FileSource
 from ltbench.data.loader import Loader
 from ltbench.data.memory import MemorySplit
 from ltbench.data.pipelines import IMAGENET_STATS
@@ -46,6 +56,36 @@ def in_memory(gpu: GPU, augment: str) -> bool:
     return torch.equal(loaded.views[0].cpu(), wanted)
 
 
+def encoded(gpu: GPU, augmented: bool) -> bool:
+    """Cut a batch out of images decoded there and one, a PNG, that is not; count the second one."""
+
+    def decoded(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        opened = [Image.open(io.BytesIO(file.numpy().tobytes())) for file in files]
+        pixels = [torch.from_numpy(np.array(one)).permute(2, 0, 1).contiguous() for one in opened]
+        return [to_gpu(one) for one in pixels] if device.type == "cuda" else pixels
+
+    with tempfile.TemporaryDirectory() as folder, patch.object(nvjpeg, "nvjpeg", decoded):
+        names = [f"{i}.{'png' if i == 5 else 'jpg'}" for i in range(8)]
+        for i, name in enumerate(names):
+            Image.fromarray(np.kron(PIXELS[i], np.ones((3, 4, 1), np.uint8))).save(
+                Path(folder) / name
+            )
+        options = {"augment": "crop", "image_size": 24}
+        split = EncodedSplit(FileSource(names, folder), np.zeros(8), **options)
+        rows, key = np.arange(8), 5 if augmented else None
+        with patch.object(nvjpeg, "check_nvjpeg"):
+            loader = Loader(split, device="cuda")
+        batches = loader.batches(np.arange(16) % 8, 8, key=key)
+        next(batches)
+        gpu.reset()
+        ((loaded,),) = list(batches)
+        row(f"encoded, {'augmented' if augmented else 'evaluation'}", gpu)
+        where = {"key": key, "positions": rows + 8}
+        made = split.load_encoded(rows, **where)
+        images = split.receive(made, torch.device("cpu"), indices=rows, **where)
+    return torch.equal(loaded.views[0].cpu(), split.finish(images, **where)[0])
+
+
 def row(name: str, gpu: GPU) -> None:
     """Print what was counted."""
     print(
@@ -65,6 +105,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with GPU() as gpu:
         equal = [of_files(gpu, *case) for case in ((0, 0), (1, 0), (1, 1))]
+        equal += [encoded(gpu, augmented) for augmented in (False, True)]
         equal += [
             in_memory(gpu, augment)
             for augment in ("standard", "rotate", "strong", "sim", "sim_hue")

@@ -24,6 +24,7 @@ from ltbench.models.batchnorm import running_statistics
 from ltbench.seeding import derive
 from ltbench.train.epoch_stats import EpochStats
 from ltbench.train.freezing import freeze, set_modes
+from ltbench.train.graphs import CapturedPhases, CudaGraphs
 from ltbench.train.optim import build_optimizer
 from ltbench.updates import UPDATES
 from ltbench.updates.base import StepRun
@@ -60,6 +61,7 @@ class Case:
         batch: images.
         classes: classes of a real backbone.
         precision: ``fp32`` or ``bf16``.
+        graphs: whether steps are captured in CUDA graphs; the last one is then a replay.
     """
 
     method: str
@@ -68,11 +70,12 @@ class Case:
     batch: int = 24
     classes: int = 10
     precision: str = "fp32"
+    graphs: bool = False
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one step did, see ``GPU``."""
+    """What one step did, see ``GPU``; phases that are captured, or why none is."""
 
     kernels: int
     phases: Counter[str]
@@ -81,10 +84,13 @@ class Seen:
     errors: Counter[tuple[str, str]]
     collectives: list[tuple[str, int, str]]
     log: dict[str, Any]
+    captured: list[str]
+    uncaptured: str
 
 
 def seen(case: Case, steps: int = 2) -> Seen:
     """Return what the last of a few steps did."""
+    steps += 2 * case.graphs
     method, gpu = _method(case), GPU()
     with gpu, ExitStack() as watching:
         method = method.to("cuda").to(memory_format=torch.channels_last)
@@ -98,6 +104,8 @@ def seen(case: Case, steps: int = 2) -> Seen:
         run = StepRun(method, optimizer, cast)
         name, options = UPDATE[case.update]
         update = UPDATES.get(name)(validation.build_options("UPDATES", name, options))
+        phases = CapturedPhases(method, CudaGraphs(CUDA)) if case.graphs else None
+        run.phases = phases or run.phases
         stats = EpochStats(method.info.num_classes, CUDA)
         for owner, call, phase in (
             (torch.autograd, "backward", "backward"),
@@ -114,12 +122,16 @@ def seen(case: Case, steps: int = 2) -> Seen:
             gpu.reset()
             torch.manual_seed(derive(0, "step", 0, 1, step, ranks.rank()))
             micro = [method.prepare(b, replace(at, micro=i)) for i, b in enumerate(micro)]
-            log = update.step(run, micro, at)
+            with nullcontext(micro) if phases is None else phases.step(micro, at) as micro:
+                log = update.step(run, micro, at)
             method.after_step(micro, at)
             ranks.all_reduce_mean_(running_statistics(method))
             stats.add(log, micro)
     kernels = sum(gpu.kernels.values())
-    return Seen(kernels, gpu.phases, gpu.lines, gpu.waits, gpu.errors, gpu.collectives, log)
+    captured = [] if phases is None else list(phases._phases)
+    why = "" if phases is None else phases._reason
+    counts = gpu.phases, gpu.lines, gpu.waits, gpu.errors
+    return Seen(kernels, *counts, gpu.collectives, log, captured, why)
 
 
 def _within(gpu: GPU, owner: Any, name: str, phase: str) -> Callable[..., Any]:

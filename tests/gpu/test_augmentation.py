@@ -17,6 +17,8 @@ KERNELS = {  # at most
     "files, evaluation": 4,
     "files, augmented": 8,
     "files, augmented, colours": 48,
+    "encoded, evaluation": 40,
+    "encoded, augmented": 40,
     "in memory, standard": 16,
     "in memory, rotate": 46,
     "in memory, strong": 208,

@@ -24,7 +24,8 @@ from ltbench.hub.export import export
 from ltbench.hub.timm_model import TimmMethod
 from ltbench.methods.build import build_method, describe_model
 from ltbench.methods.weights import write_weights
-from ltbench.records.record import RECORD, WEIGHTS, make_record
+from ltbench.records.making import make_record
+from ltbench.records.record import RECORD, WEIGHTS
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 NETWORK = {"name": "resnet20_cifar", "args": {"widths": [4, 6, 8]}}
@@ -67,7 +68,7 @@ def pretend(tree, data, folder: Path):
                 tensor.copy_(torch.rand_like(tensor) + 0.5)
     folder.mkdir(parents=True)
     weights = folder / WEIGHTS
-    digest = write_weights(weights, method.state_dict(), describe_model(recipe, data))
+    digest = write_weights(weights, method.state_dict(), describe_model(recipe, data.info))
     count = [600] + [0] * (BINS - 1)
     metrics = Metrics(
         class_counts=data.info.class_counts,

@@ -28,9 +28,10 @@ from ltbench.errors import UserError
 from ltbench.evaluation.metrics import Metrics
 from ltbench.hub.export import export
 from ltbench.importing.checks import far_from_chance
-from ltbench.importing.importer import Release, import_release, usual_choice
+from ltbench.importing.importer import Release, import_release
 from ltbench.importing.layouts import FAMILIES, SAME
 from ltbench.importing.releases import fetched, find_release, releases
+from ltbench.importing.selection import usual_choice
 from ltbench.leaderboard.submit import submit
 from ltbench.leaderboard.tables import table
 from ltbench.records.record import Record, validate_record

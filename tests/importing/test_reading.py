@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from ltbench.errors import UserError
-from ltbench.importing import reading
+from ltbench.importing import legacy, reading, zipped
 from ltbench.importing.pickles import Damaged, Foreign, Interpreter, plain_classes
 from ltbench.importing.reading import loaded, read_checkpoint, tensors_of
+from ltbench.importing.storages import DTYPES
 from tests.importing.theirs import foreign, saved
 
 WEIGHT = torch.arange(12, dtype=torch.float32).reshape(3, 4)
@@ -52,7 +53,7 @@ def test_all_dtypes_views_and_shared_storages(tmp_path, legacy):
             "scalar": torch.tensor(3),
             "empty": torch.zeros(0, 5),
             "parameter": torch.nn.Parameter(torch.ones(2)),
-            **{str(d): torch.ones(3, dtype=d) for d in reading.DTYPES.values()},
+            **{str(d): torch.ones(3, dtype=d) for d in DTYPES.values()},
         }
     )
     found = tensors(saved(tmp_path / "a.pth", content, legacy))
@@ -237,7 +238,8 @@ def test_archives_that_are_no_checkpoints(tmp_path, monkeypatch):
         archive.writestr("readme", "x")
     with pytest.raises(UserError, match=r"no data\.pkl"):
         read_checkpoint(other)
-    monkeypatch.setattr(reading, "LARGEST_PICKLE", 10)
+    for module in (zipped, legacy):
+        monkeypatch.setattr(module, "LARGEST_PICKLE", 10)
     with pytest.raises(UserError, match="structure has more than 10 bytes"):
         read_checkpoint(pickled_zip(tmp_path / "a.pth", program, data))
     with pytest.raises(UserError, match="structure has more than 10 bytes"):

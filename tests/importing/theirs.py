@@ -16,9 +16,8 @@ from torch import Tensor
 
 import ltbench
 from ltbench.importing.checks import known_info
-from ltbench.importing.importer import _description
 from ltbench.methods.base import Method
-from ltbench.methods.build import rebuild
+from ltbench.methods.build import describe_model, rebuild
 
 State = dict[str, Tensor]
 
@@ -27,7 +26,7 @@ def made(name: str, *words: str) -> Method:
     """A method of a recipe with random weights and statistics, in evaluation mode."""
     torch.manual_seed(7)
     recipe = ltbench.get_recipe(name, *words)
-    method = rebuild(_description(recipe, known_info(recipe), 0), name)
+    method = rebuild(describe_model(recipe, known_info(recipe)), name)
     with torch.no_grad():
         for key, tensor in method.state_dict().items():
             if key.endswith("running_var") or (key.endswith("weight") and tensor.dim() == 1):

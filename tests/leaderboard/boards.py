@@ -13,8 +13,9 @@ from ltbench import get_recipe
 from ltbench.digest import digest_of
 from ltbench.evaluation.metrics import BINS, Metrics
 from ltbench.leaderboard.page import build_page
+from ltbench.records.making import changes
 from ltbench.records.parts import CheckpointFacts, DatasetFacts, ExecutionFacts
-from ltbench.records.record import Record, changes
+from ltbench.records.record import Record
 from tests.leaderboard.test_leaderboard import VERIFIED, record_of
 
 HOSTILE = "</script><img src=x onerror=document.title='owned'>$a_b$"

@@ -10,19 +10,17 @@ from doc_commands import command_problems
 
 from ltbench import get_recipe
 from ltbench.evaluation.metrics import BINS, Metrics
-from ltbench.leaderboard.findings import (
-    GRIDS,
-    Findings,
-    findings,
-    printed_gain,
-    verdict,
-)
-from ltbench.leaderboard.findings_text import command, section, sentence, summary
+from ltbench.leaderboard.comparisons import GRIDS
+from ltbench.leaderboard.findings import Findings, findings
+from ltbench.leaderboard.findings_text import section, summary
+from ltbench.leaderboard.findings_words import command, sentence
+from ltbench.leaderboard.gains import printed_gain, verdict
 from ltbench.leaderboard.page import build_page
 from ltbench.leaderboard.tables import board_rows
 from ltbench.records.contrasts import Difference
+from ltbench.records.making import changes
 from ltbench.records.paired import paired_t
-from ltbench.records.record import Record, changes
+from ltbench.records.record import Record
 from tests.leaderboard.boards import execution, write
 from tests.leaderboard.test_leaderboard import board as board_of
 from tests.leaderboard.test_leaderboard import ours, readme_tool, record_of

@@ -26,6 +26,7 @@ from ltbench.leaderboard import reproduce
 from ltbench.leaderboard.tables import AS_PUBLISHED, is_tie, track_of
 from ltbench.records.aggregate import average_seeds
 from ltbench.records.literature import marks
+from ltbench.records.making import changes as changed_keys
 from ltbench.records.parts import (
     CheckpointFacts,
     CodeFacts,
@@ -35,7 +36,6 @@ from ltbench.records.parts import (
 )
 from ltbench.records.parts import RecipeFacts as Facts
 from ltbench.records.record import Record
-from ltbench.records.record import changes as changed_keys
 from ltbench.records.titles import backbone_title, dataset_names, matches, method_title
 
 ROOT = Path(__file__).parents[2]

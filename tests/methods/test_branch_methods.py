@@ -8,8 +8,13 @@ from torch.nn import functional as F
 
 from ltbench.config import validation
 from ltbench.errors import UserError
-from ltbench.losses import cross_entropy_rows, effective_number_weights, ldam_margins
-from ltbench.losses import experts as maths
+from ltbench.losses import (
+    branches,
+    cross_entropy_rows,
+    effective_number_weights,
+    experts,
+    ldam_margins,
+)
 from ltbench.methods import METHODS
 from ltbench.methods.base import Batch
 from ltbench.methods.ride import mean_share
@@ -46,10 +51,10 @@ def build(name: str, backbone: Backbone | None = None, previous=None, **options)
 def test_bbn_vectors(vector, name):
     v = vector(name)
     i = {key: tensor(value) for key, value in v["inputs"].items()}
-    horizon = maths.bbn_horizon(v["params"]["max_epoch"])
-    alpha = maths.bbn_alpha(v["params"]["epoch"], horizon)
+    horizon = branches.bbn_horizon(v["params"]["max_epoch"])
+    alpha = branches.bbn_alpha(v["params"]["epoch"], horizon)
     close(alpha, v["expected"]["alpha"], v["tolerance"])
-    features = maths.bbn_features(i["feat_conv"], i["feat_rebal"], alpha)
+    features = branches.bbn_features(i["feat_conv"], i["feat_rebal"], alpha)
     z = F.linear(features, i["weight"], i["bias"])
     first, second = (cross_entropy_rows(z, i[key]).mean() for key in ("y_conv", "y_rebal"))
     close(alpha * first + (1 - alpha) * second, v["expected"]["loss"], v["tolerance"])
@@ -98,7 +103,7 @@ def test_the_schedule_of_bbn_ends_with_the_stage_or_with_the_hundred():
 def test_bbn_refuses_epochs_out_of_range():
     for epoch in (0, 6):
         with pytest.raises(ValueError, match="epoch"):
-            maths.bbn_alpha(epoch, 5)
+            branches.bbn_alpha(epoch, 5)
 
 
 # ResLT ---------------------------------------------------------------------------------------
@@ -117,32 +122,32 @@ def test_reslt_loss_vector(vector):
     v = vector("reslt_loss")
     case = reslt_case(v)
     for beta, key in ((1.0, "ice"), (0.0, "fce"), (v["params"]["beta"], "loss")):
-        close(maths.reslt_rows(*case, beta).mean(), v["expected"][key], v["tolerance"])
+        close(branches.reslt_rows(*case, beta).mean(), v["expected"][key], v["tolerance"])
 
 
 def test_reslt_eval_logits_vector(vector):
     v = vector("reslt_eval_logits")
     i = {key: tensor(value) for key, value in v["inputs"].items()}
     features = torch.stack([i["head_feature"], i["medium_feature"], i["tail_feature"]])[None]
-    logits = maths.reslt_normalised_logits(features, i["weight"], v["params"]["gamma"])
+    logits = branches.reslt_normalised_logits(features, i["weight"], v["params"]["gamma"])
     close(logits[0], v["expected"], v["tolerance"])
 
 
 def test_rarest_classes_are_found_by_count_and_of_equals_by_index():
-    assert maths.rarest_classes([5, 9, 5, 5, 1], 3).tolist() == [True, False, True, False, True]
-    assert not maths.rarest_classes([5, 9], 0).any()
+    assert branches.rarest_classes([5, 9, 5, 5, 1], 3).tolist() == [True, False, True, False, True]
+    assert not branches.rarest_classes([5, 9], 0).any()
     with pytest.raises(ValueError, match="found 3"):
-        maths.rarest_classes([5, 9], 3)
+        branches.rarest_classes([5, 9], 3)
 
 
 def test_reslt_gives_each_branch_its_classes():
     method = build("reslt", medium_and_tail=2, tail=1, beta=1.0)
     batch, norms = toys.batch(), method.head.block
     out = method.loss(batch, toys.at())
-    for k, branches in enumerate([(0,), (0,), (0, 1), (0, 1, 2)]):
+    for k, trained in enumerate([(0,), (0,), (0, 1), (0, 1, 2)]):
         chosen = out.rows[batch.labels == k].sum()
         grads = torch.autograd.grad(chosen, [norm.weight for norm in norms], retain_graph=True)
-        assert [bool(g.any()) for g in grads] == [b in branches for b in range(3)]
+        assert [bool(g.any()) for g in grads] == [b in trained for b in range(3)]
 
 
 def test_reslt_loss_is_the_formula_on_the_batch():
@@ -237,11 +242,11 @@ def ride_loss(logits, labels, counts, params, reweighted):
     weights, temperatures = torch.ones(4).double(), torch.ones(4).double()
     if reweighted:
         weights = effective_number_weights(counts)
-        temperatures = maths.ride_temperatures(counts, params["reweight_factor"])
-    rows = maths.expert_ldam_rows(logits, labels, ldam_margins(counts))
+        temperatures = experts.ride_temperatures(counts, params["reweight_factor"])
+    rows = experts.expert_ldam_rows(logits, labels, ldam_margins(counts))
     rows = rows * mean_share(weights, labels)
     factor = params["additional_diversity_factor"]
-    return (rows + factor * maths.diversity_rows(logits, temperatures)).mean()
+    return (rows + factor * experts.diversity_rows(logits, temperatures)).mean()
 
 
 def test_ride_vector_without_weights(vector):
@@ -255,17 +260,17 @@ def test_ride_vector_with_weights(vector):
 
 
 def test_ride_temperatures_fall_towards_rare_classes():
-    t = maths.ride_temperatures([500, 120, 30, 5], 0.5)
+    t = experts.ride_temperatures([500, 120, 30, 5], 0.5)
     assert t[0] == 1
     assert (t.diff() < 0).all()
-    assert torch.equal(maths.ride_temperatures([500, 5], 0.0), torch.ones(2).double())
+    assert torch.equal(experts.ride_temperatures([500, 5], 0.0), torch.ones(2).double())
 
 
 def test_equal_experts_have_no_diversity_and_others_do():
     z = torch.randn(5, 1, 4)
     t = torch.tensor([1.0, 0.9, 0.8, 0.7])
-    torch.testing.assert_close(maths.diversity_rows(z.expand(5, 3, 4), t), torch.zeros(5))
-    assert (maths.diversity_rows(torch.randn(5, 3, 4), t) > 0).all()
+    torch.testing.assert_close(experts.diversity_rows(z.expand(5, 3, 4), t), torch.zeros(5))
+    assert (experts.diversity_rows(torch.randn(5, 3, 4), t) > 0).all()
 
 
 def test_ride_changes_its_loss_at_the_epoch_that_is_asked_for():
@@ -291,20 +296,20 @@ def test_ride_has_as_many_experts_as_asked_for(count):
 def test_sade_loss_vector(vector):
     v = vector("sade_loss")
     logits = torch.stack([tensor(v["inputs"][f"expert{e}"]) for e in (1, 2, 3)], dim=1)
-    offsets = maths.sade_offsets(v["inputs"]["counts"], v["params"]["tau"])
-    rows = maths.sade_rows(logits, tensor(v["inputs"]["labels"]), offsets)
+    offsets = experts.sade_offsets(v["inputs"]["counts"], v["params"]["tau"])
+    rows = experts.sade_rows(logits, tensor(v["inputs"]["labels"]), offsets)
     close(rows.mean(), v["expected"], v["tolerance"])
 
 
 def test_sade_inverse_prior_vector(vector):
     v = vector("sade_inverse_prior")
-    close(maths.sade_inverse_prior(v["inputs"]["counts"]), v["expected"], v["tolerance"])
+    close(experts.sade_inverse_prior(v["inputs"]["counts"]), v["expected"], v["tolerance"])
 
 
 @pytest.mark.parametrize("counts", [[9, 9, 4, 1], [5, 2, 2], [2, 7, 2, 30, 7, 7, 1]])
 def test_of_classes_of_equal_size_the_lower_label_has_the_larger_reversed_share(counts):
     rising, n = sorted(counts), len(counts)
-    for label, share in enumerate(maths.sade_inverse_prior(counts).tolist()):
+    for label, share in enumerate(experts.sade_inverse_prior(counts).tolist()):
         smaller = sum((size, k) < (counts[label], label) for k, size in enumerate(counts))
         assert share == pytest.approx(rising[n - 1 - smaller] / sum(counts), rel=1e-12)
 
@@ -312,13 +317,13 @@ def test_of_classes_of_equal_size_the_lower_label_has_the_larger_reversed_share(
 def test_sade_test_time_similarity_vector(vector):
     v = vector("sade_test_time_similarity")
     a, b = (tensor(v["inputs"][key]).transpose(0, 1) for key in ("view_a", "view_b"))
-    found = maths.sade_test_time_similarity(a, b, tensor(v["inputs"]["raw_weights"]))
+    found = experts.sade_test_time_similarity(a, b, tensor(v["inputs"]["raw_weights"]))
     close(found, v["expected"], v["tolerance"])
 
 
 def test_with_equal_counts_the_experts_of_sade_differ_by_a_constant():
     z, y = torch.randn(6, 1, 4).double().expand(6, 3, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-    rows = maths.sade_rows(z, y, maths.sade_offsets([7, 7, 7, 7]))
+    rows = experts.sade_rows(z, y, experts.sade_offsets([7, 7, 7, 7]))
     torch.testing.assert_close(rows, 3 * F.cross_entropy(z[:, 0], y, reduction="none"))
 
 
@@ -326,20 +331,20 @@ def test_learnt_weights_prefer_the_steady_expert():
     torch.manual_seed(0)
     steady = 3 * torch.randn(400, 1, 5)
     first, second = (torch.cat([steady, 3 * torch.randn(400, 2, 5)], dim=1) for _ in range(2))
-    weights = maths.sade_expert_weights(first, second)
+    weights = experts.sade_expert_weights(first, second)
     assert weights.argmax() == 0
     assert weights[0] > 0.4
     torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
-    nothing = maths.sade_expert_weights(first[:0], second[:0])
+    nothing = experts.sade_expert_weights(first[:0], second[:0])
     torch.testing.assert_close(nothing, torch.full((3,), 1 / 3))
-    equal = maths.sade_expert_weights(first, first)  # nothing to tell them apart by
+    equal = experts.sade_expert_weights(first, first)  # nothing to tell them apart by
     torch.testing.assert_close(equal, torch.full((3,), 1 / 3), atol=1e-3, rtol=0)
 
 
 def test_the_third_expert_of_sade_favours_rare_classes_on_equal_evidence():
-    offsets = maths.sade_offsets(toys.COUNTS)
+    offsets = experts.sade_offsets(toys.COUNTS)
     z = torch.zeros(1, 3, 4, dtype=torch.float64, requires_grad=True)
-    maths.sade_rows(z, torch.tensor([3]), offsets).sum().backward()
+    experts.sade_rows(z, torch.tensor([3]), offsets).sum().backward()
     push = -z.grad[0, :, 3]  # how much an image of the rarest class raises its own logit
     assert push[0] < push[1] < push[2]
 

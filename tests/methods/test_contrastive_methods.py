@@ -11,8 +11,12 @@ from torch.nn import functional as F
 
 from ltbench import losses
 from ltbench.config import validation
-from ltbench.losses import log_prior
-from ltbench.losses.contrastive import balanced_contrastive_rows, paco_rows
+from ltbench.losses import contrastive, log_prior
+from ltbench.losses.contrastive import (
+    balanced_contrastive_rows,
+    paco_rows,
+    supervised_contrastive_rows,
+)
 from ltbench.methods import METHODS
 from ltbench.methods.base import Batch
 from ltbench.updates import UPDATES
@@ -84,6 +88,30 @@ def test_an_anchor_is_not_compared_with_itself_and_labels_below_zero_are_no_posi
     strangers = other_labels.clone()
     strangers[len(q) :] = -1
     assert not torch.allclose(paco_rows(scores, q, labels, others, strangers), whole)
+
+
+@pytest.mark.parametrize("held", [1, 40, 60])
+def test_many_anchors_are_contrasted_in_parts(held, monkeypatch):
+    """Values and gradients are those of all at once, in every backward pass of a kept graph."""
+    scores, q, labels, others, other_labels = problem()
+    prototypes = torch.randn(scores.shape[1], q.shape[1], dtype=torch.float64, requires_grad=True)
+    scores.requires_grad_()
+    rows_of = {
+        "paco": lambda: paco_rows(scores, q, labels, others, other_labels, smoothing=0.1),
+        "supervised": lambda: supervised_contrastive_rows(q, labels, others, other_labels),
+        "balanced": lambda: balanced_contrastive_rows(q, labels, q, labels, prototypes),
+    }
+    weights = torch.randn(2, len(q), dtype=torch.float64)
+    for name, rows in rows_of.items():
+        found = []
+        for limit in (2**24, held):
+            monkeypatch.setattr(contrastive, "HELD", limit)
+            out = rows()
+            inputs = {"paco": [q, scores], "balanced": [q, prototypes]}.get(name, [q])
+            gradients = [torch.autograd.grad(out, inputs, w, retain_graph=True) for w in weights]
+            found.append([out, *gradients[0], *gradients[1]])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
 
 
 def paco(**options):

@@ -77,7 +77,7 @@ def test_vector_with_generated_samples(vector):
     v = vector("rsg_after_threshold")
     method, maps, labels = from_vector(v)
     center = method.transfer.center_rows(maps, labels).mean()
-    new, tails, loss = method.generate(maps, labels)
+    new, tails, loss = method.generate(maps, labels, (len(maps),))
     expected, close = v["expected"], {"rtol": v["tolerance"], "atol": v["tolerance"]}
     assert center.item() == pytest.approx(expected["cesc"], rel=v["tolerance"])
     assert loss.item() == pytest.approx(expected["mv"], rel=v["tolerance"])
@@ -97,7 +97,7 @@ def test_loss_adds_up_from_its_parts(vector):
     torch.testing.assert_close(early.shared, 0.1 * (center + same))
     assert len(early.rows) == early.images == 24
     late = method.loss(batch, toys.at(epoch=1))
-    new, tails, loss = method.generate(seen, batch.labels)
+    new, tails, loss = method.generate(seen, batch.labels, (24,))
     torch.testing.assert_close(late.shared, 0.1 * center + 0.01 * loss)
     assert len(new) > 0
     assert late.labels.tolist() == [*batch.labels.tolist(), *tails.tolist()]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import toys
 from processes import Ranks
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from toy_stages import make_update, stage_of
 
@@ -17,9 +18,12 @@ from ltbench.errors import UserError
 from ltbench.models.batchnorm import (
     PartStatistics,
     SyncBatchNorm2d,
+    SyncBatchNormAct2d,
     convert_sync_batchnorm,
+    counted_together,
     frozen_statistics,
     running_statistics,
+    scale_and_shift,
     set_batchnorm_mode,
 )
 from ltbench.train.freezing import freeze, set_modes
@@ -34,7 +38,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3),
         nn.BatchNorm2d(4),
-        nn.ReLU(),
+        BatchNormAct2d(4, act_layer=nn.PReLU),
         nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5, momentum=None)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -118,7 +122,18 @@ def test_one_rank_is_plain_batch_normalisation() -> None:
     plain, net = network(), convert_sync_batchnorm(network())
     x, _ = images()
     assert torch.equal(net(x), plain(x))
+    assert list(net.state_dict()) == list(plain.state_dict())
     assert torch.equal(net.eval()(x), plain.eval()(x))
+
+
+def test_normalisation_with_activation_keeps_it_in_conversion() -> None:
+    layer = BatchNormAct2d(4, act_layer=nn.PReLU, drop_layer=nn.Dropout)
+    net = convert_sync_batchnorm(nn.Sequential(layer))
+    assert type(net[0]) is SyncBatchNormAct2d
+    assert net[0].act is layer.act
+    assert net[0].drop is layer.drop
+    assert net[0].weight is layer.weight
+    assert convert_sync_batchnorm(net)[0] is net[0]
 
 
 def test_conversion_keeps_parameters_modes_and_shared_layers() -> None:
@@ -162,16 +177,46 @@ def test_frozen_statistics_leave_evaluation_alone_and_end_on_errors() -> None:
     assert net[1].track_running_stats
 
 
+def test_batches_counted_together_are_those_of_the_layers() -> None:
+    plain, net = network(), network()
+    x, _ = images()
+    for layers in (plain, net):
+        layers[1].eval()
+    for _ in range(2):
+        plain(x)
+    before = [t.clone() for t in net.state_dict().values()]
+    with counted_together(net):
+        net(x)
+        for name, old, new in zip(net.state_dict(), before, net.state_dict().values(), strict=True):
+            if "num_batches" in name and not name.startswith("3"):  # it reads its count
+                assert torch.equal(old, new)
+        with frozen_statistics(net):
+            net(x)
+    with pytest.raises(RuntimeError), counted_together(net):
+        nn.Sequential(net, nn.Linear(1, 1))(x)  # fails after the passes that count
+    assert list(net.state_dict()) == list(plain.state_dict())
+    for a, b in zip(net.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert net[2].num_batches_tracked == 2
+
+
 def test_mode_reaches_batch_normalisation_only() -> None:
-    net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(2))
+    fused = BatchNormAct2d(2, act_layer=nn.PReLU, drop_layer=nn.Dropout)
+    net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(2), fused)
     set_batchnorm_mode(net, "eval")
-    assert [m.training for m in net] == [True, False]
+    assert [m.training for m in net] == [True, False, False]
+    assert fused.drop.training
+    scales = [id(p) for p in scale_and_shift(net)]
+    assert id(fused.weight) in scales
+    assert id(fused.act.weight) not in scales
 
 
 def test_only_statistics_that_move_are_averaged_over_ranks() -> None:
     net = network()
-    assert len(running_statistics(net)) == 6
+    assert len(running_statistics(net)) == 8
     net[1].eval()
+    assert len(running_statistics(net)) == 6
+    net[2].eval()
     assert len(running_statistics(net)) == 4
     assert running_statistics(net.eval()) == []
 

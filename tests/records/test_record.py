@@ -19,7 +19,8 @@ from ltbench.digest import digest_of
 from ltbench.errors import UserError
 from ltbench.evaluation.metrics import BINS, Metrics
 from ltbench.machine import emulates_bfloat16, environment, gpu_numerics
-from ltbench.records.record import Record, load_content, make_record, record_text, validate_record
+from ltbench.records.making import make_record
+from ltbench.records.record import Record, load_content, record_text, validate_record
 from ltbench.records.sealing import checksums_of, run_id_of
 
 ROOT = Path(__file__).parents[2]
@@ -398,7 +399,7 @@ def test_a_record_says_what_a_gpu_computed_with(tmp_path, monkeypatch):
         "cudnn_benchmark": True,
         "deterministic": False,
     }
-    monkeypatch.setattr("ltbench.records.record.gpu_numerics", lambda _device: found)
+    monkeypatch.setattr("ltbench.records.making.gpu_numerics", lambda _device: found)
     on_gpu = record_of(tmp_path)
     path = tmp_path / "record.json"
     on_gpu.save(path)

@@ -16,7 +16,7 @@ from ltbench.errors import UserError
 from ltbench.train import compiled
 from ltbench.train.compiled import CompiledStages, check_compiler, compiled_stages
 
-BREAKS = ("rsg", "plot_stage2")  # sizes that the data decide; a gradient inside the loss
+BREAKS = ("rsg",)  # sizes that the data decide
 OFTEN = ("ce", "mixup", "lade", "bcl")
 LOSSES = [
     pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
@@ -55,13 +55,6 @@ def test_plot_keeps_its_part_as_it_is(choice, stages):
     assert compiled_stages(toys.method("ce"), choice) == stages
 
 
-@pytest.mark.parametrize(
-    ("key", "passes", "captured"), [("plain", 1, 3), ("plain", 2, 0), ("sam", 1, 0), ("plot", 1, 0)]
-)
-def test_cuda_graphs_are_for_plain_steps_of_one_pass(key, passes, captured):
-    assert len(compiled_stages(toys.method("ce"), update(key), "graphs", passes)) == captured
-
-
 def steps(method, stage_run, key, passes):
     """Weights after two steps, the passes compiled or not, and the second loss."""
     changed = make_update(key, method)
@@ -97,14 +90,13 @@ def test_a_captured_graph_gives_the_same_steps(key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "cudagraphs"])  # on a CPU neither captures
 @pytest.mark.parametrize("name", [*toys.STAGE1, *toys.STAGE2])
-def test_every_method_trains_with_compiled_stages(name, backend):
+def test_every_method_trains_with_compiled_stages(name):
     results = []
     for wanted in (False, True):
         method, stage_run = ready(name)
         stages = compiled_stages(method, update("plain"))
-        passes = CompiledStages(method, stages, backend=backend) if wanted else None
+        passes = CompiledStages(method, stages, backend="aot_eager") if wanted else None
         results.append(steps(method, stage_run, "plain", passes))
     for a, b in zip(results[0][0], results[1][0], strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from ltbench.evaluation.metrics import BINS, Metrics
 from ltbench.machine import environment
+from ltbench.records.making import recipe_facts
 from ltbench.records.parts import CheckpointFacts, CodeFacts
-from ltbench.records.record import recipe_facts
 from ltbench.records.validation import Validation, ValidationData
 from ltbench.train.grid import Cell
 

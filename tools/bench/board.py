@@ -24,6 +24,7 @@ from ltbench.config.files import get_recipe, list_recipes
 from ltbench.config.resources import leaderboard_dir
 from ltbench.evaluation.metrics import BINS, Metrics
 from ltbench.records.claims import official_counts
+from ltbench.records.making import changes
 from ltbench.records.parts import (
     CheckpointFacts,
     CodeFacts,
@@ -31,7 +32,7 @@ from ltbench.records.parts import (
     ExecutionFacts,
     RecipeFacts,
 )
-from ltbench.records.record import Record, changes
+from ltbench.records.record import Record
 from ltbench.records.store import record_path
 
 RATES = tuple(round(0.01 * k, 2) for k in range(1, 100))

@@ -18,8 +18,9 @@ from isal.isal_zlib import crc32 as crc32_of
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ltbench.data.base import Split
+from ltbench.data.encoded import EncodedSplit, received
 from ltbench.data.images import ImageSplit
-from ltbench.data.loader import Last, Loaded, Loader, steps_per_epoch
+from ltbench.data.loader import Last, Loaded, Loader, check_strengths, steps_per_epoch
 from ltbench.data.shards.reader import ShardSource
 from ltbench.data.strengths import Strengths
 from ltbench.data.workers import Workers, check_descriptors, share, worker_errors
@@ -154,6 +155,8 @@ def stream_batches(
             "a stream cannot fetch another image in place of an unreadable one; set "
             "data.unreadable=raise, or leave data.stream out"
         )
+    if strengths is not None:
+        check_strengths(split)
     parts = world * accumulate
     n = len(split)
     steps = steps_per_epoch(n, batch_size, world=world, accumulate=accumulate, last=last)
@@ -227,9 +230,11 @@ class _Stream(IterableDataset[Any]):
             classes, strengths = split.labels[indices], None
             if self.strengths is not None:
                 strengths = self.strengths.of(classes, self.key, positions)
-            images = split.load(
-                indices, key=self.key, positions=positions, views=self.views, strengths=strengths
-            )
+            which: dict[str, Any] = {"key": self.key, "positions": positions, "views": self.views}
+            if isinstance(split, EncodedSplit):
+                images = split.load_encoded(indices, **which)
+            else:
+                images = split.load(indices, strengths=strengths, **which)
             labels, index = torch.from_numpy(classes), torch.from_numpy(indices)
             problem = share((*images, labels, index))
             if problem:
@@ -370,7 +375,10 @@ def _load(
         for positions, item in zip(dataset.jobs, loader, strict=True):
             if isinstance(item, str):
                 raise UserError(item)
-            views = tuple(view.to(device, non_blocking=True) for view in item.views)
+            views = received(
+                dataset.split, item.views, device, indices=item.index.numpy(), key=dataset.key,
+                positions=positions, views=dataset.views,
+            )  # fmt: skip
             views = dataset.split.finish(views, key=dataset.key, positions=positions)
             yield Loaded(
                 tuple(view.contiguous(memory_format=layout) for view in views),

@@ -53,10 +53,6 @@ WRITES(cudaStreamCreateWithFlags, *s = (cudaStream_t)(handle += 16), cudaStream_
 WRITES(cudaStreamCreateWithPriority, *s = (cudaStream_t)(handle += 16), cudaStream_t *s, unsigned f, int p)
 NOTHING(cudaStreamDestroy, cudaStream_t s)
 WRITES(cudaStreamGetPriority, *p = 0, cudaStream_t s, int *p)
-WRITES(cudaStreamIsCapturing, *c = cudaStreamCaptureStatusNone, cudaStream_t s, enum cudaStreamCaptureStatus *c)
-WRITES(cudaStreamGetCaptureInfo, (*c = cudaStreamCaptureStatusNone, id ? *id = 0 : 0), cudaStream_t s,
-       enum cudaStreamCaptureStatus *c, unsigned long long *id, cudaGraph_t *g, const cudaGraphNode_t **n,
-       const cudaGraphEdgeData **e, size_t *m)
 NOTHING(cudaStreamQuery, cudaStream_t s)
 NOTHING(cudaStreamSynchronize, cudaStream_t s)
 NOTHING(cudaStreamWaitEvent, cudaStream_t s, cudaEvent_t e, unsigned f)
@@ -69,6 +65,27 @@ NOTHING(cudaEventRecordWithFlags, cudaEvent_t e, cudaStream_t s, unsigned f)
 NOTHING(cudaEventQuery, cudaEvent_t e)
 NOTHING(cudaEventSynchronize, cudaEvent_t e)
 WRITES(cudaEventElapsedTime, *t = 1, float *t, cudaEvent_t a, cudaEvent_t b)
+
+/* graphs: captures begin and end, and nothing is in them */
+static cudaStream_t capturing = 0;
+static unsigned long long captures = 0;
+#define STATUS(s) (capturing && s == capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone)
+
+WRITES(cudaStreamBeginCapture, (capturing = s, captures++), cudaStream_t s, enum cudaStreamCaptureMode m)
+WRITES(cudaStreamEndCapture, (capturing = 0, *g = (cudaGraph_t)(handle += 16)), cudaStream_t s, cudaGraph_t *g)
+WRITES(cudaStreamIsCapturing, *c = STATUS(s), cudaStream_t s, enum cudaStreamCaptureStatus *c)
+WRITES(cudaStreamGetCaptureInfo, (*c = STATUS(s), id ? *id = captures : 0, g ? *g = (cudaGraph_t)16 : 0, m ? *m = 0 : 0),
+       cudaStream_t s, enum cudaStreamCaptureStatus *c, unsigned long long *id, cudaGraph_t *g,
+       const cudaGraphNode_t **n, const cudaGraphEdgeData **e, size_t *m)
+WRITES(cudaGraphGetNodes, *n = 1, cudaGraph_t g, cudaGraphNode_t *a, size_t *n)
+WRITES(cudaGraphInstantiate, *e = (cudaGraphExec_t)(handle += 16), cudaGraphExec_t *e, cudaGraph_t g, unsigned long long f)
+WRITES(cudaGraphInstantiateWithFlags, *e = (cudaGraphExec_t)(handle += 16), cudaGraphExec_t *e, cudaGraph_t g, unsigned long long f)
+NOTHING(cudaGraphLaunch, cudaGraphExec_t e, cudaStream_t s)
+NOTHING(cudaGraphDestroy, cudaGraph_t g)
+NOTHING(cudaGraphExecDestroy, cudaGraphExec_t e)
+WRITES(cudaUserObjectCreate, *o = (cudaUserObject_t)(handle += 16), cudaUserObject_t *o, void *p, cudaHostFn_t d, unsigned n, unsigned f)
+NOTHING(cudaUserObjectRelease, cudaUserObject_t o, unsigned n)
+NOTHING(cudaGraphRetainUserObject, cudaGraph_t g, cudaUserObject_t o, unsigned n, unsigned f)
 
 /* errors */
 NOTHING(cudaGetLastError, void)
@@ -114,6 +131,7 @@ WRITES(cudaFuncGetAttributes, memset(a, 0, sizeof *a), struct cudaFuncAttributes
 NOTHING(cudaFuncSetAttribute, const void *f, enum cudaFuncAttribute a, int v)
 
 static cudaError_t launched(void) {
+  if (captures) return cudaSuccess; /* the state of random numbers, which captures and replays write */
   fprintf(stderr, "pretended CUDA runtime: a real kernel was launched\n");
   abort();
 }

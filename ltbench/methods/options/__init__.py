@@ -1,0 +1,107 @@
+"""Options of the methods, by the names of their classes: what a recipe can set.
+
+They stand apart from the methods, which import torch, so that a recipe is checked and shown
+without it.
+"""
+
+from __future__ import annotations
+
+from ltbench.methods.options.augmentation import CMO, CUDA, GLMC, RSG, ChosenLoss, M2m
+from ltbench.methods.options.contrastive import BCL, GPaCo, PaCo, ProCo
+from ltbench.methods.options.experts import (
+    BBN,
+    MDCS,
+    NCL,
+    RIDE,
+    SADE,
+    SHIKE,
+    BalPoE,
+    DirMixE,
+    Experts,
+    NCLPlusPlus,
+    ResLT,
+    SHIKEStage2,
+)
+from ltbench.methods.options.losses import (
+    CCSAM,
+    CE,
+    ETF,
+    GCL,
+    LADE,
+    LDAMDRW,
+    VS,
+    BalancedSoftmax,
+    ClassBalanced,
+    DifficultyNet,
+    Focal,
+    GCLStage2,
+    LogitAdjustment,
+    Mixup,
+)
+from ltbench.methods.options.pretrained import LIFT, ClassMean, HeadInit, LIFTPlus, ZeroShot
+from ltbench.methods.options.retraining import (
+    CRT,
+    H2T,
+    LOS,
+    LWS,
+    DisAlign,
+    LogitAdjustmentPosthoc,
+    MiSLAS,
+    PlotStage2,
+    TauNorm,
+    WeightBalancing,
+)
+
+__all__ = [
+    "BBN",
+    "BCL",
+    "CCSAM",
+    "CE",
+    "CMO",
+    "CRT",
+    "CUDA",
+    "ETF",
+    "GCL",
+    "GLMC",
+    "H2T",
+    "LADE",
+    "LDAMDRW",
+    "LIFT",
+    "LOS",
+    "LWS",
+    "MDCS",
+    "NCL",
+    "RIDE",
+    "RSG",
+    "SADE",
+    "SHIKE",
+    "VS",
+    "BalPoE",
+    "BalancedSoftmax",
+    "ChosenLoss",
+    "ClassBalanced",
+    "ClassMean",
+    "DifficultyNet",
+    "DirMixE",
+    "DisAlign",
+    "Experts",
+    "Focal",
+    "GCLStage2",
+    "GPaCo",
+    "HeadInit",
+    "LIFTPlus",
+    "LogitAdjustment",
+    "LogitAdjustmentPosthoc",
+    "M2m",
+    "MiSLAS",
+    "Mixup",
+    "NCLPlusPlus",
+    "PaCo",
+    "PlotStage2",
+    "ProCo",
+    "ResLT",
+    "SHIKEStage2",
+    "TauNorm",
+    "WeightBalancing",
+    "ZeroShot",
+]
