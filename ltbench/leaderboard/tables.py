@@ -263,19 +263,23 @@ def track_of(record: Record) -> str:
     """Return the track of a record as one line; only results of one track are ranked together.
 
     It holds the budget (epochs of the longest stage, so that a short second stage does not part
-    one-stage from two-stage methods), a mark if the recipe was shortened, the source of the initial
-    weights, and the content of training and test data. Of an imported model budget and start are
-    not known.
+    one-stage from two-stage methods; a stage on stored features does not count beside others), a
+    mark if the recipe was shortened, the source of the initial weights, and the content of training
+    and test data. Of an imported model budget and start are not known.
     """
-    data = f"data {record.dataset.train_sha256[:6]}/{record.dataset.test_sha256[:6]}"
+    hashes = (record.dataset.train_sha256, record.dataset.test_sha256)
+    data = f"data {'/'.join(map(_abbreviated, hashes))}"
     if record.imported is not None:
         return f"{IMPORTED}, {data}"
     resolved = record.recipe.resolved
     steps = resolved.get("run", {}).get("max_steps")
-    epochs = max((s.get("epochs") or 0 for s in resolved.get("stages", ())), default=0)
+    trained = [s for s in resolved.get("stages", ()) if s.get("features") != "cached"]
+    epochs = max((s.get("epochs") or 0 for s in trained), default=0)
     budget = f"{epochs} epochs" if steps is None else f"{steps} steps"
+    if epochs == 0:
+        budget = "classifiers on stored features"
     start = initial_weights(resolved)
-    begin = "from scratch" if start is None else f"from {_abbreviated(start)}"
+    begin = "from scratch" if start is None else f"from {_source(start)}"
     return ", ".join([budget, *(["shortened"] if record.shortened else []), begin, data])
 
 
@@ -387,8 +391,15 @@ def _worth(row: Row, column: str) -> tuple[Any, ...]:
     return (0, value if rising else -value)
 
 
-def _abbreviated(start: str) -> str:
-    """Return a source of weights, of a bare hash its beginning."""
+def _abbreviated(digest: str) -> str:
+    """Return the beginning of a hash, which may follow the name of its kind and a colon."""
+    return digest.rpartition(":")[2][:6]
+
+
+def _source(start: str) -> str:
+    """Return a source of weights, of a hash its beginning."""
+    if start.startswith("sha256:"):
+        return f"weights {_abbreviated(start)}"
     return start[:8] if len(start) >= 32 and ":" not in start else start
 
 

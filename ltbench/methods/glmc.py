@@ -71,17 +71,15 @@ class GLMC(Method):
 
     def loss(self, batch: Batch, at: Progress) -> Rows:
         """Return two loss rows per image, of its mixup and of its CutMix."""
-        assert batch.partner is not None
         cfg, labels = self.config, batch.labels
+        partner = labels if batch.partner is None else batch.partner
         alpha = 1 - (at.epoch / at.epochs) ** 2
         features = [self.backbone(view) for view in batch.views]
         balanced = [self.head(f) for f in features]
         projected = [self.projection(f) for f in features]
         predicted = [self.predictor(g) for g in projected]
         classified = [
-            cumulative_rows(
-                self.plain(f), z, labels, batch.partner, batch.lam, self.class_weights, alpha
-            )
+            cumulative_rows(self.plain(f), z, labels, partner, batch.lam, self.class_weights, alpha)
             for f, z in zip(features, balanced, strict=True)
         ]
         first = consistency_rows(predicted[0], projected[1])

@@ -28,7 +28,7 @@ ENCODERS = {  # titles of pretrained encoders, by their names in timm without th
 
 
 class RecipeName(NamedTuple):
-    """Parts of a recipe's name, e.g. `mislas_plot`, `cifar10_lt`, ``, `50` and `` or `small`."""
+    """Parts of a recipe's name: `mislas_plot`, `cifar10_lt`, ``, `50` and `small` or `frozen`."""
 
     method: str
     dataset: str = ""
@@ -42,7 +42,7 @@ def split_name(recipe: str) -> RecipeName:
     datasets = {part.suffix: name for name, part in DATASETS.parts().items() if part.suffix}
     found = re.fullmatch(
         rf"(.+?)_({'|'.join(map(re.escape, datasets))})"
-        r"(?:_(resnex?t\d+|in21k))?(?:_if(\d+))?(?:_(small))?",
+        r"(?:_(resnex?t\d+|in21k))?(?:_if(\d+))?(?:_(small|frozen))?",
         recipe,
     )
     if not found:

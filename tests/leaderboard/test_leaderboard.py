@@ -284,6 +284,21 @@ def test_tracks_hold_budget_start_and_data():
     assert "from timm:resnet152.tv_in1k" in track_of(begun)
     backbone.update(pretrained=False, weights="01234567" * 8)
     assert ", from 01234567, " in track_of(begun)  # whatever its field backbone_weights says
+    backbone.update(name="efficientnet_lite0", pretrained=True, weights=None)
+    assert ", from weights 579344, " in track_of(begun)
+
+
+def test_stages_on_stored_features_are_no_budget_and_a_track_of_their_own():
+    stored = record_of((9, 5, 1), 0, "mislas_cifar10", "stages.1.epochs=300")
+    stages = stored.recipe.resolved["stages"]
+    assert track_of(stored).startswith("300 epochs, ")
+    stages[1]["features"] = "cached"
+    assert track_of(stored).startswith("200 epochs, ")
+    stages[0]["features"] = "cached"
+    assert track_of(stored) == "classifiers on stored features, from scratch, data aaaaaa/bbbbbb"
+    content = stored.dataset.model_copy(update={"train_sha256": "content:" + "c" * 64})
+    read = stored.model_copy(update={"dataset": content})
+    assert track_of(read).endswith("data cccccc/bbbbbb")
 
 
 def test_one_and_two_stages_of_a_budget_are_one_track_and_sections_are_sorted(tmp_path):
@@ -590,6 +605,7 @@ def test_names():
     )
     assert method_title("ldam_drw_cifar100_if50") == "LDAM-DRW"
     assert method_title("quickstart") == "quickstart"
+    assert method_title("mislas_plot_caltech101_if100_frozen") == "MiSLAS + PLOT"
     assert backbone_title("resnext50_32x4d") == "ResNeXt-50"
     assert backbone_title("vit_base_patch16_224") == "vit_base_patch16_224"
     assert matches("cifar10", *dataset_names("CIFAR-10-LT"))

@@ -52,6 +52,16 @@ def test_steps_are_finite_reduce_the_loss_and_move_only_what_is_trained(name, ke
         assert weighted_sum(end)[0] < weighted_sum(start)[0]  # those two may trade the mean away
 
 
+@pytest.mark.parametrize("name", toys.STAGE1 + toys.STAGE2)
+def test_the_first_labels_alone_are_enough(name):
+    """The released PLOT drops the partners' labels in its second pass."""
+    method, _ = ready(name)
+    batch = method.prepare(toys.dressed(toys.batch(), method), toys.at(epoch=1))
+    with torch.no_grad():
+        out = method.loss(batch.unmixed(), toys.at(epoch=1))
+    assert out.rows.isfinite().all()
+
+
 @pytest.mark.parametrize("name", toys.STAGE1 + toys.STAGE2 + toys.POSTHOC)
 def test_export_predicts_the_same_and_state_round_trips(name):
     method = toys.method(name).eval()
