@@ -126,7 +126,7 @@ def run(words: tuple[str, ...]) -> None:
     if given.grid is not None or len(given.recipe) > 1 or len(given.seed) > 1 or varies(given):
         run_several(given, launcher)
         return
-    if given.jobs is not None:
+    if (given.jobs or 1) > 1:
         raise UserError(
             "`jobs` needs several runs: recipe=A,B, seed=0,1,2, several values of a key or "
             "grid=FILE; leave it out for one"

@@ -74,7 +74,9 @@ def list_(kind: str, words: tuple[str, ...], in_full: bool) -> None:
         raise UserError(f"`--long` is for methods, found {kind}; leave it out")
     rows = listing(kind, pattern, pretrained=pretrained)
     if not rows:
-        raise UserError(f"no {kind} match `{pattern}`; `ltbench list {kind}` shows all")
+        inside = listing(kind, f"*{pattern}*", pretrained=pretrained)
+        found = f'; "*{pattern}*" matches {len(inside)}' if inside else ""
+        raise UserError(f"no {kind} match `{pattern}`{found}; `ltbench list {kind}` shows all")
     if in_full:
         show_catalogue(pattern)
         return

@@ -131,6 +131,7 @@ def test_list_takes_patterns(capsys):
     assert "mislas_plot_inat" in out
     assert "cifar" not in out
     assert "no recipes match" in refused(capsys, "list", "recipes", "zzz*")
+    assert '"*plot_inat*" matches' in refused(capsys, "list", "recipes", "plot_inat")
     _, out, _ = ltbench(capsys, "list", "backbones", "vit_tiny*")
     assert "vit_tiny_patch16_224" in out
 

@@ -115,7 +115,7 @@ def test_sums_and_labels_of_ranks(two_processes, sizes):
 @pytest.mark.slow
 def test_rows_of_four_ranks():
     four = Ranks(4)
-    for sizes in ((3, 3, 3, 3), (4, 3, 3, 3), (5, 0, 1, 2)):
+    for sizes in ((3, 3, 3, 3), (4, 3, 3, 3), (5, 0, 1, 2), (6, 0, 0, 5)):
         check(four.call(exchanged, sizes), sizes)
     four.end()
 

@@ -155,6 +155,13 @@ def test_one_run_has_no_jobs(words, capsys):
     assert line.startswith("error: `jobs` needs several runs")
 
 
+def test_one_job_of_one_run_is_that_run(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "recipe=quickstart", "jobs=1", "dry_run=true"])
+    assert not ended.value.code
+    assert "dry run" in capsys.readouterr().out
+
+
 def test_not_under_torchrun(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match="without torchrun") as caught:
