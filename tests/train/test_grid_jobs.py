@@ -156,9 +156,7 @@ def test_one_run_has_no_jobs(words, capsys):
 
 
 def test_one_job_of_one_run_is_that_run(capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["run", "recipe=quickstart", "jobs=1", "dry_run=true"])
-    assert not ended.value.code
+    cli.main(["run", "recipe=quickstart", "jobs=1", "dry_run=true"])
     assert "dry run" in capsys.readouterr().out
 
 
