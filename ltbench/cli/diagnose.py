@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import Field
@@ -16,8 +16,12 @@ from ltbench.cli.display import console, plain
 from ltbench.config import plugins
 from ltbench.config.schema import Config
 from ltbench.config.words import PLAIN, REST, missing, read_words
-from ltbench.diagnose import DIAGNOSTICS, ORDER
+from ltbench.diagnose import DIAGNOSTICS, ORDER, PAGE, WITH_CLAIMS
 from ltbench.errors import UserError
+
+if TYPE_CHECKING:
+    from ltbench.diagnose.base import Subject
+    from ltbench.diagnose.report import Section
 
 
 class Diagnose(Config):
@@ -49,6 +53,21 @@ class Compare(Diagnose):
     )
 
 
+class Claims(Diagnose):
+    """Words of `ltbench diagnose claims`."""
+
+    runs: tuple[str, ...] = Field(
+        (), json_schema_extra=PLAIN, description="runs with PLOT, or the folder above their seeds"
+    )
+    baseline: tuple[str, ...] = Field(
+        (), description="runs without it, of the same seeds, or the folder above them"
+    )
+    what: tuple[str, ...] = Field(
+        tuple(name for name in ORDER if name in WITH_CLAIMS),
+        description="diagnostics; `list` explains them",
+    )
+
+
 @click.group(cls=DefaultGroup, default="model")
 def diagnose() -> None:
     """Look into trained models: class gradients, curvature, features, confidence.
@@ -56,12 +75,14 @@ def diagnose() -> None:
     \b
     ltbench diagnose model=PATH|run=PATH [what=conflicts,norms,...] [out=DIR] [data.root=DIR]
     ltbench diagnose compare RUN RUN ... [what=...]
+    ltbench diagnose claims RUN ... baseline=RUN,... [what=...]
     ltbench diagnose list
     \b
     Examples:
       ltbench diagnose run=runs/quickstart-1a2b3c4d/seed0
       ltbench diagnose run=RUN what=conflicts conflicts.batches=8 data.root=DIR out=report
       ltbench diagnose compare WITH_PLOT WITHOUT_PLOT what=conflicts,hessian,cca
+      ltbench diagnose claims WITH_PLOT baseline=WITHOUT_PLOT     the paper's claims, over seeds
     \b
     A model is a run's folder, its model.safetensors, a folder that was published, or a name of
     the zoo. Tables (CSV, Parquet), figures (PNG, SVG) and report.html go to out=, by default
@@ -95,6 +116,57 @@ def compare(words: tuple[str, ...]) -> None:
     _diagnose(given.models, given)
 
 
+@diagnose.command(cls=WordsCommand, options=Claims)
+@click.argument("words", nargs=-1, metavar="RUN ... baseline=RUN,... [key=value ...]")
+def claims(words: tuple[str, ...]) -> None:
+    """Test the PLOT paper's claims, one by one, on runs of the same seeds with and without it.
+
+    \b
+    Example:
+      ltbench diagnose claims runs/crt_mixup_plot-1a2b3c4d baseline=runs/crt_mixup-5e6f7a8b
+    \b
+    Conflicts, similarity with the step, curvature, CCA and open-set scores, paired by seed. The
+    log of training (diagnose.every=N in both) has the claims about PLOT's epochs; unknown images
+    (openset.dataset=NAME openset.root=DIR) those about the open set. claims.md and claims.csv
+    lie beside the report.
+    """  # noqa: D301
+    given = read_words(words, Claims, rest=DIAGNOSTICS.names())
+    for name in ("runs", "baseline"):
+        if not getattr(given, name):
+            raise UserError(missing("RUN" if name == "runs" else name, words))
+    unclaimed = [name for name in given.what if name in ORDER and name not in WITH_CLAIMS]
+    if unclaimed:
+        raise UserError(
+            f"`what`: expected diagnostics with claims ({', '.join(WITH_CLAIMS)}), found "
+            f"{unclaimed[0]}; `ltbench diagnose compare` shows it"
+        )
+    from ltbench.diagnose.claims import claims_markdown, claims_table, pair_seeds, weigh
+    from ltbench.files import write_atomic
+
+    ours, theirs = (_of_all_seeds(side) for side in (given.runs, given.baseline))
+    subjects, out, sections = _diagnose(
+        [*ours, *theirs], given, lambda s: pair_seeds(s[: len(ours)], s[len(ours) :])
+    )
+    pairs = pair_seeds(subjects[: len(ours)], subjects[len(ours) :])
+    findings = weigh(sections, pairs)
+    if not findings:
+        raise UserError(f"no claim could be tested; {out / PAGE} has the reasons")
+    text = claims_markdown(findings, subjects[0].recipe.name, subjects[-1].recipe.name)
+    write_atomic(out / "claims.md", text.encode())
+    write_atomic(out / "claims.csv", claims_table(findings).to_csv(index=False).encode())
+    plain(text)
+    plain(str(out / "claims.md"))
+
+
+def _of_all_seeds(sources: Sequence[str]) -> list[str]:
+    """Return models, folders above seeds replaced by the finished runs in them."""
+    found: list[str] = []
+    for source in sources:
+        seeds = sorted(Path(source).glob("seed*/model.json"))
+        found += [str(file.parent) for file in seeds] or [source]
+    return found
+
+
 @diagnose.command("list")
 def list_() -> None:
     """List the diagnostics with their options."""
@@ -106,28 +178,34 @@ def list_() -> None:
             console.print(f"    {name}.{key}={default}", soft_wrap=True, highlight=False)
 
 
-def _diagnose(sources: Sequence[str], given: Diagnose) -> None:
+def _diagnose(
+    sources: Sequence[str],
+    given: Diagnose,
+    check: Callable[[list[Subject]], object] = lambda subjects: None,
+) -> tuple[list[Subject], Path, list[Section]]:
     options: dict[str, dict[str, Any]] = {}
     for key, value in given.options.items():
         name, _, option = key.partition(".")
         options.setdefault(name, {})[option] = value
 
     from ltbench.diagnose.progress import estimate_line, estimates, watching
-    from ltbench.diagnose.run import PAGE, choose, run
+    from ltbench.diagnose.run import choose, run
     from ltbench.diagnose.subject import open_subjects
 
     diagnostics = choose(list(dict.fromkeys(given.what)), options)
     plugins.load_plugins(given.plugins)
     subjects = open_subjects(sources, given.data, given.device)
+    check(subjects)
     default = Path("diagnose") / "-and-".join(s.name.replace("/", "-") for s in subjects)
     out = given.out if given.out is not None else default
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script")  # torch uses its own
         if given.quiet:
-            run(diagnostics, subjects, out)
+            sections = run(diagnostics, subjects, out)
         else:
             plain(f"on {subjects[0].device}, timing a few passes; Ctrl-C keeps what is finished")
             plain(estimate_line(estimates(diagnostics, subjects)))
             with watching(console) as count:
-                run(diagnostics, subjects, out, plain, count)
+                sections = run(diagnostics, subjects, out, plain, count)
     plain(str(out / PAGE))
+    return subjects, out, sections

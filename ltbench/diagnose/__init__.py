@@ -28,4 +28,6 @@ _BUILTIN = {
     "cost": "ltbench.diagnose.cost:Cost",
 }
 ORDER = tuple(_BUILTIN)  # order of the sections in a report
+WITH_CLAIMS = ("conflicts", "trajectory", "hessian", "cca", "openset")  # see `claims.py`
+PAGE = "report.html"
 DIAGNOSTICS: Registry[type[Diagnostic]] = Registry("diagnostic", _BUILTIN)

@@ -11,14 +11,13 @@ from typing import Any
 
 from ltbench.config.validation import find_mistakes
 from ltbench.config.values import split_values
-from ltbench.diagnose import DIAGNOSTICS
+from ltbench.diagnose import DIAGNOSTICS, PAGE
 from ltbench.diagnose.base import Diagnostic, Subject, Tables
 from ltbench.diagnose.report import Section, duration, pictures, render
 from ltbench.diagnose.tables import without_files
 from ltbench.errors import UserError
 from ltbench.files import write_atomic
 
-PAGE = "report.html"
 Say = Callable[[str], None]
 Count = Callable[[str, int, int], None]
 
