@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 REFRESH = 0.5  # seconds between reads of the loss; each one synchronises the device
 QUIET_LINE = 10.0  # seconds between lines of a count without a terminal
 SILENCE = 60.0  # seconds after which a line is printed within an epoch
+ON_IMAGES, STORED = 50, 1  # cost of a step on images and on stored features, for the time left
 
 
 class NoProgress:
@@ -73,17 +74,18 @@ class ProgressBar(NoProgress):
         self.task: TaskID | None = None
         self.index, self.count, self.epochs, self.per_epoch = 0, 0, 0, 0
         self.steps, self.done = 0, 0  # of the stage
-        self.total, self.before = 0, 0  # of the run: all steps, those of earlier stages
-        self.first, self.started = 0, time.monotonic()  # step of the run at which we began
+        self.cost = ON_IMAGES  # of a step of the stage
+        self.total, self.before = 0, 0  # cost of the run, and of earlier stages
+        self.first, self.started = 0, time.monotonic()  # cost of what was done when we began
         self.images, self.shown, self.printed = 0, self.started, self.started
         self.loss, self.speed = "-", "-"
 
     def begin(self, plan: Plan) -> None:
         """Print the header."""
-        self.plan, self.count, self.total = plan, len(plan.steps), sum(plan.steps)
+        self.plan, self.count, self.total = plan, len(plan.steps), plan_cost(plan)
         for line in plan.lines():
             self._print(line)
-        self.first, self.started = plan.done, time.monotonic()
+        self.first, self.started = plan_cost(plan, plan.done), time.monotonic()
 
     def features(self, images: int) -> None:
         """Print a line, since a minute may pass without another one."""
@@ -94,12 +96,14 @@ class ProgressBar(NoProgress):
         plan = self.plan
         self.index, self.epochs, self.steps, self.done = index, stage.epochs or 0, steps, done
         self.per_epoch = 0 if plan is None else plan.per_epoch[index]
-        self.before = 0 if plan is None else sum(plan.steps[:index])
+        self.cost = step_cost(stage)
+        self.before = 0 if plan is None else plan_cost(plan, sum(plan.steps[:index]))
         if plan is None:
-            self.total, self.first, self.started = steps, done, time.monotonic()
+            self.total, self.first = self.cost * steps, self.cost * done
+            self.started = time.monotonic()
         self.images, self.shown = 0, time.monotonic()
         self._print(stage_title(index, stage, self.count))
-        at, total = self.before + done, self.total
+        at, total = self._at(), self.total
         if self.task is None:
             self.progress.start()
             self.task = self.progress.add_task(
@@ -121,7 +125,7 @@ class ProgressBar(NoProgress):
         if self.live and self.task is not None:
             self.progress.update(
                 self.task,
-                completed=self.before + self.done,
+                completed=self._at(),
                 description=self._where(),
                 loss=self.loss,
                 speed=self.speed,
@@ -159,9 +163,13 @@ class ProgressBar(NoProgress):
         epoch = min(self.epochs, max(0, self.done - 1) // self.per_epoch + 1)
         return f"stage {self.index + 1}{of} epoch {epoch}/{self.epochs}"
 
+    def _at(self) -> int:
+        """Return the cost of what is done."""
+        return self.before + self.cost * self.done
+
     def _left(self) -> str:
         """Return the time left for all stages, at the mean pace so far."""
-        at = self.before + self.done
+        at = self._at()
         done = at - self.first
         if at >= self.total or not done:
             return clock(time.monotonic() - self.started)
@@ -171,6 +179,20 @@ class ProgressBar(NoProgress):
     def _print(self, line: str) -> None:
         self.printed = time.monotonic()
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def step_cost(stage: Stage) -> int:
+    """Return the cost of a step of a stage."""
+    return STORED if stage.features == "cached" else ON_IMAGES
+
+
+def plan_cost(plan: Plan, steps: int | None = None) -> int:
+    """Return the cost of a run, or of so many of its first steps."""
+    left, total = sum(plan.steps) if steps is None else steps, 0
+    for stage, of_stage in zip(plan.recipe.stages, plan.steps, strict=True):
+        total += step_cost(stage) * min(left, of_stage)
+        left -= min(left, of_stage)
+    return total
 
 
 def default_progress() -> NoProgress:

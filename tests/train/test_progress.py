@@ -28,6 +28,14 @@ def plan(at=(0, 0, 0)):
     return make_plan(Feed(RECIPE, DATA, CPU), Path("runs/here"), at)
 
 
+def test_steps_on_stored_features_hardly_count():
+    recipe = get_recipe("crt_caltech101", "data=digits_lt", "data.image_size=32")
+    made = make_plan(Feed(recipe, DATA, CPU), Path("runs/here"))
+    first, second = made.steps
+    assert progress.plan_cost(made, first) == progress.ON_IMAGES * first
+    assert progress.plan_cost(made) == progress.ON_IMAGES * first + progress.STORED * second
+
+
 class Clock:
     """Time that passes by a second a step."""
 
