@@ -216,8 +216,8 @@ def verify(words: tuple[str, ...]) -> None:
     recipe's name and overrides, its date; metrics follow from counts; official numbers and hashes
     of the images, no weights or results of another seed; a pinned revision of .safetensors; the
     repository's listing; the hash of the download; evaluation. At most 2 predictions may differ,
-    and the calibration error by less than 0.05 percentage points. A row whose images are not here
-    is checked as far as possible.
+    and the calibration error by less than 0.05 percentage points. A row whose images are not here,
+    or whose weights are published nowhere, is checked as far as possible.
 
     Nothing is written unless mark=true: then rows that pass are marked verified, in the record and
     in leaderboard/verified.json, and rows that fail lose the mark.
@@ -236,8 +236,9 @@ def verify(words: tuple[str, ...]) -> None:
     plugins.load_plugins(given.plugins)
     options = _places(given.data)
     others = sound_records()
-    failed = []
-    for path in find_rows(given.row):
+    failed, verified = [], 0
+    paths = find_rows(given.row)
+    for path in paths:
         console.print(f"[bold]{_plain(path)}[/bold]", soft_wrap=True)
         done = verify_file(
             path, others=others, options=options, device=given.device, mark=given.mark
@@ -246,9 +247,13 @@ def verify(words: tuple[str, ...]) -> None:
             console.print(f"  {_plain(step)}", soft_wrap=True)
         outcome = "verified" if done.passed else "not verified"
         console.print(f"  {outcome}{done.mark and f', {done.mark}'}")
+        verified += done.passed
         if done.failed:
             failed.append(f"{path}: step {done.failed.number} ({done.failed.name}) failed: ")
             failed[-1] += done.failed.text
+    if len(paths) > 1:
+        rest = len(paths) - verified - len(failed)
+        console.print(f"{len(paths)} rows: {verified} verified, {len(failed)} failed, {rest} open")
     if failed:
         raise UserError("\n".join(visible(line, None) for line in failed))
 

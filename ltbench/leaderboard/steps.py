@@ -39,6 +39,10 @@ class NotRun(Exception):
     """A step cannot be done here; the message says what it needs."""
 
 
+class NoWeights(NotRun):
+    """A record makes no claim to be verified, and its weights are published nowhere."""
+
+
 @dataclass(frozen=True)
 class Step:
     """Outcome of one step.
@@ -338,13 +342,15 @@ def _embedded(case: Case) -> Path:
     """Return the committed weights of a record without a repository.
 
     Raises:
-        UserError: there are none.
+        NoWeights: there are none.
+        UserError: there are none, and the record is marked as verified.
     """
     from ltbench.hub.zoo import read_index
 
     entry = read_index().get(case.recipe.name, {}).get(case.content["seed"])
     if entry is None or entry.embedded is None:
-        raise UserError(
+        fault = UserError if case.content.get("status") == "verified" else NoWeights
+        raise fault(
             "checkpoint.repository: expected ORG/NAME with a 40-hex revision, found none; publish "
             "the weights, then submit with repository= and revision="
         )

@@ -11,7 +11,7 @@ from typing import Any
 from ltbench.config.paths import expanded
 from ltbench.errors import UserError
 from ltbench.files import write_atomic
-from ltbench.leaderboard.steps import STEPS, Case, NotRun, State, Step
+from ltbench.leaderboard.steps import STEPS, Case, NotRun, NoWeights, State, Step
 from ltbench.records.parts import VerificationFacts
 from ltbench.records.record import RECORD, UNCHECKED, Record, load_content, record_text
 from ltbench.records.store import (
@@ -31,7 +31,8 @@ class Verification:
     """Outcome of a verification.
 
     Args:
-        steps: those that were reached, in order; after one that failed there are none.
+        steps: those that were reached, in order; after one that failed, and without weights, there
+            are none.
         facts: for the record, if all passed.
         mark: change of the record's status, in words; empty if it stays.
         answered: False if the Hub gave no answer, which says nothing about the record.
@@ -72,18 +73,19 @@ def verify(
     others = sound_records() if others is None else others
     case = Case(content, others, options or {}, device)
     steps: list[Step] = []
-    answered = True
+    answered, unpublished = True, False
     for number, (name, check) in enumerate(STEPS, start=1):
         state: State = "passed"
         try:
             text = check(case)
         except NotRun as reason:
             state, text = "not run", str(reason)
+            unpublished = isinstance(reason, NoWeights)
         except UserError as error:
             state, text = "failed", str(error).splitlines()[0]
             answered = not isinstance(error, Unreachable)
         steps.append(Step(number, name, state, text))
-        if state == "failed":
+        if state == "failed" or unpublished:
             break
     complete = all(step.state == "passed" for step in steps)
     return Verification(tuple(steps), case.facts if complete else None, answered=answered)

@@ -180,7 +180,6 @@ def test_an_edited_recipe_is_found_by_its_digest(pinned, seal):
         ({"revision": None}, "expected a commit of alice/quick, 40 hex digits, found none"),
         ({"file": "model.bin"}, "`checkpoint.file`"),
         ({"file": "../model.safetensors"}, "`checkpoint.file`"),
-        ({"repository": None, "revision": None}, "publish the weights"),
     ],
 )
 def test_weights_that_may_move_are_refused_before_any_download(pinned, seal, hub, change, reason):
@@ -189,6 +188,18 @@ def test_weights_that_may_move_are_refused_before_any_download(pinned, seal, hub
     name, text = failed_at(seal(pinned))
     assert (name, reason in text) == ("pinned", True)
     assert len(hub.requests) == asked
+
+
+def test_weights_that_are_published_nowhere_are_no_failure_of_a_claim(pinned, seal, hub):
+    pinned["checkpoint"].update(repository=None, revision=None)
+    asked = len(hub.requests)
+    done = v.verify(seal(pinned))
+    assert (done.passed, done.failed) == (False, None)
+    assert [step.state for step in done.steps] == ["passed"] * 3 + ["not run"]
+    assert "publish the weights" in done.steps[-1].text
+    assert len(hub.requests) == asked
+    marked = {**pinned, "status": "verified"}
+    assert v.verify(marked).failed is not None  # whoever is marked has weights
 
 
 def test_a_corrupted_transfer_is_found_by_the_hash_of_what_arrived(pinned, hub, tmp_path):
