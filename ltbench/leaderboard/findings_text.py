@@ -72,14 +72,22 @@ def _line(place: Place) -> str:
         mean = average(gain.overall for gain in gains)
         text = f"PLOT raises overall accuracy for {up} of {len(gains)} methods, by "
         text += f"{estimate(mean)} points on average"
-        above, below = (sum(side(g.overall) == sign for g in gains) for sign in (1, -1))
-        text += f"; the interval is above 0 for {above}, below for {below}"
+        text += f"; {_intervals(gains)}"
     counts = verdict_counts(gains)
     if place.shortened:
         text += "; shortened runs, not set against printed ones"
     elif counts:
         text += f"; printed gains: {counts}"
     return f"{place.heading}: {text}."
+
+
+def _intervals(gains: Sequence[Gain]) -> str:
+    """Return how many intervals lie above and below 0, in words."""
+    parts = []
+    for sign, word in ((1, "above"), (-1, "below")):
+        count = sum(side(gain.overall) == sign for gain in gains)
+        parts += [f"{count} interval{' lies' if count == 1 else 's lie'} {word} 0"] * (count > 0)
+    return " and ".join(parts) or "no interval excludes 0"
 
 
 # Section of the page --------------------------------------------------------------------------

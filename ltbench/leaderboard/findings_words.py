@@ -52,10 +52,10 @@ def verdict_counts(gains: Iterable[Gain]) -> str:
         "holds": "hold",
         "noise": "within noise",
         "refuted": "refuted",
+        "one seed": "with one seed",
     }
-    parts = [f"{verdicts.count(verdict)} {word}" for verdict, word in words.items()]
-    parts += [f"{verdicts.count('one seed')} with one seed"] * ("one seed" in verdicts)
-    return ", ".join(parts) if set(verdicts) - {"not set against"} else ""
+    counts = {word: verdicts.count(verdict) for verdict, word in words.items()}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
 def command(grid: str) -> str:

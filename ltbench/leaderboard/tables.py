@@ -278,7 +278,7 @@ def track_of(record: Record) -> str:
     budget = f"{epochs} epochs" if steps is None else f"{steps} steps"
     if epochs == 0:
         budget = "classifiers on stored features"
-    start = initial_weights(resolved)
+    start = initial_weights(resolved, named=True)
     begin = "from scratch" if start is None else f"from {_source(start)}"
     return ", ".join([budget, *(["shortened"] if record.shortened else []), begin, data])
 
@@ -397,9 +397,10 @@ def _abbreviated(digest: str) -> str:
 
 
 def _source(start: str) -> str:
-    """Return a source of weights, of a hash its beginning."""
+    """Return a source of weights, of a hash its beginning, after the name if there is one."""
     if start.startswith("sha256:"):
-        return f"weights {_abbreviated(start)}"
+        digest, _, name = start.partition(" ")
+        return f"{name.strip('()') or 'weights'} {_abbreviated(digest)}"
     return start[:8] if len(start) >= 32 and ":" not in start else start
 
 

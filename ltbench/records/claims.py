@@ -210,14 +210,20 @@ def last_epoch(resolved: Mapping[str, Any]) -> int | None:
     return sum(stage.get("epochs") or 0 for stage in resolved.get("stages", ()))
 
 
-def initial_weights(resolved: Mapping[str, Any]) -> str | None:
-    """Return the source of a resolved recipe's initial weights; None is a random start."""
+def initial_weights(resolved: Mapping[str, Any], *, named: bool = False) -> str | None:
+    """Return the source of a resolved recipe's initial weights; None is a random start.
+
+    Args:
+        resolved: the recipe.
+        named: keep the name of the package that may follow the hash in brackets.
+    """
     backbone = resolved.get("backbone", {})
     if backbone.get("weights") is not None:
         return str(backbone["weights"])
     if not backbone.get("pretrained"):
         return None
-    return _without_name(public_source(str(backbone.get("name", ""))))
+    source = public_source(str(backbone.get("name", "")))
+    return source if named else _without_name(source)
 
 
 def _without_name(weights: str | None) -> str | None:

