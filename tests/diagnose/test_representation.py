@@ -8,18 +8,17 @@ import pytest
 import torch
 
 from ltbench.diagnose.base import Subject
-from ltbench.diagnose.cca import (
-    Cca,
+from ltbench.diagnose.cca import Cca, compare
+from ltbench.diagnose.features import sample, spread_classes, thirds
+from ltbench.diagnose.similarity import (
     canonical_correlations,
     channel_similarity,
-    compare,
     linear_cka,
     main_directions,
     principal_scores,
     rotation,
     svcca,
 )
-from ltbench.diagnose.features import sample, spread_classes, thirds
 from ltbench.diagnose.tsne import Tsne, embed, neighbour_accuracy
 from ltbench.errors import UserError
 
