@@ -139,9 +139,11 @@ def verdict(finding: Finding, claims: int) -> str:
         return "holds" if right else "the opposite holds"
     count = sum((a - b) * sign > 0 for a, b in zip(finding.ours, finding.theirs, strict=True))
     text = f"not resolved: as claimed with {count} of {e.n} seeds"
+    if not e.sd:
+        return f"{text}, which show no spread to test it by"
     if e.p is not None and e.p < ALPHA:
         return f"{text}, p = {e.p:.3f} before the correction for {claims} claims"
-    needed = seeds_needed(e.mean, e.sd, ALPHA / claims) if e.sd else None
+    needed = seeds_needed(e.mean, e.sd, ALPHA / claims)
     if needed is None:
         return f"{text}; more than {MOST_SEEDS:,} seeds would be needed"
     return f"{text}; about {max(needed, e.n + 1)} seeds would be needed"

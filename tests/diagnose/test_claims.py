@@ -59,6 +59,14 @@ def test_the_opposite_of_a_claim_is_said():
     assert claims_table(findings)["verdict"][0] == "the opposite holds"
 
 
+def test_equal_differences_are_no_test():
+    table = claims_table(weighed([(1, 3), (2, 4)], [(2, 3), (3, 4)]))
+    assert table["verdict"].tolist() == [
+        "not resolved: as claimed with 2 of 2 seeds, which show no spread to test it by",
+        "not resolved: as claimed with 0 of 2 seeds, which show no spread to test it by",
+    ]
+
+
 def test_one_seed_is_not_tested():
     table = claims_table(weighed([(1, 3)], [(2, 2)]))
     assert table["verdict"].tolist() == [
